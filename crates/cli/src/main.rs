@@ -1,0 +1,2 @@
+//! The ferrotune program.
+fn main() {}
