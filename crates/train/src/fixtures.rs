@@ -1,0 +1,69 @@
+//! Reads `fixtures/` for this crate's tests.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+/// The JSON file at `path` below `fixtures/`.
+pub(crate) fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(root().join(path)).expect("the fixture is there"))
+        .expect("it is JSON")
+}
+
+/// A folder of `fixtures/train`.
+pub(crate) struct TrainCase(PathBuf);
+
+/// Every whole run, in a fixed order.
+pub(crate) fn train_cases() -> Vec<TrainCase> {
+    let entries = fs::read_dir(root().join("train")).expect("the fixtures are there");
+    let mut cases: Vec<_> = entries
+        .map(|entry| entry.expect("readable").path())
+        .filter(|path| path.is_dir())
+        .map(TrainCase)
+        .collect();
+    cases.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(cases.len() >= 18, "whole runs are missing");
+    cases
+}
+
+/// The run of this name.
+pub(crate) fn train_case(name: &str) -> TrainCase {
+    TrainCase(root().join("train").join(name))
+}
+
+impl TrainCase {
+    pub(crate) fn name(&self) -> String {
+        self.0
+            .file_name()
+            .expect("a folder")
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.0.join(file)
+    }
+
+    pub(crate) fn text(&self, file: &str) -> String {
+        fs::read_to_string(self.path(file)).expect("the fixture is there")
+    }
+
+    pub(crate) fn json(&self, file: &str) -> Value {
+        serde_json::from_str(&self.text(file)).expect("it is JSON")
+    }
+
+    /// The recipe's keys; these recipes are flat.
+    pub(crate) fn recipe(&self) -> BTreeMap<String, String> {
+        let text = self.text("train.yaml");
+        let pairs = text.lines().filter_map(|line| line.split_once(": "));
+        pairs
+            .map(|(key, value)| (key.to_owned(), value.trim_matches('\'').to_owned()))
+            .collect()
+    }
+}
