@@ -1,0 +1,154 @@
+//! CPU kernels: plain functions over slices, parallel with rayon, allocating nothing per call.
+//!
+//! Instructions are chosen once by what the processor has ([`level`]). Results are the same bits whatever the number
+//! of threads: work is cut at fixed places, and no reduction is split by thread count. Shapes are the caller's
+//! invariants and are asserted, not reported: a wrong one is a bug of the op that called, never of user input.
+
+pub mod gemm;
+mod level;
+mod scratch;
+mod vector;
+
+pub use gemm::{Gemm, Mat, Product, gemm};
+pub use level::{Level, features, level, with_level};
+pub use scratch::scratch_bytes_per_thread;
+
+use half::bf16;
+
+/// A slice of either element type that activations and weights come in.
+#[derive(Clone, Copy, Debug)]
+pub enum Data<'a> {
+    /// 32-bit floats.
+    F32(&'a [f32]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+}
+
+impl Data<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(s) => s.len(),
+            Self::Bf16(s) => s.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A mutable slice of either element type.
+#[derive(Debug)]
+pub enum DataMut<'a> {
+    /// 32-bit floats.
+    F32(&'a mut [f32]),
+    /// bfloat16.
+    Bf16(&'a mut [bf16]),
+}
+
+impl DataMut<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(s) => s.len(),
+            Self::Bf16(s) => s.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same elements, read only.
+    pub fn as_ref(&self) -> Data<'_> {
+        match self {
+            Self::F32(s) => Data::F32(s),
+            Self::Bf16(s) => Data::Bf16(s),
+        }
+    }
+
+    /// The same elements, borrowed for a shorter time.
+    pub fn reborrow(&mut self) -> DataMut<'_> {
+        match self {
+            Self::F32(s) => DataMut::F32(s),
+            Self::Bf16(s) => DataMut::Bf16(s),
+        }
+    }
+}
+
+/// An element type of [`Data`], as the generic bodies of the kernels see it.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// Its value.
+    fn get(self) -> f32;
+    /// The nearest element, ties to even.
+    fn put(value: f32) -> Self;
+    /// The bits of the nearest bf16.
+    fn half_bits(self) -> u32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn put(value: f32) -> Self {
+        value
+    }
+    #[inline(always)]
+    fn half_bits(self) -> u32 {
+        round_bits(self)
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn put(value: f32) -> Self {
+        Self::from_bits(round_bits(value) as u16)
+    }
+    #[inline(always)]
+    fn half_bits(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+}
+
+/// The bits of the bf16 nearest to `value`, ties to even, NaN kept quiet: `half`'s conversion without its branch.
+#[inline(always)]
+pub(crate) fn round_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    if value.is_nan() { (bits >> 16) | 0x40 } else { rounded }
+}
+
+/// A pointer that tasks of one kernel call share to write disjoint parts of one slice.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(*mut T, usize);
+
+// SAFETY: `Shared` hands out memory only through `slice`, whose callers promise disjointness; T itself is Send.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// The elements from `start`, `len` of them.
+    ///
+    /// # Safety
+    /// No other live reference, in any task, covers one of them, and the original slice outlives the result.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
+        assert!(start <= self.1 && len <= self.1 - start, "task range outside its slice");
+        // SAFETY: inside the slice by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
