@@ -1,0 +1,293 @@
+//! A recipe as the user wrote it: keys, values and their places; nothing is interpreted here.
+//!
+//! A recipe comes from a YAML or JSON file, from the command line, or from a file and overrides after
+//! it. Every source is kept, so that a message can show the line or the argument it speaks of.
+
+use std::path::{Path, PathBuf};
+
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
+use crate::faults::Fault;
+use crate::tree::{self, At, Data, Key, Node};
+use crate::{json, overrides};
+
+/// Longest file that is taken for a recipe, in bytes.
+const MAX_BYTES: usize = 4 << 20;
+
+/// What the user wrote, with the place of each key and value.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    sources: Vec<Source>,
+    pub(crate) entries: Vec<Entry>,
+    pub(crate) home: Option<PathBuf>,
+}
+
+/// A file or a command line.
+#[derive(Debug, Clone)]
+struct Source {
+    name: String,
+    text: String,
+    /// Byte offset of each line.
+    lines: Vec<usize>,
+}
+
+/// A key as written. Later sources win over earlier ones.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub key: Key,
+    pub value: Node,
+}
+
+impl Recipe {
+    /// Reads a file's contents: JSON if the name ends in `.json`, YAML otherwise.
+    ///
+    /// # Errors
+    /// Everything that makes the text unreadable: invalid UTF-8, syntax, duplicate keys.
+    pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, Diagnostics> {
+        let mut recipe = Self {
+            sources: Vec::new(),
+            entries: Vec::new(),
+            home: None,
+        };
+        let text = decode(name, bytes)?;
+        let is_json = Path::new(name)
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        recipe.push_source(name, text);
+        let parsed = if is_json {
+            json::parse(text, 0)
+        } else {
+            tree::parse(text, 0)
+        };
+        let root = parsed.map_err(|faults| recipe.report(faults))?;
+        recipe.entries = match root {
+            Some(Node {
+                data: Data::Map(pairs),
+                ..
+            }) => pairs
+                .into_iter()
+                .map(|(key, value)| Entry { key, value })
+                .collect(),
+            Some(node) if !node.is_null() => {
+                let what = if matches!(node.data, Data::List(_)) {
+                    "a list"
+                } else {
+                    "a single value"
+                };
+                let fault = Fault {
+                    at: Some(node.at),
+                    message: format!("a recipe is keys and values, but this file is {what}"),
+                    help: Some("write `key: value`, one a line, without leading dashes"),
+                };
+                return Err(recipe.report(vec![fault]));
+            }
+            _ => {
+                let fault = Fault {
+                    at: None,
+                    message: "the recipe is empty".to_owned(),
+                    help: Some(
+                        "write at least `model_name_or_path`, `stage`, `dataset` and `output_dir`",
+                    ),
+                };
+                return Err(recipe.report(vec![fault]));
+            }
+        };
+        Ok(recipe)
+    }
+
+    /// A recipe that is written on the command line alone: `--key value`, `--key=value`, `--flag`,
+    /// `key=value`.
+    ///
+    /// # Errors
+    /// Arguments that are none of these.
+    pub fn from_args(args: &[String]) -> Result<Self, Diagnostics> {
+        let mut recipe = Self {
+            sources: Vec::new(),
+            entries: Vec::new(),
+            home: None,
+        };
+        recipe.apply(args)?;
+        Ok(recipe)
+    }
+
+    /// Lays overrides over the recipe; the last of several wins. Takes the forms of [`Self::from_args`].
+    ///
+    /// # Errors
+    /// Arguments that are none of these, and values in brackets or braces that aren't YAML.
+    pub fn apply(&mut self, args: &[String]) -> Result<(), Diagnostics> {
+        if args.is_empty() {
+            return Ok(());
+        }
+        let source = self.sources.len();
+        self.push_source("command line", &overrides::as_line(args));
+        match overrides::parse(args, source) {
+            Ok(given) => {
+                for over in given {
+                    self.set(over);
+                }
+                Ok(())
+            }
+            Err(faults) => Err(self.report(faults)),
+        }
+    }
+
+    /// The home folder that `~/` in a path stands for. Without it such paths are errors.
+    #[must_use]
+    pub fn with_home(mut self, home: Option<PathBuf>) -> Self {
+        self.home = home;
+        self
+    }
+
+    /// The keys as written, in order, each once.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.key.text.as_str())
+    }
+
+    /// Name of the file, or `command line`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.sources
+            .first()
+            .map_or("command line", |source| source.name.as_str())
+    }
+
+    /// A message about a place in this recipe, or about the recipe as a whole.
+    pub(crate) fn diagnostic(
+        &self,
+        severity: Severity,
+        at: Option<At>,
+        text: (String, Option<String>),
+    ) -> Diagnostic {
+        let (message, help) = text;
+        let place = at.and_then(|at| Some((at, self.sources.get(at.source)?)));
+        let file = place
+            .map_or_else(|| self.name(), |(_, source)| &source.name)
+            .to_owned();
+        let span =
+            place.map(|(at, source)| Span::new(source.line(at.line), at.line, at.column, at.len));
+        Diagnostic {
+            severity,
+            file,
+            span,
+            message,
+            help,
+        }
+    }
+
+    fn report(&self, faults: Vec<Fault>) -> Diagnostics {
+        let report = |fault: Fault| {
+            let help = fault.help.map(str::to_owned);
+            self.diagnostic(Severity::Error, fault.at, (fault.message, help))
+        };
+        Diagnostics(faults.into_iter().map(report).collect())
+    }
+
+    fn push_source(&mut self, name: &str, text: &str) {
+        let starts = text.match_indices('\n').map(|(index, _)| index + 1);
+        self.sources.push(Source {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            lines: std::iter::once(0).chain(starts).collect(),
+        });
+    }
+
+    /// Replaces a key's value; `a.b` reaches into the mapping of `a`.
+    fn set(&mut self, over: overrides::Override) {
+        let overrides::Override { key, path, value } = over;
+        let value = path.into_iter().rev().fold(value, |inner, name| {
+            let at = inner.at;
+            Node {
+                at,
+                data: Data::Map(vec![(Key::new(name, at), inner)]),
+            }
+        });
+        // At the end, so that entries stand in the order of their sources.
+        let mut entry = Entry { key, value };
+        if let Some(index) = self
+            .entries
+            .iter()
+            .position(|below| below.key.text == entry.key.text)
+        {
+            let mut below = self.entries.remove(index).value;
+            lay_over(&mut below, entry.value);
+            entry.value = below;
+        }
+        self.entries.push(entry);
+    }
+}
+
+/// Mappings merge key by key, everything else is replaced.
+fn lay_over(below: &mut Node, above: Node) {
+    match (&mut below.data, above.data) {
+        (Data::Map(old), Data::Map(new)) => {
+            for (key, value) in new {
+                match old.iter_mut().find(|(k, _)| k.text == key.text) {
+                    Some((_, slot)) => lay_over(slot, value),
+                    None => old.push((key, value)),
+                }
+            }
+        }
+        (data, new) => *data = new,
+    }
+    below.at = above.at;
+}
+
+impl Source {
+    fn line(&self, number: usize) -> &str {
+        let start = self
+            .lines
+            .get(number.saturating_sub(1))
+            .copied()
+            .unwrap_or(self.text.len());
+        let end = self.lines.get(number).copied().unwrap_or(self.text.len());
+        &self.text[start..end]
+    }
+}
+
+/// The text of a file, without a byte order mark.
+fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, Diagnostics> {
+    let fail = |span, message: String, help: &str| {
+        let help = Some(help.to_owned());
+        Diagnostics::from(Diagnostic {
+            severity: Severity::Error,
+            file: name.to_owned(),
+            span,
+            message,
+            help,
+        })
+    };
+    if bytes.len() > MAX_BYTES {
+        let message = format!("{} bytes are too many for a recipe", bytes.len());
+        return Err(fail(
+            None,
+            message,
+            "is this a data file? a recipe is a short YAML or JSON file",
+        ));
+    }
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(fail(
+            None,
+            "the file is in UTF-16".to_owned(),
+            "save it as UTF-8",
+        ));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|e| {
+        let good = std::str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or_default();
+        let (line, last) = (
+            good.matches('\n').count() + 1,
+            good.rsplit('\n').next().unwrap_or_default(),
+        );
+        let shown = String::from_utf8_lossy(&bytes[good.len() - last.len()..])
+            .lines()
+            .next()
+            .map(str::to_owned);
+        let span = Span::new(
+            &shown.unwrap_or_default(),
+            line,
+            last.chars().count() + 1,
+            1,
+        );
+        let message = format!("invalid UTF-8 at byte {} of the file", e.valid_up_to());
+        fail(Some(span), message, "save the file as UTF-8")
+    })?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}

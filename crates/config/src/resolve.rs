@@ -1,0 +1,56 @@
+//! From what the user wrote to what it means: defaults, and every check that concerns several keys.
+//!
+//! One function a part of the [`Plan`]; each fills in its struct and reports what contradicts, so that
+//! all errors of a recipe come at once. LLaMA-Factory's rules are those of its `hparams/parser.py`,
+//! transformers' those of `training_args.py`.
+
+mod data;
+mod model;
+mod output;
+mod schedule;
+mod train;
+
+use crate::diagnostic::{Diagnostic, Diagnostics};
+use crate::plan::Plan;
+use crate::recipe::Recipe;
+use crate::settings::Settings;
+
+/// What the recipe is resolved for. It decides which keys are needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Training, evaluation, or both.
+    Train,
+    /// Encoding rows and showing them.
+    Data,
+    /// Talking to a model.
+    Chat,
+    /// Merging adapters into a model.
+    Export,
+}
+
+impl Plan {
+    /// Resolves a recipe for one verb; returns the plan, and notes about keys that were read otherwise
+    /// than the user may think.
+    ///
+    /// # Errors
+    /// Every unknown, mistyped, unsupported, missing and contradicting key, in the order of the recipe.
+    pub fn resolve(recipe: &Recipe, verb: Verb) -> Result<(Self, Vec<Diagnostic>), Diagnostics> {
+        let mut settings = Settings::new(recipe);
+        let s = &mut settings;
+        let stage = model::stage(s);
+        let plan = Self {
+            stage,
+            model: model::model(s, verb),
+            tuning: model::tuning(s),
+            data: data::data(s, stage, verb),
+            train: train::train(s),
+            eval: train::eval(s, verb),
+            output: output::output(s, verb),
+            generation: output::generation(s),
+            export: output::export(s, verb),
+        };
+        train::check_best_checkpoint(s, &plan);
+        let notes = settings.finish()?;
+        Ok((plan, notes))
+    }
+}

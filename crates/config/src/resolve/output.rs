@@ -1,0 +1,146 @@
+//! What is written, how text is generated, what is exported.
+
+use super::{Verb, model, train};
+use crate::plan::{ExportPlan, GenerationPlan, Interval, OutputPlan, Resume};
+use crate::settings::Settings;
+
+/// Largest file of a model that a full fine-tune saves: five gigabytes, as hubs like them.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
+    if verb == Verb::Train && !s.is_set("output_dir") {
+        s.note(
+            "output_dir",
+            "`output_dir` is not set: the run is written to `trainer_output`",
+            "add `output_dir`",
+        );
+    }
+    if s.float("logging_steps") == 0.0 {
+        s.error(
+            "logging_steps",
+            "`logging_steps` is 0",
+            "write how many steps lie between two lines, 1 for every step",
+        );
+    }
+    let dir = s
+        .opt_path("output_dir")
+        .unwrap_or_else(|| "trainer_output".into());
+    let evaluates = s.bool("do_eval") || s.text("eval_strategy") != "no";
+    OutputPlan {
+        overwrite: s.bool("overwrite_output_dir"),
+        resume: resume(s),
+        logging_steps: train::steps(s, "logging_steps"),
+        logging_first_step: s.bool("logging_first_step"),
+        save: save(s),
+        save_total_limit: s.opt_count("save_total_limit"),
+        save_only_model: s.bool("save_only_model"),
+        plot_loss: s.bool("plot_loss"),
+        tensorboard: trackers(s).then(|| {
+            s.opt_path("logging_dir")
+                .unwrap_or_else(|| dir.join("runs"))
+        }),
+        shard_bytes: SHARD_BYTES,
+        train: trains(s, verb, evaluates),
+        evaluate: evaluates,
+        dir,
+    }
+}
+
+/// Whether the run trains: as written, or, if nothing is written, what the verb says.
+fn trains(s: &mut Settings<'_>, verb: Verb, evaluates: bool) -> bool {
+    if verb != Verb::Train || s.bool("do_train") {
+        return true;
+    }
+    if s.is_set("do_train") || s.bool("do_eval") {
+        if !evaluates {
+            s.error(
+                "do_train",
+                "the recipe asks for nothing: `do_train` and `do_eval` are off",
+                "write `do_train: true`",
+            );
+        }
+        return false;
+    }
+    s.note(
+        "do_train",
+        "`do_train` is not set: `train` trains",
+        "add `do_train: true`",
+    );
+    true
+}
+
+fn resume(s: &Settings<'_>) -> Resume {
+    match s.opt_text("resume_from_checkpoint").as_deref() {
+        Some("true" | "True") => Resume::Auto,
+        Some("false" | "False") => Resume::Never,
+        Some(path) if !path.is_empty() => Resume::From(path.into()),
+        _ if s.bool("overwrite_output_dir") => Resume::Never,
+        _ => Resume::Auto,
+    }
+}
+
+fn save(s: &mut Settings<'_>) -> Interval {
+    match s.text("save_strategy").as_str() {
+        "epoch" => Interval::Epoch,
+        "no" => Interval::Never,
+        _ => match train::steps(s, "save_steps") {
+            0 => Interval::Never,
+            steps => Interval::Steps(steps),
+        },
+    }
+}
+
+/// Whether `report_to` asks for TensorBoard; a note about every other tracker.
+fn trackers(s: &mut Settings<'_>) -> bool {
+    let names = s.list("report_to");
+    for name in names
+        .iter()
+        .filter(|name| !matches!(name.as_str(), "none" | "all" | "tensorboard"))
+    {
+        s.note(
+            "report_to",
+            format!("`report_to: {name}` has no effect: this tracker is not supported"),
+            "`report_to: tensorboard` writes event files; `trainer_log.jsonl` holds the numbers in any case",
+        );
+    }
+    names
+        .iter()
+        .any(|name| name == "tensorboard" || name == "all")
+}
+
+pub(super) fn generation(s: &mut Settings<'_>) -> GenerationPlan {
+    if s.float("top_p") > 1.0 {
+        s.error(
+            "top_p",
+            "`top_p` is a share of the probability: at most 1",
+            "write a number up to 1",
+        );
+    }
+    GenerationPlan {
+        do_sample: s.bool("do_sample"),
+        temperature: s.float("temperature"),
+        top_p: s.float("top_p"),
+        top_k: s.count("top_k"),
+        max_new_tokens: s.count("max_new_tokens"),
+        repetition_penalty: s.float("repetition_penalty"),
+        skip_special_tokens: s.bool("skip_special_tokens"),
+        seed: s.int("seed").unsigned_abs(),
+    }
+}
+
+pub(super) fn export(s: &mut Settings<'_>, verb: Verb) -> ExportPlan {
+    if verb == Verb::Export && !s.is_set("export_dir") {
+        s.error(
+            "export_dir",
+            "`export_dir` is missing",
+            "add `export_dir: folder-of-the-merged-model`",
+        );
+    }
+    ExportPlan {
+        dir: s.opt_path("export_dir"),
+        shard_bytes: u64::try_from(s.int("export_size"))
+            .unwrap_or(1)
+            .saturating_mul(1_000_000_000),
+        precision: model::infer_precision(s),
+    }
+}
