@@ -1,0 +1,14 @@
+//! What a run leaves behind for people and other programs, in the files that users of LLaMA-Factory and transformers
+//! know. Everything is made from [`LogRow`]s; nothing here prints or measures.
+
+mod atomic;
+mod json;
+pub mod log;
+pub mod results;
+pub mod row;
+pub mod state;
+
+pub use log::TrainerLog;
+pub use results::write_results;
+pub use row::{Evaluation, LogRow, Summary, When};
+pub use state::TrainerState;
