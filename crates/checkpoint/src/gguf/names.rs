@@ -1,0 +1,86 @@
+//! Tensor names of GGUF files, and what they are called in Hugging Face's models.
+
+/// Names inside a block, after `blk.N.` and `model.layers.N.`.
+const IN_BLOCK: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+
+/// Names outside the blocks.
+const OUTSIDE: [(&str, &str); 3] = [
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+    ("output", "lm_head"),
+];
+
+/// The factors by which Llama 3 divides rotation frequencies; part of the configuration in Hugging
+/// Face's layout, so no tensor there.
+pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// Hugging Face's name of a tensor, or `None` if this is no tensor of a known family.
+pub(crate) fn to_hugging_face(name: &str) -> Option<String> {
+    let (stem, kind) = name.rsplit_once('.')?;
+    if !matches!(kind, "weight" | "bias") {
+        return None;
+    }
+    let find = |table: &[(&str, &'static str)], stem: &str| {
+        table
+            .iter()
+            .find(|(gguf, _)| *gguf == stem)
+            .map(|(_, name)| *name)
+    };
+    if let Some(name) = find(&OUTSIDE, stem) {
+        return Some(format!("{name}.{kind}"));
+    }
+    let (block, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
+    let block: u32 = block.parse().ok()?;
+    Some(format!(
+        "model.layers.{block}.{}.{kind}",
+        find(&IN_BLOCK, stem)?
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        let cases = [
+            ("token_embd.weight", Some("model.embed_tokens.weight")),
+            ("output.weight", Some("lm_head.weight")),
+            (
+                "blk.0.attn_q.weight",
+                Some("model.layers.0.self_attn.q_proj.weight"),
+            ),
+            (
+                "blk.31.attn_k.bias",
+                Some("model.layers.31.self_attn.k_proj.bias"),
+            ),
+            (
+                "blk.7.attn_q_norm.weight",
+                Some("model.layers.7.self_attn.q_norm.weight"),
+            ),
+            (
+                "blk.7.ffn_down.weight",
+                Some("model.layers.7.mlp.down_proj.weight"),
+            ),
+            ("blk.7.ffn_gate_exps.weight", None),
+            ("blk.x.ffn_down.weight", None),
+            ("blk.7.ffn_down.scale", None),
+            ("rope_freqs.weight", None),
+        ];
+        for (gguf, expected) in cases {
+            assert_eq!(to_hugging_face(gguf).as_deref(), expected, "{gguf}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Snapshots of a run: folders `checkpoint-N` that are whole or not there.
+//!
+//! A snapshot is written into `checkpoint-N.tmp-<random>`: every file is flushed, then the marker
+//! `DONE` with the name and size of each, then the folder; the rename to `checkpoint-N` makes all
+//! of it visible at once. `DONE` is the last file but lies inside before the rename, for two
+//! reasons: a kill between rename and marker can't leave a finished checkpoint that doesn't count,
+//! and a `checkpoint-N` without `DONE` is never ours (another program's, or a copy cut short), so
+//! it is never removed as a leftover.
+//!
+//! What is displaced or removed is renamed first: `.old-` while its successor takes its name,
+//! `.gone-` before it is deleted. [`SnapshotWriter::open`] finishes or sweeps what a kill left.
+//!
+//! What a snapshot holds is the trainer's business.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result, io_error};
+use crate::file::{read_json, read_side_file};
+use crate::folder::{FolderWriter, TEMP, sync_folder, temporary, with_suffix, without_suffix};
+use crate::safetensors::SafetensorsFile;
+
+/// The marker of a whole snapshot.
+const DONE: &str = "DONE";
+/// Marks a snapshot whose name is being taken by a new one.
+const OLD: &str = ".old-";
+/// Marks a snapshot that is being removed.
+const GONE: &str = ".gone-";
+
+/// A folder `checkpoint-N`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundSnapshot {
+    /// N: the optimiser steps made.
+    pub step: u64,
+    /// The folder.
+    pub path: PathBuf,
+    /// Whether a run can go on from it.
+    pub state: SnapshotState,
+}
+
+/// Whether a snapshot can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// Everything is there.
+    Whole,
+    /// No `DONE`: another program's, or a copy cut short.
+    Unmarked,
+    /// `DONE` says more than is there.
+    Damaged(String),
+}
+
+/// Finds the snapshots in a run's folder, by step; an absent folder has none.
+///
+/// # Errors
+/// If the folder can't be read.
+pub fn list_snapshots(dir: &Path) -> Result<Vec<FoundSnapshot>> {
+    let mut found = Vec::new();
+    for (name, path) in entries(dir)? {
+        let step = name
+            .strip_prefix("checkpoint-")
+            .and_then(|n| n.parse().ok());
+        if let Some(step) = step
+            && path.is_dir()
+        {
+            let state = state(&path);
+            found.push(FoundSnapshot { step, path, state });
+        }
+    }
+    found.sort_by_key(|snapshot| snapshot.step);
+    Ok(found)
+}
+
+/// The newest whole snapshot in a run's folder.
+///
+/// # Errors
+/// If the folder can't be read.
+pub fn latest_snapshot(dir: &Path) -> Result<Option<Snapshot>> {
+    let mut whole = list_snapshots(dir)?;
+    whole.retain(|snapshot| snapshot.state == SnapshotState::Whole);
+    Ok(whole
+        .pop()
+        .map(|FoundSnapshot { step, path, .. }| Snapshot { step, path }))
+}
+
+/// Names and paths in a folder; those that aren't UTF-8 are none of ours.
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io_error("read", dir))? {
+        let entry = entry.map_err(io_error("read", dir))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Compares a snapshot with what its marker says.
+fn state(path: &Path) -> SnapshotState {
+    let marker = path.join(DONE);
+    if !marker.exists() {
+        return SnapshotState::Unmarked;
+    }
+    let files = match read_json(&marker) {
+        Ok(marker) => marker.get("files").and_then(Value::as_object).cloned(),
+        Err(error) => return SnapshotState::Damaged(error.to_string()),
+    };
+    let Some(files) = files else {
+        return SnapshotState::Damaged(format!("{DONE} doesn't list files"));
+    };
+    for (file, size) in &files {
+        let Ok(metadata) = fs::metadata(path.join(file)) else {
+            return SnapshotState::Damaged(format!("{file} is missing"));
+        };
+        if Some(metadata.len()) != size.as_u64() {
+            let len = metadata.len();
+            return SnapshotState::Damaged(format!("{file} has {len} bytes instead of {size}"));
+        }
+    }
+    SnapshotState::Whole
+}
+
+/// A whole snapshot, to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    step: u64,
+    path: PathBuf,
+}
+
+impl Snapshot {
+    /// Opens a folder `checkpoint-N`.
+    ///
+    /// # Errors
+    /// If it isn't one, or not whole.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bad = |reason: String| Error::Snapshot {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or("");
+        let step = name
+            .strip_prefix("checkpoint-")
+            .and_then(|n| n.parse().ok());
+        let step = step.ok_or_else(|| bad("expected a folder named checkpoint-N".into()))?;
+        match state(path) {
+            SnapshotState::Whole => Ok(Self {
+                step,
+                path: path.to_path_buf(),
+            }),
+            SnapshotState::Damaged(reason) => Err(bad(reason)),
+            SnapshotState::Unmarked if !path.is_dir() => Err(bad("there is no such folder".into())),
+            SnapshotState::Unmarked => Err(bad(format!(
+                "it has no {DONE}, so another program wrote it or it was not copied whole"
+            ))),
+        }
+    }
+
+    /// Optimiser steps made.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens one of its safetensors files.
+    ///
+    /// # Errors
+    /// If it can't be read or is broken.
+    pub fn tensors(&self, file: &str) -> Result<SafetensorsFile> {
+        SafetensorsFile::open(&self.path.join(file))
+    }
+
+    /// Reads one of its smaller files.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn bytes(&self, file: &str) -> Result<Vec<u8>> {
+        read_side_file(&self.path.join(file))
+    }
+
+    /// Reads one of its JSON files.
+    ///
+    /// # Errors
+    /// If it can't be read or holds no JSON object.
+    pub fn json(&self, file: &str) -> Result<Value> {
+        read_json(&self.path.join(file))
+    }
+}
+
+/// Writes and removes the snapshots of one run.
+#[derive(Debug)]
+pub struct SnapshotWriter {
+    dir: PathBuf,
+    /// Held open: its advisory lock keeps a second run out, and ends with the process.
+    _lock: File,
+}
+
+impl SnapshotWriter {
+    /// Takes a run's folder, made if it isn't there, and cleans up after a killed save.
+    ///
+    /// # Errors
+    /// If the folder can't be made or written, or another run holds it.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        let lock = File::open(dir).map_err(io_error("open", dir))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Unwritable {
+                    path: dir.to_path_buf(),
+                    reason: "another run is writing there; wait for it or choose another \
+                             output_dir"
+                        .into(),
+                });
+            }
+            // Some network file systems have no locks; the run is then as safe as its user is.
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!(dir = %dir.display(), %error, "the output folder can't be locked");
+            }
+        }
+        let writer = Self {
+            dir: dir.to_path_buf(),
+            _lock: lock,
+        };
+        writer.sweep()?;
+        Ok(writer)
+    }
+
+    /// The run's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes `checkpoint-<step>`, in the place of one of that name; returns its path.
+    ///
+    /// # Errors
+    /// What `fill` fails with, or if anything can't be written. All snapshots are then as before.
+    pub fn write(
+        &self,
+        step: u64,
+        fill: impl FnOnce(&FolderWriter) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let path = self.dir.join(format!("checkpoint-{step}"));
+        let temp = temporary(&path);
+        let made = self
+            .make(&temp, fill)
+            .and_then(|()| self.publish(&temp, &path));
+        if let Err(error) = made {
+            // The first error is the one to report; a leftover is swept at the next start.
+            let _ = fs::remove_dir_all(&temp);
+            return Err(error);
+        }
+        Ok(path)
+    }
+
+    /// Fills a temporary folder, marker last, and flushes it.
+    fn make(&self, temp: &Path, fill: impl FnOnce(&FolderWriter) -> Result<()>) -> Result<()> {
+        fs::create_dir(temp).map_err(io_error("create", temp))?;
+        let folder = FolderWriter::private(temp.to_path_buf());
+        fill(&folder)?;
+        let mut files = Map::new();
+        for (name, path) in entries(temp)? {
+            let metadata = fs::metadata(&path).map_err(io_error("read", &path))?;
+            files.insert(name, metadata.len().into());
+        }
+        // The names reach the disk before the marker that vouches for them.
+        sync_folder(temp)?;
+        folder.json(DONE, &json!({"files": files}))?;
+        sync_folder(temp)
+    }
+
+    /// Gives a finished folder its name.
+    fn publish(&self, temp: &Path, path: &Path) -> Result<()> {
+        let displaced = path.exists().then(|| with_suffix(path, OLD));
+        if let Some(old) = &displaced {
+            fs::rename(path, old).map_err(io_error("replace", path))?;
+        }
+        if let Err(source) = fs::rename(temp, path) {
+            if let Some(old) = &displaced {
+                fs::rename(old, path).map_err(io_error("restore", path))?;
+            }
+            return Err(io_error("write", path)(source));
+        }
+        sync_folder(&self.dir)?;
+        match displaced {
+            Some(old) => fs::remove_dir_all(&old).map_err(io_error("remove", &old)),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes the oldest whole snapshots until `keep` are left (at least 1), sparing the newest
+    /// and those of the steps in `protect`; returns the steps removed. Others' are left alone.
+    ///
+    /// # Errors
+    /// If the folder can't be read or a snapshot not removed.
+    pub fn prune(&self, keep: usize, protect: &[u64]) -> Result<Vec<u64>> {
+        let mut whole = list_snapshots(&self.dir)?;
+        whole.retain(|snapshot| snapshot.state == SnapshotState::Whole);
+        let excess = whole.len().saturating_sub(keep.max(1));
+        whole.pop();
+        whole.retain(|snapshot| !protect.contains(&snapshot.step));
+        whole.truncate(excess);
+        let mut removed = Vec::new();
+        for snapshot in whole {
+            self.remove(&snapshot.path)?;
+            removed.push(snapshot.step);
+        }
+        Ok(removed)
+    }
+
+    /// Removes a snapshot; at no moment does a part of it look whole.
+    fn remove(&self, path: &Path) -> Result<()> {
+        let gone = with_suffix(path, GONE);
+        fs::rename(path, &gone).map_err(io_error("remove", path))?;
+        sync_folder(&self.dir)?;
+        fs::remove_dir_all(&gone).map_err(io_error("remove", &gone))
+    }
+
+    /// Cleans up after a kill: a finished folder gets its name, a displaced one gets it back if
+    /// nothing took it, the rest is removed.
+    fn sweep(&self) -> Result<()> {
+        for marker in [TEMP, OLD, GONE] {
+            for (name, path) in entries(&self.dir)? {
+                let Some(stem) = without_suffix(&name, marker) else {
+                    continue;
+                };
+                let target = self.dir.join(stem);
+                if !path.is_dir() {
+                    if marker == TEMP {
+                        fs::remove_file(&path).map_err(io_error("remove", &path))?;
+                    }
+                } else if !stem.starts_with("checkpoint-") {
+                    continue;
+                } else if marker != GONE && state(&path) == SnapshotState::Whole && !target.exists()
+                {
+                    fs::rename(&path, &target).map_err(io_error("restore", &target))?;
+                    tracing::info!(path = %target.display(), "recovered from an interrupted save");
+                } else {
+                    fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+                }
+            }
+        }
+        sync_folder(&self.dir)
+    }
+}
