@@ -1,0 +1,572 @@
+//! `dataset_info.json`: what a dataset's name stands for.
+//!
+//! The rules are LLaMA-Factory's, the sharp one included: as soon as an entry has `columns`, every
+//! column it doesn't list is unmapped, not at its default; the same for `tags`. What an entry says
+//! that has no effect is noted, never ignored in silence.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ferrotune_config::plan::Stage;
+use serde_json::{Map, Value};
+
+use crate::error::{DataError, nearest};
+
+/// How the rows of a dataset are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Formatting {
+    /// A question and an answer in columns.
+    Alpaca,
+    /// A list of turns.
+    ShareGpt,
+    /// A list of messages as OpenAI's API takes them.
+    OpenAi,
+}
+
+/// Which column of a row holds what; `None` is never read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the names of the registry's columns")]
+pub struct Columns {
+    pub prompt: Option<String>,
+    pub query: Option<String>,
+    pub response: Option<String>,
+    pub history: Option<String>,
+    pub messages: Option<String>,
+    pub system: Option<String>,
+    pub tools: Option<String>,
+    pub images: Option<String>,
+    pub videos: Option<String>,
+    pub audios: Option<String>,
+    pub chosen: Option<String>,
+    pub rejected: Option<String>,
+    pub kto_tag: Option<String>,
+}
+
+impl Columns {
+    const NAMES: [&'static str; 13] = [
+        "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
+        "chosen", "rejected", "kto_tag",
+    ];
+
+    fn get(&self, name: &str) -> Option<&str> {
+        let column = match name {
+            "prompt" => &self.prompt,
+            "query" => &self.query,
+            "response" => &self.response,
+            "history" => &self.history,
+            "messages" => &self.messages,
+            "system" => &self.system,
+            "tools" => &self.tools,
+            "images" => &self.images,
+            "videos" => &self.videos,
+            "audios" => &self.audios,
+            "chosen" => &self.chosen,
+            "rejected" => &self.rejected,
+            _ => &self.kto_tag,
+        };
+        column.as_deref()
+    }
+
+    /// The mapped columns: (name in the registry, column of the rows).
+    pub fn mapped(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        Self::NAMES.into_iter().filter_map(|name| Some((name, self.get(name)?)))
+    }
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        let none = || None;
+        Self {
+            prompt: Some("instruction".into()),
+            query: Some("input".into()),
+            response: Some("output".into()),
+            messages: Some("conversations".into()),
+            history: none(),
+            system: none(),
+            tools: none(),
+            images: none(),
+            videos: none(),
+            audios: none(),
+            chosen: none(),
+            rejected: none(),
+            kto_tag: none(),
+        }
+    }
+}
+
+/// How a turn says who speaks; `None` matches nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the names of the registry's tags")]
+pub struct Tags {
+    pub role_tag: Option<String>,
+    pub content_tag: Option<String>,
+    pub user_tag: Option<String>,
+    pub assistant_tag: Option<String>,
+    pub observation_tag: Option<String>,
+    pub function_tag: Option<String>,
+    pub system_tag: Option<String>,
+}
+
+impl Tags {
+    const NAMES: [&'static str; 7] =
+        ["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"];
+}
+
+impl Default for Tags {
+    fn default() -> Self {
+        let tag = |name: &str| Some(name.to_owned());
+        Self {
+            role_tag: tag("from"),
+            content_tag: tag("value"),
+            user_tag: tag("human"),
+            assistant_tag: tag("gpt"),
+            observation_tag: tag("observation"),
+            function_tag: tag("function_call"),
+            system_tag: tag("system"),
+        }
+    }
+}
+
+/// One dataset, as its entry describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatasetEntry {
+    /// Its name in the registry.
+    pub name: String,
+    /// File, folder or pattern; absolute, or relative to `dataset_dir` and joined with it.
+    pub path: PathBuf,
+    /// How its rows are written.
+    pub formatting: Formatting,
+    /// Which column holds what.
+    pub columns: Columns,
+    /// Whether the entry has `columns` at all.
+    pub columns_given: bool,
+    /// How turns say who speaks.
+    pub tags: Tags,
+    /// Draw this many rows: each once in random order, then again at random if there are fewer.
+    pub num_samples: Option<u64>,
+    /// What the entry says that has no effect.
+    pub notes: Vec<String>,
+}
+
+/// The entries of `dataset_info.json`, those of unused datasets unread.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    path: PathBuf,
+    dir: PathBuf,
+    entries: Map<String, Value>,
+}
+
+const FILE: &str = "dataset_info.json";
+const FIELDS: [&str; 15] = [
+    "file_name", "formatting", "ranking", "columns", "tags", "num_samples", "subset", "split", "folder",
+    "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_sha1",
+];
+const REMOTE_FIELDS: [&str; 5] = ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
+
+impl Registry {
+    /// Reads the registry of `dir`.
+    ///
+    /// # Errors
+    /// A `dir` on a hub, a missing or unreadable file, JSON that is broken or no object.
+    pub fn open(dir: &Path) -> Result<Self, DataError> {
+        let written = dir.to_string_lossy();
+        if written == "ONLINE" || written.starts_with("REMOTE:") {
+            return Err(DataError::RemoteRegistry { dir: written.into_owned() });
+        }
+        let path = dir.join(FILE);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DataError::NoRegistry { path }),
+            Err(error) => return Err(DataError::io("read", &path, error)),
+        };
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let broken = |line, column, message| DataError::Registry { path: path.clone(), line, column, message };
+        let value: Value = serde_json::from_slice(text)
+            .map_err(|error| broken(error.line(), error.column(), bare_message(&error)))?;
+        let Value::Object(entries) = value else {
+            return Err(broken(1, 1, "expected an object of dataset names, like {\"my_data\": {...}}".to_owned()));
+        };
+        Ok(Self { path: path.clone(), dir: dir.to_path_buf(), entries })
+    }
+
+    /// Where the registry lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names it holds, in its order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The entry called `name`, for use in `stage`.
+    ///
+    /// # Errors
+    /// An unknown name, a field of a wrong type, a dataset that isn't a local file, one for another stage.
+    pub fn entry(&self, name: &str, stage: Stage) -> Result<DatasetEntry, DataError> {
+        let Some(value) = self.entries.get(name) else {
+            return Err(DataError::UnknownDataset {
+                name: name.to_owned(),
+                registry: self.path.clone(),
+                nearest: nearest(name, self.names()).map(str::to_owned),
+                known: self.names().map(str::to_owned).collect(),
+            });
+        };
+        let Value::Object(fields) = value else {
+            return Err(problem(name, "", format!("must be an object, is {}", kind(value))));
+        };
+        if let Some(field) = REMOTE_FIELDS.into_iter().find(|field| fields.contains_key(*field)) {
+            return Err(DataError::RemoteDataset {
+                dataset: name.to_owned(),
+                field: field.to_owned(),
+                value: fields[field].as_str().unwrap_or_default().to_owned(),
+            });
+        }
+        let mut notes = Vec::new();
+        note_unknown(&mut notes, "field", fields, &FIELDS);
+        note_ineffective(&mut notes, name, fields)?;
+        let columns = self.columns(name, fields, &mut notes)?;
+        check_stage(name, fields, &columns, stage)?;
+        let file_name = text(name, fields, "file_name")?
+            .ok_or_else(|| problem(name, "file_name", "is missing: it names the data file or folder".to_owned()))?;
+        Ok(DatasetEntry {
+            name: name.to_owned(),
+            path: self.dir.join(file_name),
+            formatting: formatting(name, fields)?,
+            columns: columns.unwrap_or_default(),
+            columns_given: fields.get("columns").is_some_and(|columns| !columns.is_null()),
+            tags: tags(name, fields, &mut notes)?.unwrap_or_default(),
+            num_samples: num_samples(name, fields)?,
+            notes,
+        })
+    }
+
+    fn columns(
+        &self,
+        name: &str,
+        fields: &Map<String, Value>,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Columns>, DataError> {
+        let Some(mut take) = Renames::of(name, fields, "columns", &Columns::NAMES, notes)? else { return Ok(None) };
+        Ok(Some(Columns {
+            prompt: take.next("prompt")?,
+            query: take.next("query")?,
+            response: take.next("response")?,
+            history: take.next("history")?,
+            messages: take.next("messages")?,
+            system: take.next("system")?,
+            tools: take.next("tools")?,
+            images: take.next("images")?,
+            videos: take.next("videos")?,
+            audios: take.next("audios")?,
+            chosen: take.next("chosen")?,
+            rejected: take.next("rejected")?,
+            kto_tag: take.next("kto_tag")?,
+        }))
+    }
+}
+
+fn tags(name: &str, fields: &Map<String, Value>, notes: &mut Vec<String>) -> Result<Option<Tags>, DataError> {
+    let Some(mut take) = Renames::of(name, fields, "tags", &Tags::NAMES, notes)? else { return Ok(None) };
+    Ok(Some(Tags {
+        role_tag: take.next("role_tag")?,
+        content_tag: take.next("content_tag")?,
+        user_tag: take.next("user_tag")?,
+        assistant_tag: take.next("assistant_tag")?,
+        observation_tag: take.next("observation_tag")?,
+        function_tag: take.next("function_tag")?,
+        system_tag: take.next("system_tag")?,
+    }))
+}
+
+/// The `columns` or `tags` of an entry: a name here, a name in the rows.
+struct Renames<'a> {
+    dataset: &'a str,
+    field: &'static str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Renames<'a> {
+    fn of(
+        dataset: &'a str,
+        fields: &'a Map<String, Value>,
+        field: &'static str,
+        known: &[&str],
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>, DataError> {
+        match fields.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(map)) => {
+                note_unknown(notes, field, map, known);
+                Ok(Some(Self { dataset, field, map }))
+            }
+            Some(other) => Err(problem(dataset, field, format!("must be an object, is {}", kind(other)))),
+        }
+    }
+
+    fn next(&mut self, name: &str) -> Result<Option<String>, DataError> {
+        match self.map.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(problem(
+                self.dataset,
+                &format!("{}.{name}", self.field),
+                format!("must be the name it has in the rows, is {}", kind(other)),
+            )),
+        }
+    }
+}
+
+fn formatting(name: &str, fields: &Map<String, Value>) -> Result<Formatting, DataError> {
+    match text(name, fields, "formatting")? {
+        None | Some("alpaca") => Ok(Formatting::Alpaca),
+        Some("sharegpt") => Ok(Formatting::ShareGpt),
+        Some("openai") => Ok(Formatting::OpenAi),
+        Some(other) => Err(problem(
+            name,
+            "formatting",
+            format!("is `{other}`; it must be `alpaca`, `sharegpt` or `openai`"),
+        )),
+    }
+}
+
+fn num_samples(name: &str, fields: &Map<String, Value>) -> Result<Option<u64>, DataError> {
+    match fields.get("num_samples") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64() {
+            Some(count) if count > 0 && u32::try_from(count).is_ok() => Ok(Some(count)),
+            _ => Err(problem(name, "num_samples", format!("must be a number of rows, is {value}"))),
+        },
+    }
+}
+
+/// Fields that only datasets of a hub use.
+fn note_ineffective(notes: &mut Vec<String>, name: &str, fields: &Map<String, Value>) -> Result<(), DataError> {
+    for field in ["subset", "folder"] {
+        if fields.get(field).is_some_and(|value| !value.is_null()) {
+            notes.push(format!("`{field}` has no effect on a dataset of local files"));
+        }
+    }
+    match text(name, fields, "split")? {
+        None | Some("train") => Ok(()),
+        Some(split) => Err(problem(
+            name,
+            "split",
+            format!("is `{split}`, but local files have the one split `train`; put the rows in a file of their own"),
+        )),
+    }
+}
+
+fn check_stage(
+    name: &str,
+    fields: &Map<String, Value>,
+    columns: &Option<Columns>,
+    stage: Stage,
+) -> Result<(), DataError> {
+    let stage = match stage {
+        Stage::Pretrain => "pt",
+        Stage::Sft => "sft",
+    };
+    let wrong = |field, stages| Err(DataError::WrongStage { dataset: name.to_owned(), field, stages, stage });
+    match fields.get("ranking") {
+        None | Some(Value::Null | Value::Bool(false)) => {}
+        Some(Value::Bool(true)) => return wrong("`ranking: true`", "rm or dpo"),
+        Some(other) => return Err(problem(name, "ranking", format!("must be true or false, is {}", kind(other)))),
+    }
+    if columns.as_ref().is_some_and(|columns| columns.kto_tag.is_some()) {
+        return wrong("`columns.kto_tag`", "kto");
+    }
+    Ok(())
+}
+
+fn text<'a>(name: &str, fields: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, DataError> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(problem(name, field, format!("must be text, is {}", kind(other)))),
+    }
+}
+
+fn note_unknown(notes: &mut Vec<String>, what: &str, map: &Map<String, Value>, known: &[&str]) {
+    for unknown in map.keys().filter(|key| !known.contains(&key.as_str())) {
+        let cure = match nearest(unknown, known.iter().copied()) {
+            Some(name) => format!("; did you mean `{name}`?"),
+            None => format!("; known are {}", known.join(", ")),
+        };
+        let place = if what == "field" { String::new() } else { format!("{what}.") };
+        notes.push(format!("`{place}{unknown}` is unknown and has no effect{cure}"));
+    }
+}
+
+fn problem(dataset: &str, field: &str, problem: String) -> DataError {
+    let field = if field.is_empty() { "its entry" } else { field };
+    DataError::Entry { dataset: dataset.to_owned(), field: field.to_owned(), problem }
+}
+
+/// What a value is, in words.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// What serde_json says without its own position, which is said elsewhere.
+pub(crate) fn bare_message(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.rfind(" at line ") {
+        Some(end) => message[..end].to_owned(),
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry(json: &str) -> Registry {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), json).unwrap();
+        let mut registry = Registry::open(dir.path()).unwrap();
+        registry.dir = "data".into();
+        registry.path = "data/dataset_info.json".into();
+        registry
+    }
+
+    fn entry(json: &str) -> Result<DatasetEntry, DataError> {
+        registry(&format!("{{\"d\": {json}}}")).entry("d", Stage::Sft)
+    }
+
+    fn message(json: &str) -> String {
+        entry(json).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn without_columns_the_defaults_hold() {
+        let entry = entry(r#"{"file_name": "d.json"}"#).unwrap();
+        let mapped: Vec<_> = entry.columns.mapped().collect();
+        assert_eq!(
+            mapped,
+            [("prompt", "instruction"), ("query", "input"), ("response", "output"), ("messages", "conversations")]
+        );
+        assert_eq!(entry.tags, Tags::default());
+        assert_eq!(entry.formatting, Formatting::Alpaca);
+        assert_eq!(entry.path, Path::new("data/d.json"));
+        assert!(entry.notes.is_empty());
+    }
+
+    #[test]
+    fn with_columns_everything_unlisted_is_unmapped() {
+        let entry = entry(r#"{"file_name": "/d.json", "columns": {"system": "sys"}, "tags": {"role_tag": "role"}}"#);
+        let entry = entry.unwrap();
+        assert_eq!(entry.columns.mapped().collect::<Vec<_>>(), [("system", "sys")]);
+        assert_eq!(entry.tags.role_tag.as_deref(), Some("role"));
+        assert_eq!(entry.tags.content_tag, None);
+        assert_eq!(entry.path, Path::new("/d.json"));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_noted() {
+        let entry = entry(
+            r#"{"file_name": "d.json", "formating": "sharegpt", "subset": "x",
+                "columns": {"promt": "q", "response": "a"}}"#,
+        );
+        assert_eq!(
+            entry.unwrap().notes,
+            [
+                "`formating` is unknown and has no effect; did you mean `formatting`?",
+                "`subset` has no effect on a dataset of local files",
+                "`columns.promt` is unknown and has no effect; did you mean `prompt`?",
+            ]
+        );
+    }
+
+    #[test]
+    fn unknown_names_get_a_suggestion() {
+        let registry = registry(r#"{"identity": {}, "alpaca_en_demo": {}}"#);
+        let message = |name| registry.entry(name, Stage::Sft).unwrap_err().to_string();
+        assert_eq!(
+            message("alpaca_demo"),
+            "dataset `alpaca_demo` is not in data/dataset_info.json; did you mean `alpaca_en_demo`?"
+        );
+        assert_eq!(
+            message("zzz"),
+            "dataset `zzz` is not in data/dataset_info.json; it has identity, alpaca_en_demo"
+        );
+    }
+
+    #[test]
+    fn entries_that_cannot_be_used_say_why() {
+        for (json, expected) in [
+            ("7", "dataset `d`: `its entry` must be an object, is a number"),
+            ("{}", "dataset `d`: `file_name` is missing: it names the data file or folder"),
+            (r#"{"file_name": 3}"#, "dataset `d`: `file_name` must be text, is a number"),
+            (
+                r#"{"file_name": "d", "formatting": "chatml"}"#,
+                "dataset `d`: `formatting` is `chatml`; it must be `alpaca`, `sharegpt` or `openai`",
+            ),
+            (
+                r#"{"file_name": "d", "columns": ["a"]}"#,
+                "dataset `d`: `columns` must be an object, is a list",
+            ),
+            (
+                r#"{"file_name": "d", "columns": {"prompt": 1}}"#,
+                "dataset `d`: `columns.prompt` must be the name it has in the rows, is a number",
+            ),
+            (
+                r#"{"file_name": "d", "num_samples": -1}"#,
+                "dataset `d`: `num_samples` must be a number of rows, is -1",
+            ),
+            (
+                r#"{"file_name": "d", "split": "test"}"#,
+                "dataset `d`: `split` is `test`, but local files have the one split `train`; put the rows in a file \
+                 of their own",
+            ),
+            (
+                r#"{"hf_hub_url": "a/b"}"#,
+                "dataset `d` lies on a hub (`hf_hub_url: a/b`), which is not supported yet: download it and set \
+                 `file_name` to the file or folder instead",
+            ),
+            (
+                r#"{"file_name": "d", "ranking": true}"#,
+                "dataset `d` has `ranking: true`, which stage rm or dpo trains on; this recipe is of stage sft",
+            ),
+            (
+                r#"{"file_name": "d", "columns": {"kto_tag": "label"}}"#,
+                "dataset `d` has `columns.kto_tag`, which stage kto trains on; this recipe is of stage sft",
+            ),
+        ] {
+            assert_eq!(message(json), expected);
+        }
+    }
+
+    #[test]
+    fn registries_that_cannot_be_read_say_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = |dir: &Path| {
+            let text = Registry::open(dir).unwrap_err().to_string();
+            text.replace(&dir.display().to_string(), "DIR")
+        };
+        assert_eq!(
+            message(dir.path()),
+            "there is no DIR/dataset_info.json; it maps the names in `dataset` to files, for example \
+             {\"my_data\": {\"file_name\": \"my_data.json\"}}; `dataset_dir` says in which folder it lies"
+        );
+        fs::write(dir.path().join(FILE), "{\n \"a\": }").unwrap();
+        assert_eq!(message(dir.path()), "DIR/dataset_info.json:2:7: expected value");
+        fs::write(dir.path().join(FILE), "\u{feff}[]").unwrap();
+        assert_eq!(
+            message(dir.path()),
+            "DIR/dataset_info.json:1:1: expected an object of dataset names, like {\"my_data\": {...}}"
+        );
+        assert_eq!(
+            Registry::open(Path::new("ONLINE")).unwrap_err().to_string(),
+            "`dataset_dir: ONLINE` is not supported yet: download the datasets, describe them in a \
+             `dataset_info.json` and set `dataset_dir` to its folder"
+        );
+    }
+}

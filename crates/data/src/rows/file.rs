@@ -1,0 +1,290 @@
+//! Writing and opening the file of encoded rows.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::{NO_LABEL, Row, Rows};
+use crate::digest::{self, Digest};
+use crate::error::DataError;
+use crate::read::read_at;
+use crate::report::Report;
+
+const MAGIC: [u8; 8] = *b"ft rows\n";
+const VERSION: u32 = 1;
+/// Read back as another number on a machine of the other byte order.
+const BYTE_ORDER: u32 = 0x0102_0304;
+const HEADER: u64 = size_of::<Header>() as u64;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+struct Header {
+    magic: [u8; 8],
+    version: u32,
+    byte_order: u32,
+    key: Digest,
+    data_words: u64,
+    rows: u64,
+    json_bytes: u64,
+    /// Of the data.
+    data_digest: Digest,
+    /// Of the index and the JSON.
+    tail_digest: Digest,
+    /// First bytes of the digest of everything above.
+    check: [u8; 8],
+}
+
+impl Header {
+    fn checksum(&self) -> [u8; 8] {
+        let bytes = bytemuck::bytes_of(self);
+        let digest = digest::of_bytes(&bytes[..bytes.len() - self.check.len()]);
+        std::array::from_fn(|i| digest[i])
+    }
+
+    /// Offsets at which index, JSON and file end; nothing if the numbers can't be true.
+    fn ends(&self) -> Option<(u64, u64, u64)> {
+        let data = self.data_words.checked_mul(4)?.checked_add(HEADER)?.checked_next_multiple_of(8)?;
+        let index = self.rows.checked_mul(size_of::<IndexEntry>() as u64)?.checked_add(data)?;
+        Some((data, index, index.checked_add(self.json_bytes)?))
+    }
+}
+
+/// Where a row lies in the data.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct IndexEntry {
+    /// In words.
+    pub(super) offset: u64,
+    pub(super) row: u64,
+    /// In tokens.
+    pub(super) len: u32,
+    pub(super) segments: u32,
+    pub(super) dataset: u32,
+    /// Tokens with a loss.
+    pub(super) labels: u32,
+}
+
+/// What the JSON at the end says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Contents {
+    sets: Vec<Set>,
+    report: Report,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Set {
+    name: String,
+    first: usize,
+    len: usize,
+    isolated: bool,
+}
+
+/// The mapped file.
+#[derive(Debug)]
+pub(super) struct Map {
+    bytes: Mmap,
+    data_end: usize,
+    index: std::ops::Range<usize>,
+}
+
+impl Map {
+    pub(super) fn data(&self) -> &[u32] {
+        bytemuck::cast_slice(&self.bytes[HEADER as usize..self.data_end])
+    }
+
+    pub(super) fn index(&self) -> &[IndexEntry] {
+        bytemuck::cast_slice(&self.bytes[self.index.clone()])
+    }
+}
+
+/// What a file of encoded rows holds.
+#[derive(Debug)]
+pub(crate) struct Cached {
+    /// By name, in the order in which they were written.
+    pub(crate) sets: Vec<(String, Rows)>,
+    pub(crate) report: Report,
+}
+
+/// Opens the file at `path` if it is there, whole, and was made under `key`.
+///
+/// # Errors
+/// If the file is there but the system can't read or map it.
+pub(crate) fn open(path: &Path, key: &Digest) -> Result<Option<Cached>, DataError> {
+    let io = |error| DataError::io("read", path, error);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    match verify(&file, key).map_err(io)? {
+        Ok((header, contents)) => map(&file, &header, contents).map_err(io),
+        Err(problem) => {
+            tracing::warn!(path = %path.display(), problem, "encoded rows are made again");
+            Ok(None)
+        }
+    }
+}
+
+/// Reads all of the file once, or says what is wrong with it. Reading rather than looking at the
+/// mapping keeps its pages out of this process.
+fn verify(file: &File, key: &Digest) -> io::Result<Result<(Header, Contents), &'static str>> {
+    let file_bytes = file.metadata()?.len();
+    if file_bytes < HEADER {
+        return Ok(Err("the file is cut short"));
+    }
+    let mut header = Header::zeroed();
+    read_at(file, bytemuck::bytes_of_mut(&mut header), 0)?;
+    if header.magic != MAGIC || header.version != VERSION || header.byte_order != BYTE_ORDER {
+        return Ok(Err("the file is of another program or version"));
+    }
+    if header.check != header.checksum() {
+        return Ok(Err("the header is damaged"));
+    }
+    if header.key != *key {
+        return Ok(Err("the file was made from other data or options"));
+    }
+    let Some((data_end, index_end, end)) = header.ends().filter(|ends| ends.2 == file_bytes) else {
+        return Ok(Err("the file is cut short"));
+    };
+    if digest::of_range(file, HEADER, data_end - HEADER)? != header.data_digest
+        || digest::of_range(file, data_end, end - data_end)? != header.tail_digest
+    {
+        return Ok(Err("the file is damaged"));
+    }
+    let mut json = vec![0; (end - index_end) as usize];
+    read_at(file, &mut json, index_end)?;
+    Ok(serde_json::from_slice(&json).map(|contents| (header, contents)).map_err(|_| "the report is damaged"))
+}
+
+fn map(file: &File, header: &Header, contents: Contents) -> io::Result<Option<Cached>> {
+    let Some((data_end, index_end, _)) = header.ends() else { return Ok(None) };
+    // SAFETY: a mapping is sound while nobody changes the file. It is ours: it is written once,
+    // renamed into place, and from then on only ever replaced by another rename, which leaves
+    // mapped bytes alone. A hand that truncates it under a running program would end that program
+    // with a bus error, as with any mapped file.
+    let bytes = unsafe { Mmap::map(file)? };
+    let map = Map {
+        bytes,
+        data_end: (HEADER + header.data_words * 4) as usize,
+        index: data_end as usize..index_end as usize,
+    };
+    let words = header.data_words;
+    let fits = |entry: &IndexEntry| {
+        let size = 2 * u64::from(entry.len) + u64::from(entry.segments);
+        entry.offset.checked_add(size).is_some_and(|end| end <= words)
+    };
+    let rows = map.index().len();
+    let known = |set: &Set| set.first.checked_add(set.len).is_some_and(|end| end <= rows);
+    if !map.index().iter().all(fits) || !contents.sets.iter().all(known) {
+        return Ok(None);
+    }
+    let map = Arc::new(map);
+    let open = |set: Set| (set.name, Rows::new(Arc::clone(&map), set.first, set.len, set.isolated));
+    let sets = contents.sets.into_iter().map(open).collect();
+    Ok(Some(Cached { sets, report: contents.report }))
+}
+
+/// A file of encoded rows in the making. Dropped unfinished it leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Writer<'a> {
+    path: &'a Path,
+    out: BufWriter<NamedTempFile>,
+    words: u64,
+    index: Vec<IndexEntry>,
+    sets: Vec<Set>,
+}
+
+impl<'a> Writer<'a> {
+    /// Begins the file that will be `path`, in a folder that exists.
+    pub(crate) fn new(path: &'a Path) -> Result<Self, DataError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".rows-");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let io = |error| DataError::io("write", path, error);
+        let file = builder.tempfile_in(folder).map_err(io)?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        out.write_all(bytemuck::bytes_of(&Header::zeroed())).map_err(io)?;
+        Ok(Self { path, out, words: 0, index: Vec::new(), sets: Vec::new() })
+    }
+
+    /// The rows pushed from now on belong to the set `name`.
+    pub(crate) fn begin_set(&mut self, name: &str, isolated: bool) {
+        self.sets.push(Set { name: name.to_owned(), first: self.index.len(), len: 0, isolated });
+    }
+
+    /// Adds a row to the set begun last; whether it is isolated, the set says.
+    pub(crate) fn push(&mut self, row: Row<'_>) -> Result<(), DataError> {
+        assert_eq!(row.input_ids.len(), row.labels.len(), "a label a token");
+        debug_assert_eq!(row.segments.iter().map(|&len| len as usize).sum::<usize>(), row.input_ids.len());
+        let labels = row.labels.iter().filter(|&&label| label != NO_LABEL).count();
+        self.index.push(IndexEntry {
+            offset: self.words,
+            row: row.source.1,
+            len: row.input_ids.len() as u32,
+            segments: row.segments.len() as u32,
+            dataset: row.source.0,
+            labels: labels as u32,
+        });
+        let set = self.sets.last_mut().expect("begin_set comes before push");
+        set.len += 1;
+        self.words += (2 * row.input_ids.len() + row.segments.len()) as u64;
+        let parts: [&[u8]; 3] = [
+            bytemuck::cast_slice(row.input_ids),
+            bytemuck::cast_slice(row.labels),
+            bytemuck::cast_slice(row.segments),
+        ];
+        parts.iter().try_for_each(|part| self.out.write_all(part)).map_err(|error| DataError::io("write", self.path, error))
+    }
+
+    /// Completes the file, puts it in its place and opens it.
+    pub(crate) fn finish(self, key: &Digest, report: Report) -> Result<Cached, DataError> {
+        let path = self.path;
+        let io = |error| DataError::io("write", path, error);
+        let contents = Contents { sets: self.sets, report };
+        let json = serde_json::to_vec(&contents).map_err(|error| io(error.into()))?;
+        let mut header = Header {
+            magic: MAGIC,
+            version: VERSION,
+            byte_order: BYTE_ORDER,
+            key: *key,
+            data_words: self.words,
+            rows: self.index.len() as u64,
+            json_bytes: json.len() as u64,
+            ..Header::zeroed()
+        };
+        let (data_end, _, end) = header.ends().expect("lengths of what is in memory or on disk fit");
+        let mut out = self.out;
+        let padding = data_end - HEADER - self.words * 4;
+        out.write_all(&[0; 8][..padding as usize]).map_err(io)?;
+        out.write_all(bytemuck::cast_slice(&self.index)).map_err(io)?;
+        out.write_all(&json).map_err(io)?;
+        let mut temporary = out.into_inner().map_err(|error| io(error.into_error()))?;
+        let file = temporary.as_file_mut();
+        header.data_digest = digest::of_range(file, HEADER, data_end - HEADER).map_err(io)?;
+        header.tail_digest = digest::of_range(file, data_end, end - data_end).map_err(io)?;
+        header.check = header.checksum();
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        file.write_all(bytemuck::bytes_of(&header)).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        let file = temporary.persist(path).map_err(|error| io(error.error))?;
+        sync_folder(path).map_err(io)?;
+        let cached = map(&file, &header, contents).map_err(io)?;
+        Ok(cached.expect("what was just written is consistent"))
+    }
+}
+
+/// Makes the rename itself durable.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
