@@ -56,13 +56,7 @@ impl Span {
                 }
             })
             .collect();
-        Self {
-            line,
-            column,
-            len: len.max(1),
-            excerpt,
-            offset: column - 1 - skipped,
-        }
+        Self { line, column, len: len.max(1), excerpt, offset: column - 1 - skipped }
     }
 
     /// The line that is pointed at, cut to a window around the place.
@@ -75,13 +69,7 @@ impl Span {
     fn caret(&self) -> (usize, usize) {
         let width = |c: char| c.width().unwrap_or(0);
         let before = self.excerpt.chars().take(self.offset).map(width).sum();
-        let under: usize = self
-            .excerpt
-            .chars()
-            .skip(self.offset)
-            .take(self.len)
-            .map(width)
-            .sum();
+        let under: usize = self.excerpt.chars().skip(self.offset).take(self.len).map(width).sum();
         (before, under.max(1))
     }
 }
@@ -106,47 +94,23 @@ impl Diagnostic {
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let paint = |code: &str, text: &str| {
-            if colour {
-                format!("\x1b[{code}m{text}\x1b[0m")
-            } else {
-                text.to_owned()
-            }
+            if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
         };
         let (name, code) = match self.severity {
             Severity::Error => ("error", "1;31"),
             Severity::Note => ("note", "1;36"),
         };
         let mut out = format!("{}: {}\n", paint(code, name), paint("1", &self.message));
-        let gutter = self
-            .span
-            .as_ref()
-            .map_or(1, |span| span.line.to_string().len());
+        let gutter = self.span.as_ref().map_or(1, |span| span.line.to_string().len());
         let pad = " ".repeat(gutter);
         if let Some(span) = &self.span {
             let (before, under) = span.caret();
             let bar = paint("34", "|");
             // Writing to a String can't fail.
-            let _ = writeln!(
-                out,
-                "{pad}{} {}:{}:{}",
-                paint("34", "-->"),
-                self.file,
-                span.line,
-                span.column
-            );
+            let _ = writeln!(out, "{pad}{} {}:{}:{}", paint("34", "-->"), self.file, span.line, span.column);
             let _ = writeln!(out, "{pad} {bar}");
-            let _ = writeln!(
-                out,
-                "{} {bar} {}",
-                paint("34", &span.line.to_string()),
-                span.excerpt.trim_end()
-            );
-            let _ = writeln!(
-                out,
-                "{pad} {bar} {}{}",
-                " ".repeat(before),
-                paint(code, &"^".repeat(under))
-            );
+            let _ = writeln!(out, "{} {bar} {}", paint("34", &span.line.to_string()), span.excerpt.trim_end());
+            let _ = writeln!(out, "{pad} {bar} {}{}", " ".repeat(before), paint(code, &"^".repeat(under)));
         } else {
             let _ = writeln!(out, "{pad}{} {}", paint("34", "-->"), self.file);
         }
@@ -172,11 +136,7 @@ impl Diagnostics {
     /// All messages, with a blank line between them.
     #[must_use]
     pub fn render(&self, colour: bool) -> String {
-        self.0
-            .iter()
-            .map(|d| d.render(colour))
-            .collect::<Vec<_>>()
-            .join("\n")
+        self.0.iter().map(|d| d.render(colour)).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -210,16 +170,8 @@ mod tests {
 
     #[test]
     fn wide_characters_and_tabs_keep_the_caret_in_place() {
-        assert!(
-            at("数据: abc", 5, 3)
-                .render(false)
-                .contains("12 | 数据: abc\n   |       ^^^\n")
-        );
-        assert!(
-            at("\tx: abc", 5, 3)
-                .render(false)
-                .contains("12 |  x: abc\n   |     ^^^\n")
-        );
+        assert!(at("数据: abc", 5, 3).render(false).contains("12 | 数据: abc\n   |       ^^^\n"));
+        assert!(at("\tx: abc", 5, 3).render(false).contains("12 |  x: abc\n   |     ^^^\n"));
     }
 
     #[test]
@@ -227,19 +179,12 @@ mod tests {
         let line = "x".repeat(1_000_000) + "\x1b[2Jhere";
         let text = at(&line, 1_000_005, 4).render(false);
         assert!(text.len() < 700, "{}", text.len());
-        assert!(
-            text.contains("\u{fffd}[2Jhere") && !text.contains('\x1b'),
-            "{text}"
-        );
+        assert!(text.contains("\u{fffd}[2Jhere") && !text.contains('\x1b'), "{text}");
     }
 
     #[test]
     fn colour_only_when_asked_for() {
-        assert!(
-            at("a", 1, 1)
-                .render(true)
-                .starts_with("\x1b[1;31merror\x1b[0m: ")
-        );
+        assert!(at("a", 1, 1).render(true).starts_with("\x1b[1;31merror\x1b[0m: "));
         assert!(!at("a", 1, 1).render(false).contains('\x1b'));
     }
 }

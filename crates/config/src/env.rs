@@ -45,6 +45,8 @@ variables! {
     LOCAL_RANK,
     /// Graphics processors that may be used.
     CUDA_VISIBLE_DEVICES,
+    /// `1`: unknown recipe keys are left out with a note instead of being errors.
+    ALLOW_EXTRA_ARGS,
     /// Home folder, for `~/` in paths.
     HOME,
     /// If set: no colours.
@@ -57,10 +59,7 @@ variables! {
 /// it takes for off.
 #[must_use]
 pub fn is_on(value: &str) -> bool {
-    matches!(
-        value.trim().to_ascii_lowercase().as_str(),
-        "1" | "true" | "y" | "yes" | "on"
-    )
+    matches!(value.trim().to_ascii_lowercase().as_str(), "1" | "true" | "y" | "yes" | "on")
 }
 
 #[cfg(test)]
@@ -69,30 +68,13 @@ mod tests {
 
     #[test]
     fn every_variable_has_a_meaning() {
-        assert_eq!(
-            ALL[0],
-            (
-                "HF_ENDPOINT",
-                " Address of the Hugging Face hub or of a mirror of it."
-            )
-        );
-        assert!(
-            ALL.iter()
-                .all(|(name, doc)| !name.is_empty() && doc.ends_with('.'))
-        );
+        assert_eq!(ALL[0], ("HF_ENDPOINT", " Address of the Hugging Face hub or of a mirror of it."));
+        assert!(ALL.iter().all(|(name, doc)| !name.is_empty() && doc.ends_with('.')));
     }
 
     #[test]
     fn on_has_many_names() {
-        assert!(
-            ["1", "true", "Y", "yes", "on", " 1 "]
-                .iter()
-                .all(|value| is_on(value))
-        );
-        assert!(
-            ["", "0", "false", "no", "off", "2"]
-                .iter()
-                .all(|value| !is_on(value))
-        );
+        assert!(["1", "true", "Y", "yes", "on", " 1 "].iter().all(|value| is_on(value)));
+        assert!(["", "0", "false", "no", "off", "2"].iter().all(|value| !is_on(value)));
     }
 }

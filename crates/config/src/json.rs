@@ -6,55 +6,39 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 
 use crate::faults::Fault;
-use crate::tree::{self, At, Data, Node};
+use crate::tree::{self, At, Data, Node, Parsed};
 
-/// Reads a JSON text. `Ok(None)` means that it is blank.
-pub(crate) fn parse(text: &str, source: usize) -> Result<Option<Node>, Vec<Fault>> {
+/// Reads a JSON text.
+pub(crate) fn parse(text: &str, source: usize) -> Result<Parsed, Fault> {
     if text.trim().is_empty() {
-        return Ok(None);
+        return Ok(Parsed::default());
     }
     if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
         let line = error.line().max(1);
         let content = text.lines().nth(line - 1).unwrap_or_default();
         // serde_json counts bytes.
-        let column = content
-            .char_indices()
-            .filter(|(byte, _)| byte + 1 < error.column())
-            .count()
-            + 1;
+        let column = content.char_indices().filter(|(byte, _)| byte + 1 < error.column()).count() + 1;
         let full = error.to_string();
         let message = full.split(" at line ").next().unwrap_or(&full);
-        return Err(vec![Fault {
-            at: Some(At {
-                source,
-                line,
-                column,
-                len: 1,
-            }),
+        return Err(Fault {
+            at: Some(At { source, line, column, len: 1 }),
             message: format!("not valid JSON: {message}"),
             help: Some("JSON wants double quotes, no comments and no comma after the last item"),
-        }]);
+        });
     }
     let (joined, moved) = join_surrogates(text);
-    let restore = |at: &mut At| {
-        let before = moved
-            .iter()
-            .filter(|(line, column)| *line == at.line && *column < at.column);
-        at.column += 2 * before.count();
-    };
-    match tree::parse(&joined, source) {
-        Ok(root) => Ok(root.map(|mut node| {
-            walk(&mut node, &restore);
-            node
-        })),
-        Err(mut faults) => {
-            faults
-                .iter_mut()
-                .filter_map(|fault| fault.at.as_mut())
-                .for_each(restore);
-            Err(faults)
-        }
+    // In the order of the file.
+    let before = |place: (usize, usize)| moved.partition_point(|pair| *pair < place);
+    let restore = |at: &mut At| at.column += 2 * (before((at.line, at.column)) - before((at.line, 0)));
+    let mut parsed = tree::parse(&joined, source).map_err(|mut fault| {
+        fault.at.iter_mut().for_each(restore);
+        fault
+    })?;
+    parsed.twice.iter_mut().filter_map(|fault| fault.at.as_mut()).for_each(restore);
+    if let Some(root) = &mut parsed.root {
+        walk(root, &restore);
     }
+    Ok(parsed)
 }
 
 fn walk(node: &mut Node, restore: &impl Fn(&mut At)) {
@@ -84,9 +68,7 @@ fn join_surrogates(text: &str) -> (Cow<'_, str>, Vec<(usize, usize)>) {
     let (mut out, mut moved) = (String::with_capacity(text.len()), Vec::new());
     let (mut line, mut column, mut at) = (1, 1, 0);
     while let Some(c) = text[at..].chars().next() {
-        let pair = half(at)
-            .filter(|h| (0xd800..0xdc00).contains(h))
-            .zip(half(at + 6));
+        let pair = half(at).filter(|h| (0xd800..0xdc00).contains(h)).zip(half(at + 6));
         if let Some((high, low)) = pair.filter(|(_, low)| (0xdc00..0xe000).contains(low)) {
             let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
             out.push_str(&format!("\\U{code:08x}"));
@@ -95,17 +77,9 @@ fn join_surrogates(text: &str) -> (Cow<'_, str>, Vec<(usize, usize)>) {
             continue;
         }
         // An escape is copied whole, or the second half of `\\` would be taken for a beginning.
-        let step = if c == '\\' {
-            1 + text[at + 1..].chars().next().map_or(0, char::len_utf8)
-        } else {
-            c.len_utf8()
-        };
+        let step = if c == '\\' { 1 + text[at + 1..].chars().next().map_or(0, char::len_utf8) } else { c.len_utf8() };
         out.push_str(&text[at..at + step]);
-        (line, column) = if c == '\n' {
-            (line + 1, 1)
-        } else {
-            (line, column + text[at..at + step].chars().count())
-        };
+        (line, column) = if c == '\n' { (line + 1, 1) } else { (line, column + text[at..at + step].chars().count()) };
         at += step;
     }
     (Cow::Owned(out), moved)
@@ -121,47 +95,26 @@ mod tests {
         // The second is an escaped backslash before a plain `ud83d`, then a lone low half: not JSON.
         assert!(parse(text, 0).is_err());
         let text = "{\"s\": \"\\ud83d\\ude00 \\\\ud83d\", \"t\": 1}";
-        let root = parse(text, 0).unwrap().unwrap();
-        let Data::Map(pairs) = root.data else {
-            panic!()
-        };
-        assert_eq!(
-            pairs[0].1.data,
-            Data::Scalar {
-                text: "😀 \\ud83d".into(),
-                quoted: true
-            }
-        );
+        let root = parse(text, 0).unwrap().sound().unwrap();
+        let Data::Map(pairs) = root.data else { panic!() };
+        assert_eq!(pairs[0].1.data, Data::Scalar { text: "😀 \\ud83d".into(), quoted: true });
         assert_eq!(pairs[1].1.at.column, text.find('1').unwrap() + 1);
     }
 
     #[test]
     fn tabs_and_escapes_are_fine_and_duplicates_are_not() {
-        let root = parse("{\n\t\"a\":1,\n\t\"b\": \"x\\u00e9\\/\\t\"\n}\n", 0)
-            .unwrap()
-            .unwrap();
-        let Data::Map(pairs) = root.data else {
-            panic!()
-        };
-        assert_eq!(
-            pairs[1].1.data,
-            Data::Scalar {
-                text: "xé/\t".into(),
-                quoted: true
-            }
-        );
+        let root = parse("{\n\t\"a\":1,\n\t\"b\": \"x\\u00e9\\/\\t\"\n}\n", 0).unwrap().sound().unwrap();
+        let Data::Map(pairs) = root.data else { panic!() };
+        assert_eq!(pairs[1].1.data, Data::Scalar { text: "xé/\t".into(), quoted: true });
         assert_eq!((pairs[0].1.at.line, pairs[0].1.at.column), (2, 6));
-        let faults = parse("{\"a\": 1,\n \"a\": 2}", 0).unwrap_err();
+        let faults = parse("{\"a\": 1,\n \"a\": 2}", 0).unwrap().twice;
         assert_eq!(faults[0].message, "`a` is written twice: first on line 1");
     }
 
     #[test]
     fn json_errors_have_a_place() {
-        let faults = parse("{\n  \"é\": 1,\n  \"é\": ,\n}", 0).unwrap_err();
-        let at = faults[0].at.unwrap();
-        assert_eq!(
-            (faults[0].message.as_str(), at.line, at.column),
-            ("not valid JSON: expected value", 3, 8)
-        );
+        let fault = parse("{\n  \"é\": 1,\n  \"é\": ,\n}", 0).unwrap_err();
+        let at = fault.at.unwrap();
+        assert_eq!((fault.message.as_str(), at.line, at.column), ("not valid JSON: expected value", 3, 8));
     }
 }

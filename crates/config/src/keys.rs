@@ -134,10 +134,7 @@ pub fn nearest(name: &str) -> Option<&'static str> {
 }
 
 /// The candidate with the fewest edits, if these are at most a third of the name.
-pub(crate) fn nearest_of(
-    name: &str,
-    candidates: impl Iterator<Item = &'static str>,
-) -> Option<&'static str> {
+pub(crate) fn nearest_of(name: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let length = name.chars().count();
     // A long text is no misspelt name, and distances cost its length.
     if length > 64 {
@@ -149,6 +146,25 @@ pub(crate) fn nearest_of(
         .min()
         .filter(|(edits, _)| *edits <= length.div_ceil(3))
         .map(|(_, candidate)| candidate)
+}
+
+impl Key {
+    /// A value that may be written: the default, or something of the type.
+    pub(crate) fn example(&self) -> String {
+        if self.default != "null" {
+            return self.default.to_owned();
+        }
+        match self.kind {
+            Kind::Bool | Kind::BoolOrAuto => "true".to_owned(),
+            Kind::Int(min) => min.max(1).to_string(),
+            Kind::Float(_) => "0.1".to_owned(),
+            Kind::Text | Kind::Path | Kind::Any => "name".to_owned(),
+            Kind::List => "a,b".to_owned(),
+            Kind::Floats => "0.5,0.5".to_owned(),
+            Kind::Choice(choices) => choices.here.first().copied().unwrap_or_default().to_owned(),
+            Kind::Map => "{num_cycles: 1}".to_owned(),
+        }
+    }
 }
 
 impl Kind {
@@ -175,55 +191,20 @@ impl Kind {
     }
 }
 
-const fn works(
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    meaning: &'static str,
-) -> Key {
-    Key {
-        name,
-        kind,
-        default,
-        state: State::Works(meaning),
-    }
+const fn works(name: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Key {
+    Key { name, kind, default, state: State::Works(meaning) }
 }
 
-const fn no_effect(
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    why: &'static str,
-) -> Key {
-    Key {
-        name,
-        kind,
-        default,
-        state: State::NoEffect(why),
-    }
+const fn no_effect(name: &'static str, kind: Kind, default: &'static str, why: &'static str) -> Key {
+    Key { name, kind, default, state: State::NoEffect(why) }
 }
 
-const fn unsupported(
-    name: &'static str,
-    kind: Kind,
-    default: &'static str,
-    instead: &'static str,
-) -> Key {
-    Key {
-        name,
-        kind,
-        default,
-        state: State::Unsupported(instead),
-    }
+const fn unsupported(name: &'static str, kind: Kind, default: &'static str, instead: &'static str) -> Key {
+    Key { name, kind, default, state: State::Unsupported(instead) }
 }
 
 const fn alias(name: &'static str, of: &'static str) -> Key {
-    Key {
-        name,
-        kind: Kind::Any,
-        default: "null",
-        state: State::Alias(of),
-    }
+    Key { name, kind: Kind::Any, default: "null", state: State::Alias(of) }
 }
 
 #[cfg(test)]
@@ -238,30 +219,16 @@ mod tests {
         for key in all() {
             assert!(seen.insert(key.name), "{} stands twice", key.name);
             if let State::Alias(of) = key.state {
-                assert!(
-                    !matches!(find(of).map(|k| k.state), None | Some(State::Alias(_))),
-                    "{}",
-                    key.name
-                );
+                assert!(!matches!(find(of).map(|k| k.state), None | Some(State::Alias(_))), "{}", key.name);
             }
         }
     }
 
     #[test]
     fn defaults_have_their_own_type() {
-        let at = At {
-            source: 0,
-            line: 1,
-            column: 1,
-            len: 1,
-        };
+        let at = At { source: 0, line: 1, column: 1, len: 1 };
         for key in all().filter(|key| key.default != "null") {
-            assert!(
-                coerce(key.kind, &Node::plain(key.default, at)).is_ok(),
-                "{}: {}",
-                key.name,
-                key.default
-            );
+            assert!(coerce(key.kind, &Node::plain(key.default, at)).is_ok(), "{}: {}", key.name, key.default);
         }
     }
 
@@ -269,16 +236,10 @@ mod tests {
     fn texts_are_sentences_without_a_full_stop() {
         for key in all() {
             let text = match key.state {
-                State::Works(t) | State::NoEffect(t) | State::Unsupported(t) | State::Old(t, _) => {
-                    t
-                }
+                State::Works(t) | State::NoEffect(t) | State::Unsupported(t) | State::Old(t, _) => t,
                 State::Alias(_) => continue,
             };
-            assert!(
-                !text.is_empty() && !text.ends_with('.') && !text.contains('|'),
-                "{}",
-                key.name
-            );
+            assert!(!text.is_empty() && !text.ends_with('.') && !text.contains('|'), "{}", key.name);
         }
     }
 
@@ -286,10 +247,7 @@ mod tests {
     fn the_list_of_keys_is_frozen() {
         let names: Vec<_> = all().map(|key| key.name).collect();
         let frozen: Vec<_> = include_str!("../tests/keys.txt").lines().collect();
-        assert_eq!(
-            names, frozen,
-            "a new key edits tests/keys.txt, the reference and CHANGELOG.md too"
-        );
+        assert_eq!(names, frozen, "a new key edits tests/keys.txt, the reference and CHANGELOG.md too");
     }
 
     #[test]

@@ -35,21 +35,11 @@ impl Launch {
     ///
     /// # Errors
     /// Values that aren't numbers, ranks outside their world, and more than one process.
-    pub fn from_env(
-        get: impl Fn(&str) -> Option<String>,
-    ) -> Result<(Self, Vec<Diagnostic>), Diagnostics> {
-        let mut reader = Reader {
-            get,
-            errors: Vec::new(),
-            notes: Vec::new(),
-        };
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<(Self, Vec<Diagnostic>), Diagnostics> {
+        let mut reader = Reader { get, errors: Vec::new(), notes: Vec::new() };
         let launch = reader.launch();
         reader.check(&launch);
-        if reader.errors.is_empty() {
-            Ok((launch, reader.notes))
-        } else {
-            Err(Diagnostics(reader.errors))
-        }
+        if reader.errors.is_empty() { Ok((launch, reader.notes)) } else { Err(Diagnostics(reader.errors)) }
     }
 
     /// All processes of the run.
@@ -61,32 +51,17 @@ impl Launch {
 
 impl<F: Fn(&str) -> Option<String>> Reader<F> {
     fn launch(&mut self) -> Launch {
-        let master_port = self
-            .number(env::MASTER_PORT)
-            .map(|port| u16::try_from(port).ok().filter(|p| *p > 0));
+        let master_port = self.number(env::MASTER_PORT).map(|port| u16::try_from(port).ok().filter(|p| *p > 0));
         if master_port == Some(None) {
-            self.error(
-                env::MASTER_PORT,
-                "is no port",
-                "write a number from 1 to 65535",
-            );
+            self.error(env::MASTER_PORT, "is no port", "write a number from 1 to 65535");
         }
-        let master = self
-            .text(env::MASTER_ADDR)
-            .map(|address| (address, master_port.flatten()));
+        let master = self.text(env::MASTER_ADDR).map(|address| (address, master_port.flatten()));
         let rank = self.number(env::RANK);
         if let Some(world) = self.number(env::WORLD_SIZE) {
             // A launcher has started this process and numbered it.
             let local = self.number(env::LOCAL_RANK);
             let (rank, local_rank) = (rank.unwrap_or(0), local.or(rank).unwrap_or(0));
-            return Launch {
-                nodes: 1,
-                node: 0,
-                processes_per_node: world,
-                rank,
-                local_rank,
-                master,
-            };
+            return Launch { nodes: 1, node: 0, processes_per_node: world, rank, local_rank, master };
         }
         let node_rank = self.number(env::NODE_RANK);
         if let (Some(rank), None) = (rank, node_rank) {
@@ -99,59 +74,42 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
         let node = node_rank.or(rank).unwrap_or(0);
         let nodes = self.number(env::NNODES).unwrap_or(1);
         let processes_per_node = self.number(env::NPROC_PER_NODE).unwrap_or(1);
-        Launch {
-            nodes,
-            node,
-            processes_per_node,
-            rank: node.saturating_mul(processes_per_node),
-            local_rank: 0,
-            master,
-        }
+        Launch { nodes, node, processes_per_node, rank: node.saturating_mul(processes_per_node), local_rank: 0, master }
     }
 
     fn check(&mut self, launch: &Launch) {
         if self.text(env::WORLD_SIZE).is_some() {
             self.at_least_one(env::WORLD_SIZE, launch.processes_per_node);
             if launch.rank >= launch.processes_per_node.max(1) {
-                let message = format!(
-                    "is {}, but there are {} processes",
-                    launch.rank, launch.processes_per_node
-                );
+                let message = format!("is {}, but there are {} processes", launch.rank, launch.processes_per_node);
                 self.error(env::RANK, &message, "ranks count from 0");
             }
         } else {
             self.at_least_one(env::NNODES, launch.nodes);
             self.at_least_one(env::NPROC_PER_NODE, launch.processes_per_node);
             if launch.node >= launch.nodes.max(1) {
-                let message = format!(
-                    "is {}, but there are {} machines",
-                    launch.node, launch.nodes
-                );
-                self.error(
-                    env::NODE_RANK,
-                    &message,
-                    "machines count from 0; NNODES is their number",
-                );
+                let message = format!("is {}, but there are {} machines", launch.node, launch.nodes);
+                self.error(env::NODE_RANK, &message, "machines count from 0; NNODES is their number");
             }
         }
         if launch.world() > 1 {
             let asked = [env::WORLD_SIZE, env::NNODES, env::NPROC_PER_NODE];
-            let name = asked
-                .into_iter()
-                .find(|name| self.number(name).is_some_and(|n| n > 1))
-                .unwrap_or(env::NNODES);
+            let name = asked.into_iter().find(|name| self.number(name).is_some_and(|n| n > 1)).unwrap_or(env::NNODES);
             self.error(
                 name,
                 &format!("asks for {} processes, and this build trains in one", launch.world()),
                 "unset it, and multiply `gradient_accumulation_steps` by that number: the same steps in one process",
             );
         }
-        let devices = self.text(env::CUDA_VISIBLE_DEVICES).map_or(0, |list| {
-            list.split(',').filter(|d| !d.trim().is_empty()).count()
-        });
-        let forced = self
-            .text(env::FORCE_TORCHRUN)
-            .is_some_and(|value| env::is_on(&value));
+        let devices = self
+            .text(env::CUDA_VISIBLE_DEVICES)
+            .map_or(0, |list| list.split(',').filter(|d| !d.trim().is_empty()).count());
+        let force = self.text(env::FORCE_TORCHRUN).map(|value| value.to_ascii_lowercase());
+        if let Some(value @ ("yes" | "on")) = force.as_deref() {
+            let message = format!("is on; LLaMA-Factory takes '{value}' for off");
+            self.note(env::FORCE_TORCHRUN, &message, "write 1");
+        }
+        let forced = force.is_some_and(|value| env::is_on(&value));
         if forced && devices > 1 {
             self.note(
                 env::CUDA_VISIBLE_DEVICES,
@@ -168,9 +126,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
     }
 
     fn text(&self, name: &str) -> Option<String> {
-        (self.get)(name)
-            .map(|value| value.trim().to_owned())
-            .filter(|value| !value.is_empty())
+        (self.get)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
 
     fn number(&mut self, name: &'static str) -> Option<usize> {
@@ -189,8 +145,7 @@ impl<F: Fn(&str) -> Option<String>> Reader<F> {
     }
 
     fn error(&mut self, name: &str, message: &str, help: &str) {
-        self.errors
-            .push(about(Severity::Error, name, message, help));
+        self.errors.push(about(Severity::Error, name, message, help));
     }
 
     fn note(&mut self, name: &str, message: &str, help: &str) {
@@ -213,64 +168,37 @@ mod tests {
     use super::*;
 
     fn launch(pairs: &[(&str, &str)]) -> Result<(Launch, Vec<String>), Vec<String>> {
-        let get = |name: &str| {
-            pairs
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, v)| (*v).to_owned())
-        };
-        let messages =
-            |list: Vec<Diagnostic>| list.into_iter().map(|d| d.message).collect::<Vec<_>>();
-        Launch::from_env(get)
-            .map(|(launch, notes)| (launch, messages(notes)))
-            .map_err(|e| messages(e.0))
+        let get = |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        let messages = |list: Vec<Diagnostic>| list.into_iter().map(|d| d.message).collect::<Vec<_>>();
+        Launch::from_env(get).map(|(launch, notes)| (launch, messages(notes))).map_err(|e| messages(e.0))
     }
 
     #[test]
     fn one_process_by_default_and_by_any_spelling() {
-        let alone = Launch {
-            nodes: 1,
-            node: 0,
-            processes_per_node: 1,
-            rank: 0,
-            local_rank: 0,
-            master: None,
-        };
+        let alone = Launch { nodes: 1, node: 0, processes_per_node: 1, rank: 0, local_rank: 0, master: None };
         assert_eq!(launch(&[]), Ok((alone.clone(), vec![])));
         assert_eq!(
             launch(&[("FORCE_TORCHRUN", "1"), ("NNODES", "1"), ("NODE_RANK", "0")]),
             Ok((alone.clone(), vec![]))
         );
+        assert_eq!(launch(&[("CUDA_VISIBLE_DEVICES", "0,1")]), Ok((alone.clone(), vec![])));
         assert_eq!(
-            launch(&[("CUDA_VISIBLE_DEVICES", "0,1")]),
-            Ok((alone.clone(), vec![]))
-        );
-        assert_eq!(
-            launch(&[
-                ("WORLD_SIZE", "1"),
-                ("RANK", "0"),
-                ("LOCAL_RANK", "0"),
-                ("NNODES", "")
-            ]),
+            launch(&[("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"), ("NNODES", "")]),
             Ok((alone, vec![]))
         );
-        let (with_master, _) =
-            launch(&[("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500")]).unwrap();
-        assert_eq!(
-            with_master.master,
-            Some(("10.0.0.1".to_owned(), Some(29500)))
-        );
+        let (with_master, _) = launch(&[("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500")]).unwrap();
+        assert_eq!(with_master.master, Some(("10.0.0.1".to_owned(), Some(29500))));
     }
 
     #[test]
     fn notes_say_what_is_read_otherwise() {
         let (_, notes) = launch(&[("RANK", "0")]).unwrap();
         assert_eq!(notes, ["RANK is taken for NODE_RANK=0"]);
-        let (_, notes) =
-            launch(&[("FORCE_TORCHRUN", "yes"), ("CUDA_VISIBLE_DEVICES", "0,1")]).unwrap();
+        let (_, notes) = launch(&[("FORCE_TORCHRUN", "yes"), ("CUDA_VISIBLE_DEVICES", "0,1")]).unwrap();
         assert_eq!(
             notes,
             [
+                "FORCE_TORCHRUN is on; LLaMA-Factory takes 'yes' for off",
                 "CUDA_VISIBLE_DEVICES names 2 devices; this build trains on the processor, in one process"
             ]
         );
@@ -280,34 +208,16 @@ mod tests {
     fn several_processes_and_nonsense_are_errors() {
         type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
         let cases: &[Case<'_>] = &[
-            (
-                &[("NNODES", "2"), ("NODE_RANK", "1")],
-                &["NNODES asks for 2 processes, and this build trains in one"],
-            ),
-            (
-                &[("NPROC_PER_NODE", "8")],
-                &["NPROC_PER_NODE asks for 8 processes, and this build trains in one"],
-            ),
-            (
-                &[("WORLD_SIZE", "4"), ("RANK", "3")],
-                &["WORLD_SIZE asks for 4 processes, and this build trains in one"],
-            ),
-            (
-                &[("NNODES", "1:3")],
-                &["NNODES is '1:3', not a whole number"],
-            ),
+            (&[("NNODES", "2"), ("NODE_RANK", "1")], &["NNODES asks for 2 processes, and this build trains in one"]),
+            (&[("NPROC_PER_NODE", "8")], &["NPROC_PER_NODE asks for 8 processes, and this build trains in one"]),
+            (&[("WORLD_SIZE", "4"), ("RANK", "3")], &["WORLD_SIZE asks for 4 processes, and this build trains in one"]),
+            (&[("NNODES", "1:3")], &["NNODES is '1:3', not a whole number"]),
             (&[("NPROC_PER_NODE", "0")], &["NPROC_PER_NODE is 0"]),
-            (
-                &[("RANK", "1")],
-                &["NODE_RANK is 1, but there are 1 machines"],
-            ),
+            (&[("RANK", "1")], &["NODE_RANK is 1, but there are 1 machines"]),
             (&[("MASTER_PORT", "70000")], &["MASTER_PORT is no port"]),
             (
                 &[("NNODES", "x"), ("NODE_RANK", "-1")],
-                &[
-                    "NODE_RANK is '-1', not a whole number",
-                    "NNODES is 'x', not a whole number",
-                ],
+                &["NODE_RANK is '-1', not a whole number", "NNODES is 'x', not a whole number"],
             ),
         ];
         for (pairs, expected) in cases {

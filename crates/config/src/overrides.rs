@@ -6,7 +6,7 @@
 
 use crate::faults::Fault;
 use crate::keys::{self, Kind};
-use crate::tree::{self, At, Data, Key, Node, clip};
+use crate::tree::{self, At, Data, Key, Node, Parsed, clip};
 use crate::value::boolean;
 
 /// One key's new value.
@@ -25,23 +25,14 @@ pub(crate) fn as_line(args: &[String]) -> String {
 /// Reads arguments; places are columns of [`as_line`].
 pub(crate) fn parse(args: &[String], source: usize) -> Result<Vec<Override>, Vec<Fault>> {
     let (mut overrides, mut faults) = (Vec::new(), Vec::new());
-    let mut words = Words {
-        args,
-        source,
-        next: 0,
-        column: 1,
-    };
+    let mut words = Words { args, source, next: 0, column: 1 };
     while let Some(found) = words.take_override() {
         match found {
             Ok(one) => overrides.push(one),
             Err(fault) => faults.push(fault),
         }
     }
-    if faults.is_empty() {
-        Ok(overrides)
-    } else {
-        Err(faults)
-    }
+    if faults.is_empty() { Ok(overrides) } else { Err(faults) }
 }
 
 struct Words<'a> {
@@ -59,12 +50,7 @@ impl<'a> Words<'a> {
     fn take(&mut self) -> Option<(&'a str, At)> {
         let word = self.peek()?;
         let len = word.chars().count();
-        let at = At {
-            source: self.source,
-            line: 1,
-            column: self.column,
-            len: len.max(1),
-        };
+        let at = At { source: self.source, line: 1, column: self.column, len: len.max(1) };
         self.next += 1;
         self.column += len + 1;
         Some((word, at))
@@ -76,28 +62,20 @@ impl<'a> Words<'a> {
         if let Some((name, value)) = bare.unwrap_or(word).split_once('=') {
             let before = (word.len() - value.len()).min(word.len());
             let start = at.column + word[..before].chars().count();
-            let value_at = At {
-                column: start,
-                len: value.chars().count().max(1),
-                ..at
-            };
+            let value_at = At { column: start, len: value.chars().count().max(1), ..at };
             return Some(build(name, at, read(kind_of(name), value, value_at)));
         }
         let Some(name) = bare.filter(|name| !name.is_empty()) else {
             return Some(Err(Fault {
                 at: Some(at),
                 message: format!("unexpected argument '{}'", clip(word)),
-                help: Some(
-                    "write `key=value` or `--key value`; put quotes around a value with spaces",
-                ),
+                help: Some("write `key=value` or `--key value`; put quotes around a value with spaces"),
             }));
         };
         let kind = kind_of(name);
         // `--no_x` is `--x false`, as argparse has it for flags.
         let plain_name = name.replace('-', "_");
-        let negated = plain_name
-            .strip_prefix("no_")
-            .filter(|rest| kind.is_none() && kind_of(rest) == Some(Kind::Bool));
+        let negated = plain_name.strip_prefix("no_").filter(|rest| kind.is_none() && kind_of(rest) == Some(Kind::Bool));
         if let Some(rest) = negated {
             return Some(build(rest, at, Ok(Node::plain("false", at))));
         }
@@ -129,25 +107,13 @@ fn build(name: &str, at: At, value: Result<Node, Fault>) -> Result<Override, Fau
     let path: Vec<String> = parts.collect();
     if key.is_empty() || path.iter().any(String::is_empty) {
         let message = format!("no key before the `=` in '{}'", clip(name));
-        return Err(Fault {
-            at: Some(at),
-            message,
-            help: Some("write `key=value`"),
-        });
+        return Err(Fault { at: Some(at), message, help: Some("write `key=value`") });
     }
     if path.len() > 8 {
         let message = format!("'{}' reaches too deep", clip(name));
-        return Err(Fault {
-            at: Some(at),
-            message,
-            help: Some("recipes nest two levels at most"),
-        });
+        return Err(Fault { at: Some(at), message, help: Some("recipes nest two levels at most") });
     }
-    Ok(Override {
-        key: Key::new(key, at),
-        path,
-        value,
-    })
+    Ok(Override { key: Key::new(key, at), path, value })
 }
 
 /// The type of a key, or of the key that it is an old spelling of.
@@ -158,34 +124,25 @@ fn kind_of(name: &str) -> Option<Kind> {
 /// A value as typed; YAML only where it is plainly meant.
 fn read(kind: Option<Kind>, text: &str, at: At) -> Result<Node, Fault> {
     let trimmed = text.trim();
-    let quoted = ['"', '\'']
-        .iter()
-        .any(|q| trimmed.len() > 1 && trimmed.starts_with(*q) && trimmed.ends_with(*q));
+    let quoted = ['"', '\''].iter().any(|q| trimmed.len() > 1 && trimmed.starts_with(*q) && trimmed.ends_with(*q));
     if quoted {
         // `"a" and "b"` is quoted at both ends and still plain text.
-        return Ok(match tree::parse(trimmed, at.source) {
-            Ok(Some(Node {
-                data: data @ Data::Scalar { .. },
-                ..
-            })) => Node { at, data },
+        let scalar = tree::parse(trimmed, at.source).ok().and_then(Parsed::sound);
+        return Ok(match scalar {
+            Some(Node { data: data @ Data::Scalar { .. }, .. }) => Node { at, data },
             _ => Node::plain(text, at),
         });
     }
     if matches!(kind, Some(Kind::Text | Kind::Path)) || !trimmed.starts_with(['[', '{']) {
         return Ok(Node::plain(text, at));
     }
-    match tree::parse(trimmed, at.source) {
-        Ok(Some(mut node)) => {
-            place(&mut node, at);
-            Ok(node)
-        }
-        Ok(None) => Ok(Node::plain("", at)),
-        Err(_) => Err(Fault {
-            at: Some(at),
-            message: format!("'{}' is not valid YAML", clip(text)),
-            help: Some("write `[a, b]` or `{name: value}`"),
-        }),
-    }
+    let mut node = tree::parse(trimmed, at.source).ok().and_then(Parsed::sound).ok_or_else(|| Fault {
+        at: Some(at),
+        message: format!("'{}' is not valid YAML", clip(text)),
+        help: Some("write `[a, b]` or `{name: value}`"),
+    })?;
+    place(&mut node, at);
+    Ok(node)
 }
 
 /// Everything inside the argument stands where the argument stands.

@@ -14,11 +14,14 @@ use crate::{json, overrides};
 const MAX_BYTES: usize = 4 << 20;
 
 /// What the user wrote, with the place of each key and value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Recipe {
     sources: Vec<Source>,
     pub(crate) entries: Vec<Entry>,
+    /// Keys that a file holds twice; reported with everything else that is wrong.
+    pub(crate) twice: Vec<Fault>,
     pub(crate) home: Option<PathBuf>,
+    pub(crate) allows_unknown: bool,
 }
 
 /// A file or a command line.
@@ -41,38 +44,21 @@ impl Recipe {
     /// Reads a file's contents: JSON if the name ends in `.json`, YAML otherwise.
     ///
     /// # Errors
-    /// Everything that makes the text unreadable: invalid UTF-8, syntax, duplicate keys.
+    /// What makes the text unreadable: invalid UTF-8, or the first mistake of syntax.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, Diagnostics> {
-        let mut recipe = Self {
-            sources: Vec::new(),
-            entries: Vec::new(),
-            home: None,
-        };
+        let mut recipe = Self::default();
         let text = decode(name, bytes)?;
-        let is_json = Path::new(name)
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("json"));
+        let is_json = Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
         recipe.push_source(name, text);
-        let parsed = if is_json {
-            json::parse(text, 0)
-        } else {
-            tree::parse(text, 0)
-        };
-        let root = parsed.map_err(|faults| recipe.report(faults))?;
-        recipe.entries = match root {
-            Some(Node {
-                data: Data::Map(pairs),
-                ..
-            }) => pairs
-                .into_iter()
-                .map(|(key, value)| Entry { key, value })
-                .collect(),
+        let parsed = if is_json { json::parse(text, 0) } else { tree::parse(text, 0) };
+        let parsed = parsed.map_err(|fault| recipe.report(vec![fault]))?;
+        recipe.twice = parsed.twice;
+        recipe.entries = match parsed.root {
+            Some(Node { data: Data::Map(pairs), .. }) => {
+                pairs.into_iter().map(|(key, value)| Entry { key, value }).collect()
+            }
             Some(node) if !node.is_null() => {
-                let what = if matches!(node.data, Data::List(_)) {
-                    "a list"
-                } else {
-                    "a single value"
-                };
+                let what = if matches!(node.data, Data::List(_)) { "a list" } else { "a single value" };
                 let fault = Fault {
                     at: Some(node.at),
                     message: format!("a recipe is keys and values, but this file is {what}"),
@@ -84,9 +70,7 @@ impl Recipe {
                 let fault = Fault {
                     at: None,
                     message: "the recipe is empty".to_owned(),
-                    help: Some(
-                        "write at least `model_name_or_path`, `stage`, `dataset` and `output_dir`",
-                    ),
+                    help: Some("write at least `model_name_or_path`, `stage`, `dataset` and `output_dir`"),
                 };
                 return Err(recipe.report(vec![fault]));
             }
@@ -100,11 +84,7 @@ impl Recipe {
     /// # Errors
     /// Arguments that are none of these.
     pub fn from_args(args: &[String]) -> Result<Self, Diagnostics> {
-        let mut recipe = Self {
-            sources: Vec::new(),
-            entries: Vec::new(),
-            home: None,
-        };
+        let mut recipe = Self::default();
         recipe.apply(args)?;
         Ok(recipe)
     }
@@ -137,6 +117,13 @@ impl Recipe {
         self
     }
 
+    /// Whether unknown keys are left out with a note (`ALLOW_EXTRA_ARGS=1`) instead of being errors.
+    #[must_use]
+    pub fn with_unknown_keys(mut self, allowed: bool) -> Self {
+        self.allows_unknown = allowed;
+        self
+    }
+
     /// The keys as written, in order, each once.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|entry| entry.key.text.as_str())
@@ -145,32 +132,16 @@ impl Recipe {
     /// Name of the file, or `command line`.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.sources
-            .first()
-            .map_or("command line", |source| source.name.as_str())
+        self.sources.first().map_or("command line", |source| source.name.as_str())
     }
 
     /// A message about a place in this recipe, or about the recipe as a whole.
-    pub(crate) fn diagnostic(
-        &self,
-        severity: Severity,
-        at: Option<At>,
-        text: (String, Option<String>),
-    ) -> Diagnostic {
+    pub(crate) fn diagnostic(&self, severity: Severity, at: Option<At>, text: (String, Option<String>)) -> Diagnostic {
         let (message, help) = text;
         let place = at.and_then(|at| Some((at, self.sources.get(at.source)?)));
-        let file = place
-            .map_or_else(|| self.name(), |(_, source)| &source.name)
-            .to_owned();
-        let span =
-            place.map(|(at, source)| Span::new(source.line(at.line), at.line, at.column, at.len));
-        Diagnostic {
-            severity,
-            file,
-            span,
-            message,
-            help,
-        }
+        let file = place.map_or_else(|| self.name(), |(_, source)| &source.name).to_owned();
+        let span = place.map(|(at, source)| Span::new(source.line(at.line), at.line, at.column, at.len));
+        Diagnostic { severity, file, span, message, help }
     }
 
     fn report(&self, faults: Vec<Fault>) -> Diagnostics {
@@ -195,18 +166,11 @@ impl Recipe {
         let overrides::Override { key, path, value } = over;
         let value = path.into_iter().rev().fold(value, |inner, name| {
             let at = inner.at;
-            Node {
-                at,
-                data: Data::Map(vec![(Key::new(name, at), inner)]),
-            }
+            Node { at, data: Data::Map(vec![(Key::new(name, at), inner)]) }
         });
         // At the end, so that entries stand in the order of their sources.
         let mut entry = Entry { key, value };
-        if let Some(index) = self
-            .entries
-            .iter()
-            .position(|below| below.key.text == entry.key.text)
-        {
+        if let Some(index) = self.entries.iter().position(|below| below.key.text == entry.key.text) {
             let mut below = self.entries.remove(index).value;
             lay_over(&mut below, entry.value);
             entry.value = below;
@@ -233,11 +197,7 @@ fn lay_over(below: &mut Node, above: Node) {
 
 impl Source {
     fn line(&self, number: usize) -> &str {
-        let start = self
-            .lines
-            .get(number.saturating_sub(1))
-            .copied()
-            .unwrap_or(self.text.len());
+        let start = self.lines.get(number.saturating_sub(1)).copied().unwrap_or(self.text.len());
         let end = self.lines.get(number).copied().unwrap_or(self.text.len());
         &self.text[start..end]
     }
@@ -247,45 +207,20 @@ impl Source {
 fn decode<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, Diagnostics> {
     let fail = |span, message: String, help: &str| {
         let help = Some(help.to_owned());
-        Diagnostics::from(Diagnostic {
-            severity: Severity::Error,
-            file: name.to_owned(),
-            span,
-            message,
-            help,
-        })
+        Diagnostics::from(Diagnostic { severity: Severity::Error, file: name.to_owned(), span, message, help })
     };
     if bytes.len() > MAX_BYTES {
         let message = format!("{} bytes are too many for a recipe", bytes.len());
-        return Err(fail(
-            None,
-            message,
-            "is this a data file? a recipe is a short YAML or JSON file",
-        ));
+        return Err(fail(None, message, "is this a data file? a recipe is a short YAML or JSON file"));
     }
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(fail(
-            None,
-            "the file is in UTF-16".to_owned(),
-            "save it as UTF-8",
-        ));
+        return Err(fail(None, "the file is in UTF-16".to_owned(), "save it as UTF-8"));
     }
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let good = std::str::from_utf8(&bytes[..e.valid_up_to()]).unwrap_or_default();
-        let (line, last) = (
-            good.matches('\n').count() + 1,
-            good.rsplit('\n').next().unwrap_or_default(),
-        );
-        let shown = String::from_utf8_lossy(&bytes[good.len() - last.len()..])
-            .lines()
-            .next()
-            .map(str::to_owned);
-        let span = Span::new(
-            &shown.unwrap_or_default(),
-            line,
-            last.chars().count() + 1,
-            1,
-        );
+        let (line, last) = (good.matches('\n').count() + 1, good.rsplit('\n').next().unwrap_or_default());
+        let shown = String::from_utf8_lossy(&bytes[good.len() - last.len()..]).lines().next().map(str::to_owned);
+        let span = Span::new(&shown.unwrap_or_default(), line, last.chars().count() + 1, 1);
         let message = format!("invalid UTF-8 at byte {} of the file", e.valid_up_to());
         fail(Some(span), message, "save the file as UTF-8")
     })?;

@@ -30,24 +30,14 @@ pub fn reference_markdown() -> String {
         count(|s| matches!(s, State::Alias(_))),
     );
     for (title, keys) in GROUPS {
-        let _ = writeln!(
-            out,
-            "\n## {title}\n\n| key | values | default | |\n|---|---|---|---|"
-        );
+        let _ = writeln!(out, "\n## {title}\n\n| key | values | default | |\n|---|---|---|---|");
         for key in *keys {
             let _ = writeln!(out, "{}", row(key));
         }
     }
-    let _ = writeln!(
-        out,
-        "\n## Environment variables\n\n| variable | |\n|---|---|"
-    );
+    let _ = writeln!(out, "\n## Environment variables\n\n| variable | |\n|---|---|");
     for (name, meaning) in env::ALL {
-        let _ = writeln!(
-            out,
-            "| `{name}` | {} |",
-            meaning.trim().trim_end_matches('.')
-        );
+        let _ = writeln!(out, "| `{name}` | {} |", meaning.trim().trim_end_matches('.'));
     }
     out
 }
@@ -55,18 +45,10 @@ pub fn reference_markdown() -> String {
 fn row(key: &'static Key) -> String {
     let Key { name, state, .. } = key;
     let target = canonical(key);
-    let default = if target.default == "null" {
-        String::new()
-    } else {
-        format!("`{}`", target.default)
-    };
+    let default = if target.default == "null" { String::new() } else { format!("`{}`", target.default) };
     let elsewhere = match key.kind {
         Kind::Choice(choices) if !choices.elsewhere.is_empty() => {
-            format!(
-                ". Not supported: {}; {}",
-                choices.elsewhere.join(", "),
-                choices.instead
-            )
+            format!(". Not supported: {}; {}", choices.elsewhere.join(", "), choices.instead)
         }
         _ => String::new(),
     };
@@ -77,8 +59,5 @@ fn row(key: &'static Key) -> String {
         State::Unsupported(instead) => format!("**not supported**: {instead}"),
         State::Alias(of) => format!("another name of `{of}`"),
     };
-    format!(
-        "| `{name}` | {} | {default} | {text} |",
-        target.kind.describe()
-    )
+    format!("| `{name}` | {} | {default} | {text} |", target.kind.describe())
 }

@@ -33,12 +33,10 @@ struct Written<'r> {
 impl<'r> Settings<'r> {
     /// Reads every key of a recipe.
     pub(crate) fn new(recipe: &'r Recipe) -> Self {
-        let mut settings = Self {
-            recipe,
-            written: BTreeMap::new(),
-            errors: Vec::new(),
-            notes: Vec::new(),
-        };
+        let mut settings = Self { recipe, written: BTreeMap::new(), errors: Vec::new(), notes: Vec::new() };
+        for fault in &recipe.twice {
+            settings.error_help(fault.at, fault.message.clone(), fault.help.map(str::to_owned));
+        }
         for entry in &recipe.entries {
             if settings.errors.len() >= MAX_ERRORS {
                 let message = format!("more than {MAX_ERRORS} errors; the rest is not shown");
@@ -58,25 +56,23 @@ impl<'r> Settings<'r> {
                 || "see the list of keys in docs/recipe-keys.md".to_owned(),
                 |nearest| format!("did you mean `{nearest}`?"),
             );
-            return self.error_at(Some(at), format!("unknown key `{}`", clip(name)), &help);
+            let message = format!("unknown key `{}`", clip(name));
+            return if !self.recipe.allows_unknown {
+                self.error_at(Some(at), message, &help);
+            } else if self.notes.len() < MAX_ERRORS {
+                self.note_at(Some(at), format!("{message} is left out"), &help);
+            };
         };
         let key = keys::canonical(row);
         if let Some(other) = self.written.get(key.name) {
             // Within one source both spellings contradict each other; a later source wins.
             if other.key_at.source == at.source {
                 let (first, line) = (other.name, other.key_at.line);
-                let message = format!(
-                    "`{}` and `{first}` are the same key: `{first}` stands on line {line}",
-                    row.name
-                );
+                let message = format!("`{}` and `{first}` are the same key: `{first}` stands on line {line}", row.name);
                 return self.error_at(Some(at), message, "remove one of the two");
             }
         }
-        let value = if entry.value.is_null() {
-            None
-        } else {
-            self.typed(key, &entry.value)
-        };
+        let value = if entry.value.is_null() { None } else { self.typed(key, &entry.value) };
         if row.name != key.name && !entry.value.is_null() {
             let message = format!("`{}` is an old spelling of `{}`", row.name, key.name);
             self.note_at(Some(at), message, &format!("write `{}`", key.name));
@@ -84,15 +80,7 @@ impl<'r> Settings<'r> {
         if let Some(value) = &value {
             self.judge(key, value, at);
         }
-        self.written.insert(
-            key.name,
-            Written {
-                value,
-                node: &entry.value,
-                name: row.name,
-                key_at: at,
-            },
-        );
+        self.written.insert(key.name, Written { value, node: &entry.value, name: row.name, key_at: at });
     }
 
     fn typed(&mut self, key: &Key, node: &Node) -> Option<Value> {
@@ -100,7 +88,9 @@ impl<'r> Settings<'r> {
             Ok(value) => Some(value),
             Err(mismatch) => {
                 let message = format!("`{}`: {}", key.name, mismatch.message);
-                self.error_help(Some(node.at), message, mismatch.help);
+                let help =
+                    mismatch.help.unwrap_or_else(|| format!("write, for example, `{}: {}`", key.name, key.example()));
+                self.error_at(Some(node.at), message, &help);
                 None
             }
         }
@@ -112,24 +102,16 @@ impl<'r> Settings<'r> {
             return;
         }
         match key.state {
-            State::NoEffect(why) => {
-                self.note_at(Some(at), format!("`{}` has no effect: {why}", key.name), "")
-            }
+            State::NoEffect(why) => self.note_at(Some(at), format!("`{}` has no effect: {why}", key.name), ""),
             State::Unsupported(instead) => {
                 let off = default_of(key).is_none() && *value == Value::Bool(false);
                 if !off {
-                    self.error_at(
-                        Some(at),
-                        format!("`{}` is not supported", key.name),
-                        instead,
-                    );
+                    self.error_at(Some(at), format!("`{}` is not supported", key.name), instead);
                 }
             }
-            State::Old(_, now) => self.note_at(
-                Some(at),
-                format!("`{}` is an old spelling", key.name),
-                &format!("write {now}"),
-            ),
+            State::Old(_, now) => {
+                self.note_at(Some(at), format!("`{}` is an old spelling", key.name), &format!("write {now}"))
+            }
             State::Works(_) | State::Alias(_) => {}
         }
     }
@@ -139,8 +121,7 @@ impl<'r> Settings<'r> {
         let home = self.recipe.home.clone();
         let mut homeless = Vec::new();
         for (name, written) in &mut self.written {
-            let is_path = keys::find(name).is_some_and(|key| key.kind == Kind::Path)
-                || *name == "adapter_name_or_path";
+            let is_path = keys::find(name).is_some_and(|key| key.kind == Kind::Path) || *name == "adapter_name_or_path";
             let texts: &mut [String] = match &mut written.value {
                 Some(Value::Text(text)) if is_path => std::slice::from_mut(text),
                 Some(Value::List(items)) if is_path => items,
@@ -164,25 +145,28 @@ impl<'r> Settings<'r> {
 
     /// Whether the key is in the recipe with a value that isn't null.
     pub(crate) fn is_set(&self, name: &'static str) -> bool {
-        self.written
-            .get(name)
-            .is_some_and(|written| !written.node.is_null())
+        self.written.get(name).is_some_and(|written| !written.node.is_null())
     }
 
     /// Whether the key is in the recipe as null.
     pub(crate) fn is_null(&self, name: &'static str) -> bool {
-        self.written
-            .get(name)
-            .is_some_and(|written| written.node.is_null())
+        self.written.get(name).is_some_and(|written| written.node.is_null())
+    }
+
+    /// Whether a needed key is missing. One whose value was refused has had its error.
+    pub(crate) fn lacks(&self, name: &'static str) -> bool {
+        let refused = self.is_set(name) && self.written.get(name).is_some_and(|written| written.value.is_none());
+        let empty = match self.value(name) {
+            Some(Value::Text(text)) => text.is_empty(),
+            Some(Value::List(items)) => items.is_empty(),
+            value => value.is_none(),
+        };
+        empty && !refused
     }
 
     fn value(&self, name: &'static str) -> Option<Value> {
-        let key =
-            keys::find(name).expect("resolve asks for keys of the table; a test walks through all");
-        self.written
-            .get(name)
-            .and_then(|written| written.value.clone())
-            .or_else(|| default_of(key))
+        let key = keys::find(name).expect("resolve asks for keys of the table; a test walks through all");
+        self.written.get(name).and_then(|written| written.value.clone()).or_else(|| default_of(key))
     }
 
     pub(crate) fn bool(&self, name: &'static str) -> bool {
@@ -214,8 +198,7 @@ impl<'r> Settings<'r> {
     }
 
     pub(crate) fn opt_count(&self, name: &'static str) -> Option<usize> {
-        self.opt_int(name)
-            .map(|n| usize::try_from(n).unwrap_or(usize::MAX))
+        self.opt_int(name).map(|n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 
     pub(crate) fn opt_float(&self, name: &'static str) -> Option<f64> {
@@ -227,8 +210,7 @@ impl<'r> Settings<'r> {
 
     /// A number whose row has a default.
     pub(crate) fn float(&self, name: &'static str) -> f64 {
-        self.opt_float(name)
-            .expect("the row has a number as default")
+        self.opt_float(name).expect("the row has a number as default")
     }
 
     pub(crate) fn opt_text(&self, name: &'static str) -> Option<String> {
@@ -243,9 +225,7 @@ impl<'r> Settings<'r> {
     }
 
     pub(crate) fn opt_path(&self, name: &'static str) -> Option<PathBuf> {
-        self.opt_text(name)
-            .filter(|text| !text.is_empty())
-            .map(PathBuf::from)
+        self.opt_text(name).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
     pub(crate) fn list(&self, name: &'static str) -> Vec<String> {
@@ -300,15 +280,9 @@ impl<'r> Settings<'r> {
     pub(crate) fn finish(self) -> Result<Vec<Diagnostic>, Diagnostics> {
         let ordered = |mut list: Vec<(Option<At>, Diagnostic)>| {
             list.sort_by_key(|(at, _)| (at.is_none(), *at));
-            list.into_iter()
-                .map(|(_, diagnostic)| diagnostic)
-                .collect::<Vec<_>>()
+            list.into_iter().map(|(_, diagnostic)| diagnostic).collect::<Vec<_>>()
         };
-        if self.errors.is_empty() {
-            Ok(ordered(self.notes))
-        } else {
-            Err(Diagnostics(ordered(self.errors)))
-        }
+        if self.errors.is_empty() { Ok(ordered(self.notes)) } else { Err(Diagnostics(ordered(self.errors))) }
     }
 }
 
@@ -317,12 +291,7 @@ fn default_of(key: &Key) -> Option<Value> {
     if key.default == "null" {
         return None;
     }
-    let nowhere = At {
-        source: 0,
-        line: 1,
-        column: 1,
-        len: 1,
-    };
+    let nowhere = At { source: 0, line: 1, column: 1, len: 1 };
     Some(
         coerce(key.kind, &Node::plain(key.default, nowhere))
             .expect("defaults have their row's type; a test checks all"),

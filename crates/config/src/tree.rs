@@ -4,7 +4,9 @@
 //! gives the key, not by YAML's guesses. The parser is `saphyr-parser`; here its events become nodes,
 //! with duplicate keys, aliases that explode, foreign tags and deep nesting refused.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::mem;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 
@@ -12,6 +14,8 @@ use crate::faults::{self, Fault};
 
 /// Deepest nesting; recipes need three.
 const MAX_DEPTH: usize = 64;
+/// More repeated keys than this are not listed.
+const MAX_TWICE: usize = 50;
 /// Most values after expansion of aliases.
 const MAX_NODES: usize = 100_000;
 
@@ -57,24 +61,18 @@ pub(crate) struct Key {
 
 impl Key {
     pub(crate) fn new(text: String, at: At) -> Self {
-        Self {
-            at,
-            text,
-            quoted: true,
-        }
+        Self { at, text, quoted: true }
+    }
+
+    fn is_merge(&self) -> bool {
+        self.text == "<<" && !self.quoted
     }
 }
 
 impl Node {
     /// A scalar that stands in no file.
     pub(crate) fn plain(text: &str, at: At) -> Self {
-        Self {
-            at,
-            data: Data::Scalar {
-                text: text.to_owned(),
-                quoted: false,
-            },
-        }
+        Self { at, data: Data::Scalar { text: text.to_owned(), quoted: false } }
     }
 
     /// `null`, `~` or nothing, unquoted.
@@ -92,34 +90,37 @@ impl Node {
     }
 }
 
-/// Reads one YAML document. `Ok(None)` means that the text holds no value.
-pub(crate) fn parse(text: &str, source: usize) -> Result<Option<Node>, Vec<Fault>> {
+/// A text that could be read to its end.
+#[derive(Debug, Default)]
+pub(crate) struct Parsed {
+    /// `None` if the text holds no value.
+    pub root: Option<Node>,
+    /// Keys that are written twice; the first one counts.
+    pub twice: Vec<Fault>,
+}
+
+impl Parsed {
+    /// The value, if nothing is wrong with it.
+    pub(crate) fn sound(self) -> Option<Node> {
+        self.root.filter(|_| self.twice.is_empty())
+    }
+}
+
+/// Reads one YAML document.
+pub(crate) fn parse(text: &str, source: usize) -> Result<Parsed, Fault> {
     let mut composer = Composer::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
-        let (event, span) = event.map_err(|e| vec![faults::of_scanner(&e, text, source)])?;
-        let same_line = span.end.line() == span.start.line();
-        let len = if same_line {
-            span.end.col().saturating_sub(span.start.col())
-        } else {
-            1
-        };
-        let at = At {
-            source,
-            line: span.start.line(),
-            column: span.start.col() + 1,
-            len: len.max(1),
-        };
+        let (event, span) = event.map_err(|e| faults::of_scanner(&e, text, source))?;
+        let (start, end) = (span.start, span.end);
+        let len = if end.line() == start.line() { end.col().saturating_sub(start.col()) } else { 1 };
+        let at = At { source, line: start.line(), column: start.col() + 1, len: len.max(1) };
         if matches!(event, Event::StreamEnd) {
             break;
         }
-        composer.event(event, at).map_err(|fault| vec![fault])?;
+        composer.event(event, at)?;
     }
-    if composer.faults.is_empty() {
-        Ok(composer.root)
-    } else {
-        Err(composer.faults)
-    }
+    Ok(composer.parsed)
 }
 
 /// A list or mapping that is still open.
@@ -129,73 +130,47 @@ struct Frame {
     data: Data,
     /// Key that waits for its value.
     key: Option<Key>,
+    /// Line of each key so far.
+    seen: HashMap<String, usize>,
 }
 
 #[derive(Default)]
 struct Composer {
-    root: Option<Node>,
+    parsed: Parsed,
     open: Vec<Frame>,
     anchors: HashMap<usize, Node>,
     nodes: usize,
-    /// Faults after which reading goes on (duplicate keys).
-    faults: Vec<Fault>,
 }
 
 impl Composer {
     fn event(&mut self, event: Event<'_>, at: At) -> Result<(), Fault> {
         match event {
-            Event::DocumentStart(_) if self.root.is_some() => Err(Fault::new(
+            Event::DocumentStart(_) if self.parsed.root.is_some() => Err(Fault::new(
                 at,
                 "a second document begins here",
                 "a recipe is one document: remove the `---` line or split the file",
             )),
             Event::Scalar(text, style, anchor, tag) => {
                 let quoted = style != ScalarStyle::Plain || is_string(tag.as_deref(), at)?;
-                let node = Node {
-                    at,
-                    data: Data::Scalar {
-                        text: text.into_owned(),
-                        quoted,
-                    },
-                };
+                let node = Node { at, data: Data::Scalar { text: text.into_owned(), quoted } };
                 self.add(node, anchor)
             }
-            Event::SequenceStart(anchor, tag) => {
-                self.open(at, anchor, Data::List(Vec::new()), tag.as_deref())
-            }
-            Event::MappingStart(anchor, tag) => {
-                self.open(at, anchor, Data::Map(Vec::new()), tag.as_deref())
-            }
+            Event::SequenceStart(anchor, tag) => self.open(at, anchor, Data::List(Vec::new()), tag.as_deref()),
+            Event::MappingStart(anchor, tag) => self.open(at, anchor, Data::Map(Vec::new()), tag.as_deref()),
             Event::SequenceEnd | Event::MappingEnd => {
-                let mut frame = self
-                    .open
-                    .pop()
-                    .expect("the parser closes only what it opened");
+                let mut frame = self.open.pop().expect("the parser closes only what it opened");
                 if let Data::Map(pairs) = &mut frame.data {
                     merge(pairs)?;
                 }
-                self.add(
-                    Node {
-                        at: frame.at,
-                        data: frame.data,
-                    },
-                    frame.anchor,
-                )
+                self.add(Node { at: frame.at, data: frame.data }, frame.anchor)
             }
             Event::Alias(id) => {
                 let Some(node) = self.anchors.get(&id) else {
-                    return Err(Fault::new(
-                        at,
-                        "an alias inside its own anchor",
-                        "write the value out",
-                    ));
+                    return Err(Fault::new(at, "an alias inside its own anchor", "write the value out"));
                 };
                 self.nodes += node.size();
                 self.check_size(at)?;
-                let node = Node {
-                    at,
-                    data: self.anchors[&id].data.clone(),
-                };
+                let node = Node { at, data: self.anchors[&id].data.clone() };
                 self.add(node, 0)
             }
             _ => Ok(()),
@@ -207,40 +182,19 @@ impl Composer {
             return Ok(());
         }
         let message = format!("the recipe holds more than {MAX_NODES} values");
-        Err(Fault::new(
-            at,
-            message,
-            "is this file a recipe? aliases count as often as they are used",
-        ))
+        Err(Fault::new(at, message, "is this file a recipe? aliases count as often as they are used"))
     }
 
     fn open(&mut self, at: At, anchor: usize, data: Data, tag: Option<&Tag>) -> Result<(), Fault> {
         is_string(tag, at)?;
         if self.open.len() >= MAX_DEPTH {
             let message = format!("nested more than {MAX_DEPTH} levels deep");
-            return Err(Fault::new(
-                at,
-                message,
-                "recipes are flat: `key: value` a line",
-            ));
+            return Err(Fault::new(at, message, "recipes are flat: `key: value` a line"));
         }
-        if self
-            .open
-            .last()
-            .is_some_and(|frame| matches!(frame.data, Data::Map(_)) && frame.key.is_none())
-        {
-            return Err(Fault::new(
-                at,
-                "a list or mapping stands where a key is expected",
-                "write `key: value`",
-            ));
+        if self.open.last().is_some_and(|frame| matches!(frame.data, Data::Map(_)) && frame.key.is_none()) {
+            return Err(Fault::new(at, "a list or mapping stands where a key is expected", "write `key: value`"));
         }
-        self.open.push(Frame {
-            at,
-            anchor,
-            data,
-            key: None,
-        });
+        self.open.push(Frame { at, anchor, data, key: None, seen: HashMap::new() });
         Ok(())
     }
 
@@ -252,41 +206,33 @@ impl Composer {
             self.anchors.insert(anchor, node.clone());
         }
         let Some(frame) = self.open.last_mut() else {
-            self.root = Some(node);
+            self.parsed.root = Some(node);
             return Ok(());
         };
         match (&mut frame.data, frame.key.take()) {
             (Data::List(items), _) => items.push(node),
             (Data::Map(pairs), Some(key)) => {
-                let merge = key.text == "<<" && !key.quoted;
-                if let Some((first, _)) = pairs.iter().find(|(k, _)| k.text == key.text && !merge) {
-                    self.faults.push(Fault::new(
-                        key.at,
-                        format!(
-                            "`{}` is written twice: first on line {}",
-                            clip(&key.text),
-                            first.at.line
-                        ),
-                        "remove one of the two",
-                    ));
-                } else {
-                    pairs.push((key, node));
+                let first = match frame.seen.entry(key.text.clone()) {
+                    Entry::Occupied(first) if !key.is_merge() => Some(*first.get()),
+                    Entry::Occupied(_) => None,
+                    Entry::Vacant(slot) => {
+                        slot.insert(key.at.line);
+                        None
+                    }
+                };
+                match first {
+                    None => pairs.push((key, node)),
+                    Some(line) if self.parsed.twice.len() < MAX_TWICE => {
+                        let message = format!("`{}` is written twice: first on line {line}", clip(&key.text));
+                        self.parsed.twice.push(Fault::new(key.at, message, "remove one of the two"));
+                    }
+                    Some(_) => {}
                 }
             }
             (Data::Map(_), None) => match node.data {
-                Data::Scalar { text, quoted } => {
-                    frame.key = Some(Key {
-                        at: node.at,
-                        text,
-                        quoted,
-                    })
-                }
+                Data::Scalar { text, quoted } => frame.key = Some(Key { at: node.at, text, quoted }),
                 _ => {
-                    return Err(Fault::new(
-                        node.at,
-                        "a key must be a name",
-                        "write `key: value`",
-                    ));
+                    return Err(Fault::new(node.at, "a key must be a name", "write `key: value`"));
                 }
             },
             (Data::Scalar { .. }, _) => unreachable!("only lists and mappings are opened"),
@@ -297,13 +243,11 @@ impl Composer {
 
 /// Replaces `<<: *base` by the base's keys, those written out winning.
 fn merge(pairs: &mut Vec<(Key, Node)>) -> Result<(), Fault> {
-    let is_merge = |key: &Key| key.text == "<<" && !key.quoted;
-    if !pairs.iter().any(|(key, _)| is_merge(key)) {
+    if !pairs.iter().any(|(key, _)| key.is_merge()) {
         return Ok(());
     }
-    let (merges, own): (Vec<_>, Vec<_>) = std::mem::take(pairs)
-        .into_iter()
-        .partition(|(key, _)| is_merge(key));
+    let (merges, own): (Vec<_>, Vec<_>) = mem::take(pairs).into_iter().partition(|(key, _)| key.is_merge());
+    let mut seen: HashSet<String> = own.iter().map(|(key, _)| key.text.clone()).collect();
     *pairs = own;
     for (key, node) in merges {
         let bases = match node.data {
@@ -312,17 +256,10 @@ fn merge(pairs: &mut Vec<(Key, Node)>) -> Result<(), Fault> {
         };
         for base in bases {
             let Data::Map(inherited) = base.data else {
-                return Err(Fault::new(
-                    key.at,
-                    "`<<` merges mappings only",
-                    "write `<<: *anchor-of-a-mapping`",
-                ));
+                let help = "write `<<: *anchor-of-a-mapping`";
+                return Err(Fault::new(key.at, "`<<` merges mappings only", help));
             };
-            for (name, value) in inherited {
-                if !pairs.iter().any(|(k, _)| k.text == name.text) {
-                    pairs.push((name, value));
-                }
-            }
+            pairs.extend(inherited.into_iter().filter(|(name, _)| seen.insert(name.text.clone())));
         }
     }
     Ok(())
@@ -335,21 +272,13 @@ fn is_string(tag: Option<&Tag>, at: At) -> Result<bool, Fault> {
     match tag.suffix.as_str() {
         "str" if tag.is_yaml_core_schema() => Ok(true),
         "int" | "float" | "bool" | "null" | "map" | "seq" if tag.is_yaml_core_schema() => Ok(false),
-        _ => Err(Fault::new(
-            at,
-            format!("the tag `{}` is not supported", clip(&tag.to_string())),
-            "remove the tag",
-        )),
+        _ => Err(Fault::new(at, format!("the tag `{}` is not supported", clip(&tag.to_string())), "remove the tag")),
     }
 }
 
 /// At most 60 characters of a name or value, for a message.
 pub(crate) fn clip(text: &str) -> String {
-    let mut short: String = text
-        .chars()
-        .take(60)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let mut short: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.chars().nth(60).is_some() {
         short.push('…');
     }
@@ -361,30 +290,25 @@ mod tests {
     use super::*;
 
     fn fault(text: &str) -> (String, usize, usize) {
-        let faults = parse(text, 0).expect_err("must be refused");
-        let at = faults[0].at.expect("has a place");
-        (faults[0].message.clone(), at.line, at.column)
+        let fault = match parse(text, 0) {
+            Ok(mut parsed) => parsed.twice.remove(0),
+            Err(fault) => fault,
+        };
+        let at = fault.at.expect("has a place");
+        (fault.message, at.line, at.column)
+    }
+
+    fn root(text: &str) -> Node {
+        parse(text, 0).unwrap().sound().unwrap()
     }
 
     #[test]
     fn values_keep_their_places() {
-        let root = parse("a: 1\r\nb:\r\n  - x\r\n  - é y\r\n", 0)
-            .unwrap()
-            .unwrap();
-        let Data::Map(pairs) = root.data else {
-            panic!("{root:?}")
-        };
-        assert_eq!(
-            (pairs[0].1.at.line, pairs[0].1.at.column, pairs[0].1.at.len),
-            (1, 4, 1)
-        );
-        let Data::List(items) = &pairs[1].1.data else {
-            panic!()
-        };
-        assert_eq!(
-            (items[1].at.line, items[1].at.column, items[1].at.len),
-            (4, 5, 3)
-        );
+        let root = root("a: 1\r\nb:\r\n  - x\r\n  - é y\r\n");
+        let Data::Map(pairs) = root.data else { panic!("{root:?}") };
+        assert_eq!((pairs[0].1.at.line, pairs[0].1.at.column, pairs[0].1.at.len), (1, 4, 1));
+        let Data::List(items) = &pairs[1].1.data else { panic!() };
+        assert_eq!((items[1].at.line, items[1].at.column, items[1].at.len), (4, 5, 3));
     }
 
     #[test]
@@ -395,27 +319,12 @@ mod tests {
             ("a: 1\nb 2\nc: 3\n", "expected `key: value`", 2, 1),
             ("a: b: c\n", "a `: ` stands where none can be", 1, 5),
             ("a: 'x\n", "a quote is opened and never closed", 1, 4),
-            (
-                "a:\n  b: 1\n c: 2\n",
-                "the indentation fits no line above",
-                3,
-                2,
-            ),
-            (
-                "a: [1, 2\n",
-                "a `[` or `{` is not closed, or a comma is missing",
-                2,
-                1,
-            ),
+            ("a:\n  b: 1\n c: 2\n", "the indentation fits no line above", 3, 2),
+            ("a: [1, 2\n", "a `[` or `{` is not closed, or a comma is missing", 2, 1),
             ("a: *x\n", "an alias without an anchor", 1, 4),
             ("a: @x\n", "a value can't begin with this character", 1, 4),
             ("a: 1\n---\nb: 2\n", "a second document begins here", 2, 1),
-            (
-                "a: 1\nb: 2\na: 3\n",
-                "`a` is written twice: first on line 1",
-                3,
-                1,
-            ),
+            ("a: 1\nb: 2\na: 3\n", "`a` is written twice: first on line 1", 3, 1),
             ("a: &a [*a]\n", "an alias inside its own anchor", 1, 8),
             (
                 "a: !!python/name:os.system x\n",
@@ -423,12 +332,7 @@ mod tests {
                 1,
                 4,
             ),
-            (
-                "? [a]\n: 1\n",
-                "a list or mapping stands where a key is expected",
-                1,
-                3,
-            ),
+            ("? [a]\n: 1\n", "a list or mapping stands where a key is expected", 1, 3),
             ("<<: 3\n", "`<<` merges mappings only", 1, 1),
         ];
         for (text, message, line, column) in cases {
@@ -438,22 +342,10 @@ mod tests {
 
     #[test]
     fn anchors_aliases_and_merges_work() {
-        let root = parse(
-            "x: &base {a: 1, b: 2}\ny:\n  b: 3\n  <<: *base\nz: *base\n",
-            0,
-        )
-        .unwrap()
-        .unwrap();
-        let Data::Map(pairs) = root.data else {
-            panic!()
-        };
-        let Data::Map(y) = &pairs[1].1.data else {
-            panic!()
-        };
-        let names: Vec<_> = y
-            .iter()
-            .map(|(k, v)| (k.text.as_str(), v.at.line))
-            .collect();
+        let root = root("x: &base {a: 1, b: 2}\ny:\n  b: 3\n  <<: *base\nz: *base\n");
+        let Data::Map(pairs) = root.data else { panic!() };
+        let Data::Map(y) = &pairs[1].1.data else { panic!() };
+        let names: Vec<_> = y.iter().map(|(k, v)| (k.text.as_str(), v.at.line)).collect();
         assert_eq!(names, [("b", 3), ("a", 1)]);
         assert_eq!(pairs[2].1.at.line, 5, "an alias stands where it is used");
     }
@@ -466,10 +358,7 @@ mod tests {
             bomb += &format!("a{i}: &a{i} [{refs}]\n");
         }
         assert_eq!(fault(&bomb).0, "the recipe holds more than 100000 values");
-        assert_eq!(
-            fault(&("a: ".to_owned() + &"[".repeat(70))).0,
-            "nested more than 64 levels deep"
-        );
+        assert_eq!(fault(&("a: ".to_owned() + &"[".repeat(70))).0, "nested more than 64 levels deep");
         let steps: String = (0..2000).map(|i| " ".repeat(i) + "a:\n").collect();
         assert_eq!(fault(&steps).0, "nested more than 64 levels deep");
     }

@@ -15,7 +15,7 @@ fn root() -> PathBuf {
 }
 
 fn load(path: &Path) -> (Plan, Vec<String>) {
-    let bytes = fs::read(path).unwrap();
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let recipe = Recipe::parse(&path.to_string_lossy(), &bytes).unwrap_or_else(|e| panic!("{e}"));
     let (plan, notes) = Plan::resolve(&recipe, Verb::Train).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     (plan, notes.into_iter().map(|note| note.message).collect())
@@ -214,7 +214,10 @@ fn an_old_warmup_ratio_wins_even_if_it_is_zero() {
     let (plan, notes) = load(&path);
     assert_eq!(plan.train.schedule.warmup, Warmup::Ratio(0.0));
     assert_eq!(plan.train.optimizer.weight_decay, 0.1);
-    assert!(notes.iter().any(|note| note == "`warmup_steps` is not used: `warmup_ratio: 0` is written too"), "{notes:?}");
+    assert!(
+        notes.iter().any(|note| note == "`warmup_steps` is not used: `warmup_ratio: 0` is written too"),
+        "{notes:?}"
+    );
     let Tuning::Lora(lora) = plan.tuning else { panic!() };
     assert_eq!(lora.targets, LoraTargets::Modules(vec!["q_proj".into(), "v_proj".into()]));
 }

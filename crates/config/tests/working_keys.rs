@@ -131,7 +131,8 @@ fn resolve(recipe: &str) -> Plan {
 
 fn with(name: &str, value: &str) -> (Plan, Plan) {
     let (value, others) = value.split_once(';').unwrap_or((value, ""));
-    let mut base: String = BASE.lines().filter(|l| !l.starts_with(&format!("{name}:"))).map(|l| format!("{l}\n")).collect();
+    let mut base: String =
+        BASE.lines().filter(|l| !l.starts_with(&format!("{name}:"))).map(|l| format!("{l}\n")).collect();
     for other in others.split(';').filter(|other| !other.is_empty()) {
         base += &format!("{}\n", other.trim());
     }
@@ -144,10 +145,8 @@ fn with(name: &str, value: &str) -> (Plan, Plan) {
 #[test]
 fn every_working_key_changes_the_plan() {
     let tried: BTreeSet<_> = OTHER.iter().map(|(name, _)| *name).collect();
-    let working: BTreeSet<_> = keys::all()
-        .filter(|key| matches!(key.state, State::Works(_) | State::Old(..)))
-        .map(|key| key.name)
-        .collect();
+    let working: BTreeSet<_> =
+        keys::all().filter(|key| matches!(key.state, State::Works(_) | State::Old(..))).map(|key| key.name).collect();
     assert_eq!(tried, working, "each working key needs a line here");
     for (name, value) in OTHER {
         let (before, after) = with(name, value);
@@ -193,7 +192,9 @@ fn keys_without_effect_leave_the_plan_alone_with_a_note() {
 #[test]
 fn unsupported_keys_are_errors_with_a_cure() {
     for key in keys::all() {
-        let State::Unsupported(instead) = key.state else { continue };
+        let State::Unsupported(instead) = key.state else {
+            continue;
+        };
         let value = match (key.kind, key.default) {
             (keys::Kind::Bool, "true") => "false",
             (keys::Kind::Bool, _) => "true",

@@ -4,137 +4,38 @@ use super::Kind::{Any, Bool, Choice, Float, Floats, Int, List, Path, Text};
 use super::{Choices, Key, Range, no_effect, unsupported, works};
 
 const MIX: Choices = Choices {
-    here: &[
-        "concat",
-        "interleave_under",
-        "interleave_over",
-        "interleave_once",
-    ],
+    here: &["concat", "interleave_under", "interleave_over", "interleave_once"],
     elsewhere: &[],
     instead: "",
 };
-const BAD_ROW: Choices = Choices {
-    here: &["report", "error"],
-    elsewhere: &[],
-    instead: "",
-};
+const BAD_ROW: Choices = Choices { here: &["report", "error"], elsewhere: &[], instead: "" };
 
 pub(super) const KEYS: &[Key] = &[
-    works(
-        "dataset",
-        List,
-        "null",
-        "names in `dataset_info.json`, in order",
-    ),
-    works(
-        "eval_dataset",
-        List,
-        "null",
-        "names in `dataset_info.json`, for evaluation",
-    ),
-    works(
-        "dataset_dir",
-        Path,
-        "data",
-        "folder that holds `dataset_info.json`",
-    ),
-    works(
-        "template",
-        Text,
-        "null",
-        "how a conversation is written out; the model's own chat template if not set",
-    ),
+    works("dataset", List, "null", "names in `dataset_info.json`, in order"),
+    works("eval_dataset", List, "null", "names in `dataset_info.json`, for evaluation"),
+    works("dataset_dir", Path, "data", "folder that holds `dataset_info.json`"),
+    works("template", Text, "null", "how a conversation is written out; the model's own chat template if not set"),
     works("cutoff_len", Int(1), "2048", "longest row in tokens"),
-    works(
-        "max_samples",
-        Int(1),
-        "null",
-        "the first n rows of each dataset",
-    ),
-    works(
-        "val_size",
-        Float(Range::NotNegative),
-        "0.0",
-        "rows held out for evaluation: a share below 1, or a number",
-    ),
-    works(
-        "train_on_prompt",
-        Bool,
-        "false",
-        "a loss on the prompt's tokens too",
-    ),
-    works(
-        "mask_history",
-        Bool,
-        "false",
-        "no loss on turns before the last",
-    ),
-    works(
-        "default_system",
-        Text,
-        "null",
-        "system prompt of rows without one",
-    ),
+    works("max_samples", Int(1), "null", "the first n rows of each dataset"),
+    works("val_size", Float(Range::NotNegative), "0.0", "rows held out for evaluation: a share below 1, or a number"),
+    works("train_on_prompt", Bool, "false", "a loss on the prompt's tokens too"),
+    works("mask_history", Bool, "false", "no loss on turns before the last"),
+    works("default_system", Text, "null", "system prompt of rows without one"),
     works(
         "enable_thinking",
         Bool,
         "true",
         "reasoning blocks: true, with a loss; false, empty and in the prompt; null, completed without a loss",
     ),
-    works(
-        "preserve_thinking",
-        Bool,
-        "false",
-        "keep the reasoning of earlier turns even when history is masked",
-    ),
-    works(
-        "tool_format",
-        Text,
-        "null",
-        "how tools are written out, other than the template's way",
-    ),
-    works(
-        "packing",
-        Bool,
-        "null",
-        "several rows in one sequence; on for `stage: pt` if not set",
-    ),
-    works(
-        "neat_packing",
-        Bool,
-        "false",
-        "packing in which rows don't see each other",
-    ),
-    works(
-        "mix_strategy",
-        Choice(&MIX),
-        "concat",
-        "how several datasets become one",
-    ),
-    works(
-        "interleave_probs",
-        Floats,
-        "null",
-        "shares of the datasets when they are interleaved; they sum to 1",
-    ),
-    works(
-        "eval_on_each_dataset",
-        Bool,
-        "false",
-        "evaluate on each evaluation dataset by itself",
-    ),
-    works(
-        "overwrite_cache",
-        Bool,
-        "false",
-        "encode again even if the cache holds the result",
-    ),
-    works(
-        "preprocessing_num_workers",
-        Int(1),
-        "null",
-        "threads that encode; all cores if not set",
-    ),
+    works("preserve_thinking", Bool, "false", "keep the reasoning of earlier turns even when history is masked"),
+    works("tool_format", Text, "null", "how tools are written out, other than the template's way"),
+    works("packing", Bool, "null", "several rows in one sequence; on for `stage: pt` if not set"),
+    works("neat_packing", Bool, "false", "packing in which rows don't see each other"),
+    works("mix_strategy", Choice(&MIX), "concat", "how several datasets become one"),
+    works("interleave_probs", Floats, "null", "shares of the datasets when they are interleaved; they sum to 1"),
+    works("eval_on_each_dataset", Bool, "false", "evaluate on each evaluation dataset by itself"),
+    works("overwrite_cache", Bool, "false", "encode again even if the cache holds the result"),
+    works("preprocessing_num_workers", Int(1), "null", "threads that encode; all cores if not set"),
     works(
         "tokenized_path",
         Path,
@@ -166,17 +67,7 @@ pub(super) const KEYS: &[Key] = &[
         "true",
         "remove it: nothing is padded, so padding can't have a loss",
     ),
-    no_effect(
-        "data_shared_file_system",
-        Bool,
-        "false",
-        "the cache is found by its content wherever it lies",
-    ),
+    no_effect("data_shared_file_system", Bool, "false", "the cache is found by its content wherever it lies"),
     no_effect("media_dir", Any, "null", "only text models are trained"),
-    no_effect(
-        "eval_num_beams",
-        Int(1),
-        "null",
-        "used by `predict_with_generate` only, which is not supported",
-    ),
+    no_effect("eval_num_beams", Int(1), "null", "used by `predict_with_generate` only, which is not supported"),
 ];

@@ -6,82 +6,27 @@ use super::{Key, Range, no_effect, unsupported, works};
 const GPTQ: &str = "export in full precision and quantise with the tool of your server";
 
 pub(super) const KEYS: &[Key] = &[
-    works(
-        "do_sample",
-        Bool,
-        "true",
-        "draw tokens at random; otherwise always take the likeliest",
-    ),
-    works(
-        "temperature",
-        Float(Range::Positive),
-        "0.95",
-        "softmax temperature",
-    ),
+    works("do_sample", Bool, "true", "draw tokens at random; otherwise always take the likeliest"),
+    works("temperature", Float(Range::Positive), "0.95", "softmax temperature"),
     works(
         "top_p",
         Float(Range::Positive),
         "0.7",
         "draw among the likeliest tokens that hold this share of the probability",
     ),
-    works(
-        "top_k",
-        Int(0),
-        "50",
-        "draw among the k likeliest tokens; 0 means all",
-    ),
+    works("top_k", Int(0), "50", "draw among the k likeliest tokens; 0 means all"),
     works("max_new_tokens", Int(1), "1024", "most tokens of an answer"),
-    works(
-        "repetition_penalty",
-        Float(Range::Positive),
-        "1.0",
-        "divides the logits of tokens seen before",
-    ),
-    works(
-        "skip_special_tokens",
-        Bool,
-        "true",
-        "leave special tokens out of the text",
-    ),
-    unsupported(
-        "num_beams",
-        Int(1),
-        "1",
-        "remove it: answers are sampled, or greedy with `do_sample: false`",
-    ),
-    no_effect(
-        "length_penalty",
-        Float(Range::Any),
-        "1.0",
-        "used by beam search only, which is not supported",
-    ),
-    no_effect(
-        "max_length",
-        Int(1),
-        "1024",
-        "`max_new_tokens` limits the answer, as in LLaMA-Factory",
-    ),
+    works("repetition_penalty", Float(Range::Positive), "1.0", "divides the logits of tokens seen before"),
+    works("skip_special_tokens", Bool, "true", "leave special tokens out of the text"),
+    unsupported("num_beams", Int(1), "1", "remove it: answers are sampled, or greedy with `do_sample: false`"),
+    no_effect("length_penalty", Float(Range::Any), "1.0", "used by beam search only, which is not supported"),
+    no_effect("max_length", Int(1), "1024", "`max_new_tokens` limits the answer, as in LLaMA-Factory"),
 ];
 
 pub(super) const EXPORT: &[Key] = &[
-    works(
-        "export_dir",
-        Path,
-        "null",
-        "folder of the merged model (required by `export`)",
-    ),
-    works(
-        "export_size",
-        Int(1),
-        "5",
-        "largest file, in gigabytes (10^9 bytes)",
-    ),
-    no_effect(
-        "export_device",
-        Text,
-        "cpu",
-        "merging is done on the processor",
-    ),
+    works("export_dir", Path, "null", "folder of the merged model (required by `export`)"),
+    works("export_size", Int(1), "5", "largest file, in gigabytes (10^9 bytes)"),
+    no_effect("export_device", Text, "cpu", "merging is done on the processor"),
     unsupported("export_quantization_bit", Int(1), "null", GPTQ),
     no_effect(
         "export_quantization_dataset",
@@ -101,12 +46,7 @@ pub(super) const EXPORT: &[Key] = &[
         "1024",
         "used by `export_quantization_bit` only, which is not supported",
     ),
-    no_effect(
-        "export_legacy_format",
-        Bool,
-        "false",
-        "weights are always written as safetensors",
-    ),
+    no_effect("export_legacy_format", Bool, "false", "weights are always written as safetensors"),
     unsupported(
         "export_hub_model_id",
         Text,

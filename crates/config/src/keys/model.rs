@@ -3,18 +3,13 @@
 use super::Kind::{Any, Bool, Choice, Float, Int, List, Path, Text};
 use super::{Choices, Key, Range, no_effect, unsupported, works};
 
-const ROPE: Choices = Choices {
-    here: &["linear", "dynamic", "yarn", "llama3"],
-    elsewhere: &[],
-    instead: "",
-};
+const ROPE: Choices = Choices { here: &["linear", "dynamic", "yarn", "llama3"], elsewhere: &[], instead: "" };
 const INFER_DTYPE: Choices = Choices {
     here: &["auto", "bfloat16", "float32"],
     elsewhere: &["float16"],
     instead: "write `infer_dtype: bfloat16` or `float32`",
 };
-const QUANTIZED: &str =
-    "remove it and train with `bf16: true`; frozen weights are not kept quantised in memory";
+const QUANTIZED: &str = "remove it and train with `bf16: true`; frozen weights are not kept quantised in memory";
 const KERNELS: &str = "fused kernels are always on; there is nothing to choose";
 const MULTIMODAL: &str = "only text models are trained";
 const KT: &str = "belongs to KTransformers, which is not used";
@@ -26,84 +21,24 @@ pub(super) const KEYS: &[Key] = &[
         "null",
         "a folder, a `.gguf` file, a hub id, or a name of the catalogue (required)",
     ),
-    works(
-        "adapter_name_or_path",
-        List,
-        "null",
-        "adapter folders, merged in order; the last goes on training",
-    ),
-    unsupported(
-        "adapter_folder",
-        Path,
-        "null",
-        "write the whole path of the adapter in `adapter_name_or_path`",
-    ),
-    works(
-        "cache_dir",
-        Path,
-        "null",
-        "where downloads go instead of the shared hub cache",
-    ),
-    no_effect(
-        "use_fast_tokenizer",
-        Bool,
-        "true",
-        "there is one tokenizer, and it is the fast one",
-    ),
-    works(
-        "resize_vocab",
-        Bool,
-        "false",
-        "grow the embedding to the tokenizer's size",
-    ),
-    works(
-        "split_special_tokens",
-        Bool,
-        "false",
-        "encode special tokens in row text as ordinary text",
-    ),
-    works(
-        "add_tokens",
-        List,
-        "null",
-        "ordinary tokens to add to the vocabulary",
-    ),
-    works(
-        "add_special_tokens",
-        List,
-        "null",
-        "special tokens to add to the vocabulary",
-    ),
-    unsupported(
-        "new_special_tokens_config",
-        Path,
-        "null",
-        "list the tokens in `add_special_tokens`",
-    ),
+    works("adapter_name_or_path", List, "null", "adapter folders, merged in order; the last goes on training"),
+    unsupported("adapter_folder", Path, "null", "write the whole path of the adapter in `adapter_name_or_path`"),
+    works("cache_dir", Path, "null", "where downloads go instead of the shared hub cache"),
+    no_effect("use_fast_tokenizer", Bool, "true", "there is one tokenizer, and it is the fast one"),
+    works("resize_vocab", Bool, "false", "grow the embedding to the tokenizer's size"),
+    works("split_special_tokens", Bool, "false", "encode special tokens in row text as ordinary text"),
+    works("add_tokens", List, "null", "ordinary tokens to add to the vocabulary"),
+    works("add_special_tokens", List, "null", "special tokens to add to the vocabulary"),
+    unsupported("new_special_tokens_config", Path, "null", "list the tokens in `add_special_tokens`"),
     unsupported(
         "init_special_tokens",
         Text,
         "noise_init",
         "remove it: new embeddings start at the mean of the others plus noise",
     ),
-    works(
-        "model_revision",
-        Text,
-        "main",
-        "branch, tag or commit on the hub",
-    ),
-    no_effect(
-        "low_cpu_mem_usage",
-        Bool,
-        "true",
-        "weights are memory-mapped in any case",
-    ),
-    works(
-        "rope_scaling",
-        Choice(&ROPE),
-        "null",
-        "position scaling over the model's own",
-    ),
+    works("model_revision", Text, "main", "branch, tag or commit on the hub"),
+    no_effect("low_cpu_mem_usage", Bool, "true", "weights are memory-mapped in any case"),
+    works("rope_scaling", Choice(&ROPE), "null", "position scaling over the model's own"),
     no_effect("flash_attn", Text, "auto", KERNELS),
     unsupported(
         "shift_attn",
@@ -111,74 +46,19 @@ pub(super) const KEYS: &[Key] = &[
         "false",
         "remove it: shifted sparse attention changes the model; long rows train with `gradient_checkpointing`",
     ),
-    unsupported(
-        "mixture_of_depths",
-        Text,
-        "null",
-        "remove it: models are trained in their own architecture",
-    ),
+    unsupported("mixture_of_depths", Text, "null", "remove it: models are trained in their own architecture"),
     no_effect("use_unsloth", Bool, "false", KERNELS),
-    no_effect(
-        "use_unsloth_gc",
-        Bool,
-        "false",
-        "recomputation is set by `gradient_checkpointing`",
-    ),
+    no_effect("use_unsloth_gc", Bool, "false", "recomputation is set by `gradient_checkpointing`"),
     no_effect("enable_liger_kernel", Bool, "false", KERNELS),
-    no_effect(
-        "moe_aux_loss_coef",
-        Float(Range::Any),
-        "null",
-        "dense models have no router to balance",
-    ),
-    works(
-        "disable_gradient_checkpointing",
-        Bool,
-        "false",
-        "keep every activation (`gradient_checkpointing: false`)",
-    ),
-    no_effect(
-        "use_reentrant_gc",
-        Bool,
-        "true",
-        "recomputation has one implementation",
-    ),
-    no_effect(
-        "upcast_layernorm",
-        Bool,
-        "false",
-        "norms are always computed in 32 bits",
-    ),
-    no_effect(
-        "upcast_lmhead_output",
-        Bool,
-        "false",
-        "the loss is always computed in 32 bits",
-    ),
-    works(
-        "train_from_scratch",
-        Bool,
-        "false",
-        "start from random weights of the model's configuration",
-    ),
-    no_effect(
-        "infer_backend",
-        Text,
-        "huggingface",
-        "text is generated by this program itself",
-    ),
-    no_effect(
-        "offload_folder",
-        Path,
-        "offload",
-        "weights are memory-mapped, not offloaded",
-    ),
-    no_effect(
-        "use_kv_cache",
-        Bool,
-        "true",
-        "generation always keeps keys and values",
-    ),
+    no_effect("moe_aux_loss_coef", Float(Range::Any), "null", "dense models have no router to balance"),
+    works("disable_gradient_checkpointing", Bool, "false", "keep every activation (`gradient_checkpointing: false`)"),
+    no_effect("use_reentrant_gc", Bool, "true", "recomputation has one implementation"),
+    no_effect("upcast_layernorm", Bool, "false", "norms are always computed in 32 bits"),
+    no_effect("upcast_lmhead_output", Bool, "false", "the loss is always computed in 32 bits"),
+    works("train_from_scratch", Bool, "false", "start from random weights of the model's configuration"),
+    no_effect("infer_backend", Text, "huggingface", "text is generated by this program itself"),
+    no_effect("offload_folder", Path, "offload", "weights are memory-mapped, not offloaded"),
+    no_effect("use_kv_cache", Bool, "true", "generation always keeps keys and values"),
     no_effect("use_v1_kernels", Bool, "false", KERNELS),
     works(
         "infer_dtype",
@@ -192,19 +72,9 @@ pub(super) const KEYS: &[Key] = &[
         "null",
         "access token of the Hugging Face hub; the variable HF_TOKEN keeps it out of the recipe",
     ),
-    works(
-        "ms_hub_token",
-        Text,
-        "null",
-        "access token of ModelScope, if `hf_hub_token` is not set",
-    ),
+    works("ms_hub_token", Text, "null", "access token of ModelScope, if `hf_hub_token` is not set"),
     no_effect("om_hub_token", Text, "null", "the Modelers hub is not used"),
-    no_effect(
-        "print_param_status",
-        Bool,
-        "false",
-        "the number of trainable parameters is always reported",
-    ),
+    no_effect("print_param_status", Bool, "false", "the number of trainable parameters is always reported"),
     no_effect(
         "trust_remote_code",
         Bool,
@@ -228,18 +98,8 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("audio_sampling_rate", Any, "16000", MULTIMODAL),
     no_effect("freeze_vision_tower", Bool, "true", MULTIMODAL),
     no_effect("freeze_multi_modal_projector", Bool, "true", MULTIMODAL),
-    unsupported(
-        "freeze_language_model",
-        Bool,
-        "false",
-        "remove it: a text model has nothing else to train",
-    ),
-    unsupported(
-        "use_kt",
-        Bool,
-        "false",
-        "remove it: experts are not offloaded to KTransformers",
-    ),
+    unsupported("freeze_language_model", Bool, "false", "remove it: a text model has nothing else to train"),
+    unsupported("use_kt", Bool, "false", "remove it: experts are not offloaded to KTransformers"),
     no_effect("kt_config", Any, "null", KT),
     no_effect("kt_cpu_activation", Any, "null", KT),
     no_effect("kt_weight_path", Any, "null", KT),

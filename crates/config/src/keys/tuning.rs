@@ -8,38 +8,19 @@ const STAGE: Choices = Choices {
     elsewhere: &["rm", "ppo", "dpo", "kto"],
     instead: "write `stage: sft` (conversations) or `stage: pt` (plain text); preference training is not supported",
 };
-const TYPE: Choices = Choices {
-    here: &["lora", "freeze", "full"],
-    elsewhere: &["oft"],
-    instead: "write `finetuning_type: lora`",
-};
+const TYPE: Choices =
+    Choices { here: &["lora", "freeze", "full"], elsewhere: &["oft"], instead: "write `finetuning_type: lora`" };
 const PREFERENCES: &str = "used by the preference stages only, which are not supported";
 const OPTIMISER: &str = "remove it: the optimiser is AdamW";
 const OPTIMISER_OPTION: &str = "belongs to an optimiser that is not supported";
 const LOSS: &str = "remove it: the loss is cross-entropy (with `label_smoothing_factor`)";
 const OFT: &str = "used by `finetuning_type: oft` only, which is not supported";
-const PISSA: &str =
-    "remove it: adapters start with random A and zero B, or go on from `adapter_name_or_path`";
+const PISSA: &str = "remove it: adapters start with random A and zero B, or go on from `adapter_name_or_path`";
 
 pub(super) const KEYS: &[Key] = &[
-    works(
-        "stage",
-        Choice(&STAGE),
-        "sft",
-        "what the loss is computed on: conversations (`sft`) or plain text (`pt`)",
-    ),
-    works(
-        "finetuning_type",
-        Choice(&TYPE),
-        "lora",
-        "which parameters train",
-    ),
-    works(
-        "pure_bf16",
-        Bool,
-        "false",
-        "`bf16`, and trainable weights of `full` and `freeze` in bfloat16 too",
-    ),
+    works("stage", Choice(&STAGE), "sft", "what the loss is computed on: conversations (`sft`) or plain text (`pt`)"),
+    works("finetuning_type", Choice(&TYPE), "lora", "which parameters train"),
+    works("pure_bf16", Bool, "false", "`bf16`, and trainable weights of `full` and `freeze` in bfloat16 too"),
     works("lora_rank", Int(1), "8", "rank r of the adapters"),
     works(
         "lora_alpha",
@@ -47,89 +28,34 @@ pub(super) const KEYS: &[Key] = &[
         "null",
         "scale of the adapters is alpha / r; twice the rank if not set",
     ),
-    works(
-        "lora_dropout",
-        Float(Range::Share),
-        "0.0",
-        "probability that an element of an adapter's input is dropped",
-    ),
-    works(
-        "lora_target",
-        List,
-        "all",
-        "modules that get an adapter; `all` means every linear layer but the head",
-    ),
-    works(
-        "additional_target",
-        List,
-        "null",
-        "modules trained whole and saved beside the adapter",
-    ),
+    works("lora_dropout", Float(Range::Share), "0.0", "probability that an element of an adapter's input is dropped"),
+    works("lora_target", List, "all", "modules that get an adapter; `all` means every linear layer but the head"),
+    works("additional_target", List, "null", "modules trained whole and saved beside the adapter"),
     works(
         "loraplus_lr_ratio",
         Float(Range::Positive),
         "null",
         "LoRA+: rate of the B matrices over that of the A matrices",
     ),
-    works(
-        "loraplus_lr_embedding",
-        Float(Range::NotNegative),
-        "1e-6",
-        "LoRA+: rate of embedding adapters",
-    ),
-    works(
-        "use_rslora",
-        Bool,
-        "false",
-        "rank-stabilised scale alpha / sqrt(r)",
-    ),
+    works("loraplus_lr_embedding", Float(Range::NotNegative), "1e-6", "LoRA+: rate of embedding adapters"),
+    works("use_rslora", Bool, "false", "rank-stabilised scale alpha / sqrt(r)"),
     works("use_dora", Bool, "false", "weight-decomposed adapters"),
-    works(
-        "create_new_adapter",
-        Bool,
-        "false",
-        "merge all given adapters and train a new one",
-    ),
+    works("create_new_adapter", Bool, "false", "merge all given adapters and train a new one"),
     works(
         "freeze_trainable_layers",
         Int(i64::MIN),
         "2",
         "`freeze`: the last n blocks train, or the first n if negative",
     ),
-    works(
-        "freeze_trainable_modules",
-        List,
-        "all",
-        "`freeze`: modules inside those blocks",
-    ),
-    works(
-        "freeze_extra_modules",
-        List,
-        "null",
-        "`freeze`: modules outside the blocks",
-    ),
-    works(
-        "neftune_noise_alpha",
-        Float(Range::Positive),
-        "null",
-        "NEFTune noise on the embedding",
-    ),
+    works("freeze_trainable_modules", List, "all", "`freeze`: modules inside those blocks"),
+    works("freeze_extra_modules", List, "null", "`freeze`: modules outside the blocks"),
+    works("neftune_noise_alpha", Float(Range::Positive), "null", "NEFTune noise on the embedding"),
 ];
 
 pub(super) const ELSEWHERE: &[Key] = &[
-    unsupported(
-        "use_llama_pro",
-        Bool,
-        "false",
-        "write `finetuning_type: freeze` with `freeze_trainable_layers`",
-    ),
+    unsupported("use_llama_pro", Bool, "false", "write `finetuning_type: freeze` with `freeze_trainable_layers`"),
     unsupported("pissa_init", Bool, "false", PISSA),
-    no_effect(
-        "pissa_iter",
-        Int(-1),
-        "16",
-        "used by `pissa_init` only, which is not supported",
-    ),
+    no_effect("pissa_iter", Int(-1), "16", "used by `pissa_init` only, which is not supported"),
     unsupported("pissa_convert", Bool, "false", PISSA),
     no_effect("module_dropout", Any, "0.0", OFT),
     no_effect("oft_rank", Any, "0", OFT),
@@ -137,19 +63,9 @@ pub(super) const ELSEWHERE: &[Key] = &[
     no_effect("oft_target", Any, "all", OFT),
     unsupported("use_dft_loss", Bool, "false", LOSS),
     unsupported("use_asft_loss", Bool, "false", LOSS),
-    no_effect(
-        "asft_alpha",
-        Any,
-        "0.1",
-        "used by `use_asft_loss` only, which is not supported",
-    ),
+    no_effect("asft_alpha", Any, "0.1", "used by `use_asft_loss` only, which is not supported"),
     unsupported("use_eaft_loss", Bool, "false", LOSS),
-    no_effect(
-        "eaft_alpha",
-        Any,
-        "1.0",
-        "used by `use_eaft_loss` only, which is not supported",
-    ),
+    no_effect("eaft_alpha", Any, "1.0", "used by `use_eaft_loss` only, which is not supported"),
     no_effect("pref_beta", Any, "0.1", PREFERENCES),
     no_effect("pref_ftx", Any, "0.0", PREFERENCES),
     no_effect("pref_bco_weight", Any, "0.0", PREFERENCES),

@@ -31,9 +31,7 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
         mask_history: s.bool("mask_history"),
         default_system: s.opt_text("default_system"),
         // An explicit null means something else than nothing.
-        enable_thinking: s
-            .opt_bool("enable_thinking")
-            .filter(|_| !s.is_null("enable_thinking")),
+        enable_thinking: s.opt_bool("enable_thinking").filter(|_| !s.is_null("enable_thinking")),
         preserve_thinking: s.bool("preserve_thinking"),
         tool_format: s.opt_text("tool_format"),
         split_special_tokens: s.bool("split_special_tokens"),
@@ -51,11 +49,7 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
         overwrite_cache: s.bool("overwrite_cache"),
         cache_dir: s.opt_path("tokenized_path"),
         workers: s.opt_count("preprocessing_num_workers"),
-        bad_rows: if s.text("on_bad_row") == "error" {
-            BadRows::Stop
-        } else {
-            BadRows::Report
-        },
+        bad_rows: if s.text("on_bad_row") == "error" { BadRows::Stop } else { BadRows::Report },
     }
 }
 
@@ -66,12 +60,8 @@ fn check_needed(s: &mut Settings<'_>, verb: Verb) {
         Verb::Data => true,
         Verb::Chat | Verb::Export => return,
     };
-    if trains && s.list("dataset").is_empty() {
-        s.error(
-            "dataset",
-            "`dataset` is missing",
-            "add `dataset: name`, a name in `dataset_info.json`",
-        );
+    if trains && s.lacks("dataset") {
+        s.error("dataset", "`dataset` is missing", "add `dataset: name`, a name in `dataset_info.json`");
     }
     let dir = s.text("dataset_dir");
     if dir == "ONLINE" || dir.starts_with("REMOTE:") {
@@ -92,12 +82,8 @@ fn check_together(s: &mut Settings<'_>, stage: Stage) {
             "hold rows out with `val_size`, or name another set with `eval_dataset`",
         );
     }
-    if s.float("val_size") > 0.0 && s.list("dataset").is_empty() {
-        s.error(
-            "val_size",
-            "`val_size` needs a `dataset` to hold rows out of",
-            "add `dataset`, or remove `val_size`",
-        );
+    if s.float("val_size") > 0.0 && s.lacks("dataset") {
+        s.error("val_size", "`val_size` needs a `dataset` to hold rows out of", "add `dataset`, or remove `val_size`");
     }
     if s.bool("mask_history") && s.bool("train_on_prompt") {
         s.error(
@@ -118,11 +104,7 @@ fn check_together(s: &mut Settings<'_>, stage: Stage) {
         }
     }
     if s.opt_bool("packing") == Some(false) && s.bool("neat_packing") {
-        s.note(
-            "packing",
-            "`packing: false` has no effect: `neat_packing` packs",
-            "remove one of the two",
-        );
+        s.note("packing", "`packing: false` has no effect: `neat_packing` packs", "remove one of the two");
     }
 }
 
@@ -135,11 +117,7 @@ fn packing(s: &mut Settings<'_>, stage: Stage) -> Packing {
         (false, None) => Packing::Off,
     };
     if packing != Packing::Off && s.count("cutoff_len") < 2 {
-        s.error(
-            "cutoff_len",
-            "packing needs a `cutoff_len` of at least 2",
-            "write a larger `cutoff_len`",
-        );
+        s.error("cutoff_len", "packing needs a `cutoff_len` of at least 2", "write a larger `cutoff_len`");
     }
     packing
 }
@@ -158,11 +136,7 @@ fn val_size(s: &mut Settings<'_>) -> ValSize {
                 "write a share below 1, such as 0.1, or a whole number of rows",
             );
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "above 1; saturates"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "above 1; saturates")]
         ValSize::Count(size as usize)
     }
 }
@@ -173,27 +147,20 @@ fn mix_probabilities(s: &mut Settings<'_>) -> Option<Vec<f64>> {
     if s.text("mix_strategy") == "concat" {
         s.error(
             name,
-            "`interleave_probs` is only for interleaved data sets",
+            "`interleave_probs` is only for interleaved datasets",
             "write `mix_strategy: interleave_under` or `interleave_over`, or remove it",
         );
     }
     for key in ["dataset", "eval_dataset"] {
         let count = s.list(key).len();
         if count > 0 && count != shares.len() {
-            let message = format!(
-                "`interleave_probs` has {} numbers, `{key}` {count} names",
-                shares.len()
-            );
+            let message = format!("`interleave_probs` has {} numbers, `{key}` {count} names", shares.len());
             s.error(name, message, "write one number a dataset");
         }
     }
     let sum: f64 = shares.iter().sum();
     if (sum - 1.0).abs() > 1e-6 || shares.iter().any(|share| *share < 0.0) {
-        s.error(
-            name,
-            format!("the shares in `interleave_probs` sum to {sum}"),
-            "shares are not negative and sum to 1",
-        );
+        s.error(name, format!("the shares in `interleave_probs` sum to {sum}"), "shares are not negative and sum to 1");
     }
     Some(shares)
 }

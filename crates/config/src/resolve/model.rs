@@ -2,21 +2,16 @@
 
 use super::Verb;
 use crate::plan::{
-    FreezePlan, LoraPlan, LoraPlus, LoraTargets, ModelPlan, Precision, Recompute, RopeScaling,
-    Stage, Tuning,
+    FreezePlan, LoraPlan, LoraPlus, LoraTargets, ModelPlan, Precision, Recompute, RopeScaling, Stage, Tuning,
 };
 use crate::settings::Settings;
 
 pub(super) fn stage(s: &Settings<'_>) -> Stage {
-    if s.text("stage") == "pt" {
-        Stage::Pretrain
-    } else {
-        Stage::Sft
-    }
+    if s.text("stage") == "pt" { Stage::Pretrain } else { Stage::Sft }
 }
 
 pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {
-    if !s.is_set("model_name_or_path") {
+    if s.lacks("model_name_or_path") {
         s.error(
             "model_name_or_path",
             "`model_name_or_path` is missing",
@@ -31,19 +26,13 @@ pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {
         );
     }
     if s.is_set("hf_hub_token") && s.is_set("ms_hub_token") {
-        s.note(
-            "ms_hub_token",
-            "`ms_hub_token` is not used: `hf_hub_token` is set too",
-            "keep one of the two",
-        );
+        s.note("ms_hub_token", "`ms_hub_token` is not used: `hf_hub_token` is set too", "keep one of the two");
     }
     ModelPlan {
         source: s.text("model_name_or_path"),
         revision: s.text("model_revision"),
         cache_dir: s.opt_path("cache_dir"),
-        hub_token: s
-            .opt_text("hf_hub_token")
-            .or_else(|| s.opt_text("ms_hub_token")),
+        hub_token: s.opt_text("hf_hub_token").or_else(|| s.opt_text("ms_hub_token")),
         adapters: s.list("adapter_name_or_path"),
         precision: precision(s, verb),
         rope_scaling: s.opt_text("rope_scaling").map(|name| match name.as_str() {
@@ -62,11 +51,7 @@ pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {
 }
 
 fn precision(s: &Settings<'_>, verb: Verb) -> Precision {
-    let trained = if s.bool("bf16") || s.bool("pure_bf16") {
-        Precision::Bf16
-    } else {
-        Precision::F32
-    };
+    let trained = if s.bool("bf16") || s.bool("pure_bf16") { Precision::Bf16 } else { Precision::F32 };
     match verb {
         Verb::Train | Verb::Data => trained,
         Verb::Chat | Verb::Export => infer_precision(s).unwrap_or(trained),
@@ -113,16 +98,8 @@ pub(super) fn tuning(s: &mut Settings<'_>) -> Tuning {
             }
         }
         if s.is_set("lora_rank") || s.is_set("lora_target") {
-            let name = if s.is_set("lora_rank") {
-                "lora_rank"
-            } else {
-                "lora_target"
-            };
-            s.note(
-                name,
-                format!("the keys of LoRA have no effect with `finetuning_type: {kind}`"),
-                "",
-            );
+            let name = if s.is_set("lora_rank") { "lora_rank" } else { "lora_target" };
+            s.note(name, format!("the keys of LoRA have no effect with `finetuning_type: {kind}`"), "");
         }
     }
     match kind.as_str() {
@@ -137,26 +114,14 @@ fn lora(s: &mut Settings<'_>) -> LoraPlan {
     // LLaMA-Factory takes 0 for "not set", too.
     let alpha = s.opt_float("lora_alpha").filter(|alpha| *alpha != 0.0);
     if s.bool("pure_bf16") {
-        s.note(
-            "pure_bf16",
-            "adapters are trained in 32 bits with `pure_bf16` too",
-            "write `bf16: true`",
-        );
+        s.note("pure_bf16", "adapters are trained in 32 bits with `pure_bf16` too", "write `bf16: true`");
     }
     if s.bool("create_new_adapter") && !s.is_set("adapter_name_or_path") {
-        s.note(
-            "create_new_adapter",
-            "`create_new_adapter` has no effect without `adapter_name_or_path`",
-            "",
-        );
+        s.note("create_new_adapter", "`create_new_adapter` has no effect without `adapter_name_or_path`", "");
     }
     let targets = s.list("lora_target");
-    if targets.is_empty() {
-        s.error(
-            "lora_target",
-            "`lora_target` names no module",
-            "write `lora_target: all`",
-        );
+    if s.lacks("lora_target") {
+        s.error("lora_target", "`lora_target` names no module", "write `lora_target: all`");
     }
     let adapts_all = targets.iter().any(|target| target == "all");
     LoraPlan {
@@ -164,18 +129,13 @@ fn lora(s: &mut Settings<'_>) -> LoraPlan {
         #[expect(clippy::cast_precision_loss, reason = "a rank is small")]
         alpha: alpha.unwrap_or(2.0 * rank as f64),
         dropout: s.float("lora_dropout"),
-        targets: if adapts_all {
-            LoraTargets::All
-        } else {
-            LoraTargets::Modules(targets)
-        },
+        targets: if adapts_all { LoraTargets::All } else { LoraTargets::Modules(targets) },
         additional_targets: s.list("additional_target"),
         rslora: s.bool("use_rslora"),
         dora: s.bool("use_dora"),
-        plus: s.opt_float("loraplus_lr_ratio").map(|ratio| LoraPlus {
-            ratio,
-            embedding_rate: s.float("loraplus_lr_embedding"),
-        }),
+        plus: s
+            .opt_float("loraplus_lr_ratio")
+            .map(|ratio| LoraPlus { ratio, embedding_rate: s.float("loraplus_lr_embedding") }),
         create_new: s.bool("create_new_adapter"),
     }
 }
@@ -184,11 +144,7 @@ fn freeze(s: &mut Settings<'_>) -> FreezePlan {
     let modules = s.list("freeze_trainable_modules");
     let plan = FreezePlan {
         layers: s.int("freeze_trainable_layers"),
-        modules: if modules.iter().any(|name| name == "all") {
-            Vec::new()
-        } else {
-            modules
-        },
+        modules: if modules.iter().any(|name| name == "all") { Vec::new() } else { modules },
         extra_modules: s.list("freeze_extra_modules"),
     };
     if plan.layers == 0 && plan.extra_modules.is_empty() {

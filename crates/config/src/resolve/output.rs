@@ -9,11 +9,7 @@ const SHARD_BYTES: u64 = 5_000_000_000;
 
 pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
     if verb == Verb::Train && !s.is_set("output_dir") {
-        s.note(
-            "output_dir",
-            "`output_dir` is not set: the run is written to `trainer_output`",
-            "add `output_dir`",
-        );
+        s.note("output_dir", "`output_dir` is not set: the run is written to `trainer_output`", "add `output_dir`");
     }
     if s.float("logging_steps") == 0.0 {
         s.error(
@@ -22,9 +18,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
             "write how many steps lie between two lines, 1 for every step",
         );
     }
-    let dir = s
-        .opt_path("output_dir")
-        .unwrap_or_else(|| "trainer_output".into());
+    let dir = s.opt_path("output_dir").unwrap_or_else(|| "trainer_output".into());
     let evaluates = s.bool("do_eval") || s.text("eval_strategy") != "no";
     OutputPlan {
         overwrite: s.bool("overwrite_output_dir"),
@@ -35,10 +29,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
         save_total_limit: s.opt_count("save_total_limit"),
         save_only_model: s.bool("save_only_model"),
         plot_loss: s.bool("plot_loss"),
-        tensorboard: trackers(s).then(|| {
-            s.opt_path("logging_dir")
-                .unwrap_or_else(|| dir.join("runs"))
-        }),
+        tensorboard: trackers(s).then(|| s.opt_path("logging_dir").unwrap_or_else(|| dir.join("runs"))),
         shard_bytes: SHARD_BYTES,
         train: trains(s, verb, evaluates),
         evaluate: evaluates,
@@ -61,11 +52,7 @@ fn trains(s: &mut Settings<'_>, verb: Verb, evaluates: bool) -> bool {
         }
         return false;
     }
-    s.note(
-        "do_train",
-        "`do_train` is not set: `train` trains",
-        "add `do_train: true`",
-    );
+    s.note("do_train", "`do_train` is not set: `train` trains", "add `do_train: true`");
     true
 }
 
@@ -93,28 +80,19 @@ fn save(s: &mut Settings<'_>) -> Interval {
 /// Whether `report_to` asks for TensorBoard; a note about every other tracker.
 fn trackers(s: &mut Settings<'_>) -> bool {
     let names = s.list("report_to");
-    for name in names
-        .iter()
-        .filter(|name| !matches!(name.as_str(), "none" | "all" | "tensorboard"))
-    {
+    for name in names.iter().filter(|name| !matches!(name.as_str(), "none" | "all" | "tensorboard")) {
         s.note(
             "report_to",
             format!("`report_to: {name}` has no effect: this tracker is not supported"),
             "`report_to: tensorboard` writes event files; `trainer_log.jsonl` holds the numbers in any case",
         );
     }
-    names
-        .iter()
-        .any(|name| name == "tensorboard" || name == "all")
+    names.iter().any(|name| name == "tensorboard" || name == "all")
 }
 
 pub(super) fn generation(s: &mut Settings<'_>) -> GenerationPlan {
     if s.float("top_p") > 1.0 {
-        s.error(
-            "top_p",
-            "`top_p` is a share of the probability: at most 1",
-            "write a number up to 1",
-        );
+        s.error("top_p", "`top_p` is a share of the probability: at most 1", "write a number up to 1");
     }
     GenerationPlan {
         do_sample: s.bool("do_sample"),
@@ -129,18 +107,12 @@ pub(super) fn generation(s: &mut Settings<'_>) -> GenerationPlan {
 }
 
 pub(super) fn export(s: &mut Settings<'_>, verb: Verb) -> ExportPlan {
-    if verb == Verb::Export && !s.is_set("export_dir") {
-        s.error(
-            "export_dir",
-            "`export_dir` is missing",
-            "add `export_dir: folder-of-the-merged-model`",
-        );
+    if verb == Verb::Export && s.lacks("export_dir") {
+        s.error("export_dir", "`export_dir` is missing", "add `export_dir: folder-of-the-merged-model`");
     }
     ExportPlan {
         dir: s.opt_path("export_dir"),
-        shard_bytes: u64::try_from(s.int("export_size"))
-            .unwrap_or(1)
-            .saturating_mul(1_000_000_000),
+        shard_bytes: u64::try_from(s.int("export_size")).unwrap_or(1).saturating_mul(1_000_000_000),
         precision: model::infer_precision(s),
     }
 }

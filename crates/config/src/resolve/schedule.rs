@@ -12,11 +12,7 @@ use crate::tree::{At, Node, clip};
 use crate::value::{Value, coerce};
 
 pub(super) fn schedule(s: &mut Settings<'_>) -> Schedule {
-    Schedule {
-        learning_rate: s.float("learning_rate"),
-        kind: kind(s),
-        warmup: warmup(s),
-    }
+    Schedule { learning_rate: s.float("learning_rate"), kind: kind(s), warmup: warmup(s) }
 }
 
 fn warmup(s: &mut Settings<'_>) -> Warmup {
@@ -35,11 +31,7 @@ fn warmup(s: &mut Settings<'_>) -> Warmup {
     if steps > 0.0 && steps < 1.0 {
         return Warmup::Ratio(steps);
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "not negative; saturates"
-    )]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; saturates")]
     Warmup::Steps(steps as u64)
 }
 
@@ -47,21 +39,14 @@ fn kind(s: &mut Settings<'_>) -> ScheduleKind {
     let name = s.text("lr_scheduler_type");
     let mut options = Options::new(s);
     let kind = match name.as_str() {
-        "cosine" => ScheduleKind::Cosine {
-            num_cycles: options.float("num_cycles", 0.5),
-        },
-        "cosine_with_restarts" => ScheduleKind::CosineWithRestarts {
-            num_cycles: options.float("num_cycles", 1.0),
-        },
-        "polynomial" => ScheduleKind::Polynomial {
-            lr_end: options.float("lr_end", 1e-7),
-            power: options.float("power", 1.0),
-        },
+        "cosine" => ScheduleKind::Cosine { num_cycles: options.float("num_cycles", 0.5) },
+        "cosine_with_restarts" => ScheduleKind::CosineWithRestarts { num_cycles: options.float("num_cycles", 1.0) },
+        "polynomial" => {
+            ScheduleKind::Polynomial { lr_end: options.float("lr_end", 1e-7), power: options.float("power", 1.0) }
+        }
         "constant" => ScheduleKind::Constant,
         "constant_with_warmup" => ScheduleKind::ConstantWithWarmup,
-        "inverse_sqrt" => ScheduleKind::InverseSqrt {
-            timescale: options.opt_steps("timescale", 1),
-        },
+        "inverse_sqrt" => ScheduleKind::InverseSqrt { timescale: options.opt_steps("timescale", 1) },
         "reduce_lr_on_plateau" => plateau(&mut options),
         "cosine_with_min_lr" => ScheduleKind::CosineWithMinLr {
             num_cycles: options.float("num_cycles", 0.5),
@@ -101,12 +86,10 @@ fn plateau(options: &mut Options<'_, '_>) -> ScheduleKind {
 
 fn stable_decay(options: &mut Options<'_, '_>) -> ScheduleKind {
     const SHAPES: &[&str] = &["linear", "cosine", "1-sqrt"];
+    let is_written = options.left.contains_key("num_decay_steps");
     let num_decay_steps = options.opt_steps("num_decay_steps", 0);
-    if num_decay_steps.is_none() {
-        options.missing(
-            "`warmup_stable_decay` needs to know how long the decay is",
-            "{num_decay_steps: 100}",
-        );
+    if !is_written {
+        options.missing("`warmup_stable_decay` needs to know how long the decay is", "{num_decay_steps: 100}");
     }
     ScheduleKind::WarmupStableDecay {
         num_stable_steps: options.opt_steps("num_stable_steps", 0),
@@ -120,10 +103,7 @@ fn stable_decay(options: &mut Options<'_, '_>) -> ScheduleKind {
 
 /// `min_lr_rate`, or `min_lr` as a share of the peak; one of them is needed.
 fn min_lr_rate(options: &mut Options<'_, '_>) -> f64 {
-    match (
-        options.opt_float("min_lr"),
-        options.opt_float("min_lr_rate"),
-    ) {
+    match (options.opt_float("min_lr"), options.opt_float("min_lr_rate")) {
         (None, Some(rate)) => rate,
         (Some(min_lr), None) => {
             let peak = options.settings.float("learning_rate");
@@ -151,11 +131,7 @@ struct Options<'s, 'r> {
 impl<'s, 'r> Options<'s, 'r> {
     fn new(settings: &'s mut Settings<'r>) -> Self {
         let left = settings.map("lr_scheduler_kwargs").into_iter().collect();
-        Self {
-            settings,
-            left,
-            known: Vec::new(),
-        }
+        Self { settings, left, known: Vec::new() }
     }
 
     fn take(&mut self, name: &'static str, kind: Kind) -> Option<Value> {
@@ -164,11 +140,8 @@ impl<'s, 'r> Options<'s, 'r> {
         match coerce(kind, &node) {
             Ok(value) => Some(value),
             Err(mismatch) => {
-                self.error(
-                    Some(node.at),
-                    format!("`{name}`: {}", mismatch.message),
-                    "see `lr_scheduler_kwargs`",
-                );
+                let message = format!("`{name}`: {}", mismatch.message);
+                self.error(Some(node.at), message, "write a number, or remove it for the default");
                 None
             }
         }
@@ -196,12 +169,8 @@ impl<'s, 'r> Options<'s, 'r> {
         let at = self.left.get(name).map(|node| node.at);
         match self.take(name, Kind::Text) {
             Some(Value::Text(text)) if !allowed.contains(&text.as_str()) => {
-                let message = format!(
-                    "`{name}`: expected one of {}, found '{}'",
-                    allowed.join(", "),
-                    clip(&text)
-                );
-                self.error(at, message, "see `lr_scheduler_kwargs`");
+                let message = format!("`{name}`: expected one of {}, found '{}'", allowed.join(", "), clip(&text));
+                self.error(at, message, "write one of them, or remove it for the default");
                 default.to_owned()
             }
             Some(Value::Text(text)) => text,
@@ -210,16 +179,9 @@ impl<'s, 'r> Options<'s, 'r> {
     }
 
     fn missing(&mut self, message: &str, example: &str) {
-        let name = if self.settings.is_set("lr_scheduler_kwargs") {
-            "lr_scheduler_kwargs"
-        } else {
-            "lr_scheduler_type"
-        };
-        self.settings.error(
-            name,
-            message,
-            &format!("write `lr_scheduler_kwargs: {example}`"),
-        );
+        let name =
+            if self.settings.is_set("lr_scheduler_kwargs") { "lr_scheduler_kwargs" } else { "lr_scheduler_type" };
+        self.settings.error(name, message, &format!("write `lr_scheduler_kwargs: {example}`"));
     }
 
     fn refuse_rest(mut self, schedule: &str) {
@@ -231,11 +193,7 @@ impl<'s, 'r> Options<'s, 'r> {
                 }
                 None => format!("it takes {}", self.known.join(", ")),
             };
-            self.error(
-                Some(node.at),
-                format!("`{schedule}` has no option `{}`", clip(&name)),
-                &help,
-            );
+            self.error(Some(node.at), format!("`{schedule}` has no option `{}`", clip(&name)), &help);
         }
     }
 

@@ -58,19 +58,13 @@ fn length(s: &mut Settings<'_>) -> RunLength {
 pub(super) fn steps(s: &mut Settings<'_>, name: &'static str) -> u64 {
     let value = s.float(name);
     if value >= 1.0 && value.fract() != 0.0 {
-        s.error(
-            name,
-            format!("`{name}: {value}` is no whole number of steps"),
-            "write a whole number",
-        );
+        s.error(name, format!("`{name}: {value}` is no whole number of steps"), "write a whole number");
     }
     if value > 0.0 && value < 1.0 {
         let RunLength::Steps(total) = length_of(s) else {
             s.error(
                 name,
-                format!(
-                    "`{name}: {value}` is a share of all steps, and their number is not known yet"
-                ),
+                format!("`{name}: {value}` is a share of all steps, and their number is not known yet"),
                 "write a number of steps, or set `max_steps`",
             );
             return 1;
@@ -83,11 +77,7 @@ pub(super) fn steps(s: &mut Settings<'_>, name: &'static str) -> u64 {
         )]
         return (total as f64 * value).ceil() as u64;
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "not negative; saturates"
-    )]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; saturates")]
     let whole = value as u64;
     whole
 }
@@ -102,11 +92,7 @@ fn length_of(s: &Settings<'_>) -> RunLength {
 pub(super) fn eval(s: &mut Settings<'_>, verb: Verb) -> EvalPlan {
     let every = match s.text("eval_strategy").as_str() {
         "steps" => {
-            let name = if s.opt_float("eval_steps").is_some_and(|n| n > 0.0) {
-                "eval_steps"
-            } else {
-                "logging_steps"
-            };
+            let name = if s.opt_float("eval_steps").is_some_and(|n| n > 0.0) { "eval_steps" } else { "logging_steps" };
             Interval::Steps(steps(s, name))
         }
         "epoch" => Interval::Epoch,
@@ -122,9 +108,7 @@ pub(super) fn eval(s: &mut Settings<'_>, verb: Verb) -> EvalPlan {
         on_start: s.bool("eval_on_start"),
         early_stopping: s.opt_int("early_stopping_steps").map(i64::unsigned_abs),
         load_best: s.bool("load_best_model_at_end"),
-        greater_is_better: s
-            .opt_bool("greater_is_better")
-            .unwrap_or(!metric.ends_with("loss")),
+        greater_is_better: s.opt_bool("greater_is_better").unwrap_or(!metric.ends_with("loss")),
         metric,
         accuracy: s.bool("compute_accuracy"),
     }
@@ -134,11 +118,7 @@ pub(super) fn eval(s: &mut Settings<'_>, verb: Verb) -> EvalPlan {
 fn check_evaluation(s: &mut Settings<'_>, every: Interval) {
     let has_rows = s.is_set("eval_dataset") || s.float("val_size") > 0.0;
     for name in ["eval_strategy", "do_eval", "eval_on_start"] {
-        let wanted = if name == "eval_strategy" {
-            every != Interval::Never
-        } else {
-            s.bool(name)
-        };
+        let wanted = if name == "eval_strategy" { every != Interval::Never } else { s.bool(name) };
         if wanted && !has_rows {
             s.error(
                 name,
@@ -152,16 +132,8 @@ fn check_evaluation(s: &mut Settings<'_>, every: Interval) {
         return;
     }
     if has_rows && !s.bool("do_eval") {
-        let name = if s.is_set("eval_dataset") {
-            "eval_dataset"
-        } else {
-            "val_size"
-        };
-        s.note(
-            name,
-            "nothing is evaluated: `eval_strategy` is `no`",
-            "add `eval_strategy: steps` and `eval_steps`",
-        );
+        let name = if s.is_set("eval_dataset") { "eval_dataset" } else { "val_size" };
+        s.note(name, "nothing is evaluated: `eval_strategy` is `no`", "add `eval_strategy: steps` and `eval_steps`");
     }
     for name in ["early_stopping_steps", "load_best_model_at_end"] {
         if s.is_set(name) && s.opt_bool(name) != Some(false) {
@@ -183,32 +155,34 @@ fn check_evaluation(s: &mut Settings<'_>, every: Interval) {
 
 /// The number that decides which checkpoint is best, with transformers' prefix.
 fn metric(s: &mut Settings<'_>) -> String {
-    let written = s
-        .opt_text("metric_for_best_model")
-        .unwrap_or_else(|| "loss".to_owned());
-    let metric = if written.starts_with("eval_") {
-        written
-    } else {
-        format!("eval_{written}")
+    let key = "metric_for_best_model";
+    let written = s.opt_text(key).unwrap_or_else(|| "loss".to_owned());
+    let metric = if written.starts_with("eval_") { written } else { format!("eval_{written}") };
+    let computes_accuracy = s.bool("compute_accuracy");
+    let of_dataset = |name: &String| {
+        metric == format!("eval_{name}_loss") || computes_accuracy && metric == format!("eval_{name}_accuracy")
     };
-    let of_dataset = s.bool("eval_on_each_dataset")
-        && s.list("eval_dataset").iter().any(|name| {
-            metric == format!("eval_{name}_loss") || metric == format!("eval_{name}_accuracy")
-        });
-    if metric == "eval_accuracy" && !s.bool("compute_accuracy") {
+    let exists = metric == "eval_loss"
+        || computes_accuracy && metric == "eval_accuracy"
+        || s.bool("eval_on_each_dataset") && s.list("eval_dataset").iter().any(of_dataset);
+    if exists {
+        return metric;
+    }
+    let is_used = s.bool("load_best_model_at_end")
+        || s.opt_int("early_stopping_steps").is_some()
+        || s.text("lr_scheduler_type") == "reduce_lr_on_plateau";
+    if !is_used {
+        s.note(key, format!("`{key}` is not used: nothing asks for the best checkpoint"), "");
+    } else if metric == "eval_accuracy" {
+        s.error(key, "`eval_accuracy` is not computed", "add `compute_accuracy: true`");
+    } else {
         s.error(
-            "metric_for_best_model",
-            "`eval_accuracy` is not computed",
-            "add `compute_accuracy: true`",
-        );
-    } else if !of_dataset && metric != "eval_loss" && metric != "eval_accuracy" {
-        s.error(
-            "metric_for_best_model",
+            key,
             format!("there is no `{metric}`"),
             "write `eval_loss`, `eval_accuracy`, or `eval_NAME_loss` of a dataset with `eval_on_each_dataset: true`",
         );
     }
-    metric
+    "eval_loss".to_owned()
 }
 
 /// The best checkpoint can only be gone back to if it was saved when it was evaluated.
@@ -226,19 +200,15 @@ pub(super) fn check_best_checkpoint(s: &mut Settings<'_>, plan: &Plan) {
     }
     match (plan.eval.every, plan.output.save) {
         (Interval::Steps(eval), Interval::Steps(save)) if eval > 0 && save % eval != 0 => {
-            let message = format!(
-                "`{name}` needs `save_steps` to be a multiple of `eval_steps`: {save} and {eval} are not"
-            );
+            let message =
+                format!("`{name}` needs `save_steps` to be a multiple of `eval_steps`: {save} and {eval} are not");
             s.error(name, message, &format!("write `save_steps: {eval}`"));
         }
-        (Interval::Steps(_), Interval::Steps(_))
-        | (Interval::Epoch, Interval::Epoch)
-        | (Interval::Never, _) => {}
+        (Interval::Steps(_), Interval::Steps(_)) | (Interval::Epoch, Interval::Epoch) | (Interval::Never, _) => {}
         _ => {
             let (eval, save) = (s.text("eval_strategy"), s.text("save_strategy"));
-            let message = format!(
-                "`{name}` needs the same `save_strategy` and `eval_strategy`: they are `{save}` and `{eval}`"
-            );
+            let message =
+                format!("`{name}` needs the same `save_strategy` and `eval_strategy`: they are `{save}` and `{eval}`");
             s.error(name, message, &format!("write `save_strategy: {eval}`"));
         }
     }
