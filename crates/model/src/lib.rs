@@ -1,1 +1,23 @@
-//! model
+//! Models: families, layers, adapters and losses, written forward only over the tape.
+//!
+//! A model knows no rank, no file and no device feature: parameters are metadata, and the tape's host says where
+//! their data lies.
+#![forbid(unsafe_code)]
+
+mod batch;
+mod config;
+mod decoder;
+mod error;
+mod kv_cache;
+mod parameters;
+mod rope;
+mod tuning;
+
+pub use batch::{Batch, NoiseSettings, Sequence};
+pub use config::Config;
+pub use decoder::{LossOptions, Model};
+pub use error::ModelError;
+pub use kv_cache::KvCache;
+pub use parameters::{Parameter, Role, Source};
+pub use rope::{RopeConfig, Scaling};
+pub use tuning::{BLOCK_LINEARS, Trainables};

@@ -1,1 +1,19 @@
-//! tensor
+//! Arrays, fused ops with their gradients, and the tape: what a transformer is made of, without knowing one.
+//!
+//! [`Device`] is `cpu` or `meta` (which imitates `cpu`: counts all, executes nothing). [`Tape`] records ops; a
+//! parameter's data and gradient are asked of its [`Host`].
+
+pub mod cpu;
+mod device;
+mod dtype;
+mod heap;
+pub mod ops;
+mod shape;
+mod tape;
+mod tensor;
+
+pub use device::{Device, Fault, Kind, Track};
+pub use dtype::DType;
+pub use shape::Shape;
+pub use tape::{Grads, Host, Param, ParamInfo, Phase, Segment, Tape, Var};
+pub use tensor::Tensor;

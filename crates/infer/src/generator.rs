@@ -1,0 +1,118 @@
+//! Feeds tokens through the model and picks the next one, keeping what earlier tokens left behind.
+
+use crate::Sampler;
+use ferrotune_model::{Batch, KvCache, Model};
+use ferrotune_tensor::{Device, Fault, Host, Kind, Tape, Tensor};
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+/// Tokens of a prompt that go through the model at a time: bounds the memory of long prompts.
+const PREFILL: usize = 512;
+
+/// Why generation could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum InferError {
+    /// No token to begin with.
+    #[error("the prompt is empty: nothing to continue")]
+    EmptyPrompt,
+    /// Longer than the cache.
+    #[error("the prompt has {tokens} tokens and there is room for {room}; shorten it or raise cutoff_len")]
+    TooLong {
+        /// Of the prompt.
+        tokens: usize,
+        /// Of the cache.
+        room: usize,
+    },
+    /// The device gave up.
+    #[error(transparent)]
+    Device(#[from] Fault),
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The model ended its turn.
+    EndOfTurn,
+    /// So many tokens were asked for.
+    Length,
+    /// The listener said so.
+    Interrupted,
+}
+
+/// Continues token sequences with one model.
+pub struct Generator<'a> {
+    model: &'a Model,
+    host: &'a dyn Host,
+    device: Device,
+    cache: Rc<KvCache>,
+    /// The tokens whose keys and values the cache holds.
+    held: Vec<u32>,
+}
+
+impl<'a> Generator<'a> {
+    /// Allocates a cache for sequences of up to `capacity` tokens.
+    pub fn new(model: &'a Model, host: &'a dyn Host, device: &Device, capacity: usize) -> Self {
+        let cache = Rc::new(KvCache::new(device, model.config(), model.activations(), capacity));
+        Self { model, host, device: device.clone(), cache, held: Vec::new() }
+    }
+
+    /// Logits of the token after `ids`. Tokens that the cache still holds from earlier calls are not computed again.
+    ///
+    /// # Errors
+    /// If `ids` is empty or longer than the cache, or if memory runs out.
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
+        let Some(last) = ids.len().checked_sub(1) else { return Err(InferError::EmptyPrompt) };
+        if ids.len() > self.cache.capacity() {
+            return Err(InferError::TooLong { tokens: ids.len(), room: self.cache.capacity() });
+        }
+        let common = self.held.iter().zip(ids).take_while(|(a, b)| a == b).count().min(last);
+        self.cache.truncate(common);
+        self.held.truncate(common);
+        let mut logits = Vec::new();
+        for part in ids[common..].chunks(PREFILL) {
+            logits = self.feed(part)?;
+        }
+        Ok(logits)
+    }
+
+    fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
+        let batch = Rc::new(Batch::continuing(&self.device, self.model.config(), ids, self.cache.clone()));
+        let tape = Tape::forward_only(&self.device, self.host);
+        let row = Tensor::from_u32(&self.device, &[ids.len() as u32 - 1], Kind::Input);
+        let logits = self.model.logits(&tape, &batch, &row);
+        self.device.check()?;
+        self.cache.advance(ids.len());
+        self.held.extend_from_slice(ids);
+        Ok(logits.to_f32())
+    }
+
+    /// Continues `prompt` until a token of `ends`, the sampler's limit, the cache's end or the listener's word. `hear` is
+    /// told each token as it comes, the ending one excepted.
+    ///
+    /// # Errors
+    /// As [`Generator::logits`].
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        ends: &[u32],
+        sampler: &mut Sampler,
+        mut hear: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<(Vec<u32>, Stop), InferError> {
+        let mut ids = prompt.to_vec();
+        loop {
+            let answer = ids.len() - prompt.len();
+            if answer >= sampler.max_tokens() || ids.len() >= self.cache.capacity() && answer > 0 {
+                return Ok((ids.split_off(prompt.len()), Stop::Length));
+            }
+            let mut logits = self.logits(&ids)?;
+            let next = sampler.pick(&mut logits, &ids);
+            if ends.contains(&next) {
+                return Ok((ids.split_off(prompt.len()), Stop::EndOfTurn));
+            }
+            ids.push(next);
+            if hear(next).is_break() {
+                return Ok((ids.split_off(prompt.len()), Stop::Interrupted));
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! A model's configuration: `config.json` of a Hugging Face folder, checked once.
+//!
+//! Llama 2/3.x, Mistral, Qwen2/2.5, Qwen3 and SmolLM2 (a Llama) are one decoder with a few switches; the
+//! switches of a family are a row of [`FAMILIES`].
+
+use crate::ModelError;
+use crate::rope::RopeConfig;
+use serde_json::Value;
+
+/// How a family differs from plain Llama.
+struct Family {
+    model_type: &'static str,
+    /// Bias on q, k and v whatever the file says.
+    qkv_bias: bool,
+    /// RMSNorm on each head of q and k.
+    qk_norm: bool,
+    /// `sliding_window` counts only with `use_sliding_window`, and from block `max_window_layers` on.
+    optional_window: bool,
+    rms_norm_eps: f64,
+}
+
+const FAMILIES: [Family; 4] = [
+    Family { model_type: "llama", qkv_bias: false, qk_norm: false, optional_window: false, rms_norm_eps: 1e-6 },
+    Family { model_type: "mistral", qkv_bias: false, qk_norm: false, optional_window: false, rms_norm_eps: 1e-6 },
+    Family { model_type: "qwen2", qkv_bias: true, qk_norm: false, optional_window: true, rms_norm_eps: 1e-6 },
+    Family { model_type: "qwen3", qkv_bias: false, qk_norm: true, optional_window: true, rms_norm_eps: 1e-6 },
+];
+
+/// A decoder's shape and switches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// `model_type` of config.json.
+    pub model_type: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f32,
+    /// The head reads the embedding's weights.
+    pub tie_word_embeddings: bool,
+    /// Bias on q, k, v.
+    pub qkv_bias: bool,
+    /// Bias on o.
+    pub o_bias: bool,
+    /// Bias in the MLP.
+    pub mlp_bias: bool,
+    /// RMSNorm on each head of q and k.
+    pub qk_norm: bool,
+    /// Keys further back than this are not seen, per block.
+    pub sliding_window: Vec<Option<usize>>,
+    /// Longest sequence the model was made for.
+    pub max_position_embeddings: usize,
+    /// Rotary position embedding.
+    pub rope: RopeConfig,
+}
+
+impl Config {
+    /// Reads `config.json`.
+    pub fn from_json(json: &Value) -> Result<Self, ModelError> {
+        let get = Keys { json };
+        let model_type = get.text("model_type").unwrap_or_default();
+        let Some(family) = FAMILIES.iter().find(|f| f.model_type == model_type) else {
+            let supported: Vec<_> = FAMILIES.iter().map(|f| f.model_type).collect();
+            return Err(ModelError::UnknownFamily { found: model_type, supported: supported.join(", ") });
+        };
+        match get.text("hidden_act").as_deref() {
+            None | Some("silu" | "swish") => {}
+            Some(other) => return Err(bad("hidden_act", other, "silu")),
+        }
+        let hidden_size = get.need("hidden_size", family)?;
+        let num_attention_heads = get.need("num_attention_heads", family)?;
+        let num_hidden_layers = get.need("num_hidden_layers", family)?;
+        let num_key_value_heads = get.count("num_key_value_heads")?.unwrap_or(num_attention_heads);
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            let expected = format!("a divisor of num_attention_heads ({num_attention_heads})");
+            return Err(bad("num_key_value_heads", num_key_value_heads, &expected));
+        }
+        let head_dim = get.count("head_dim")?.unwrap_or(hidden_size / num_attention_heads);
+        if !head_dim.is_multiple_of(8) || head_dim > 256 {
+            return Err(bad("head_dim", head_dim, "a multiple of 8, at most 256"));
+        }
+        let max_position_embeddings = get.count("max_position_embeddings")?.unwrap_or(2048);
+        let attention_bias = get.flag("attention_bias").unwrap_or(false);
+        Ok(Self {
+            hidden_size,
+            intermediate_size: get.need("intermediate_size", family)?,
+            num_hidden_layers,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: get.need("vocab_size", family)?,
+            rms_norm_eps: get.number("rms_norm_eps").unwrap_or(family.rms_norm_eps) as f32,
+            tie_word_embeddings: get.flag("tie_word_embeddings").unwrap_or(false),
+            qkv_bias: family.qkv_bias || attention_bias,
+            o_bias: attention_bias,
+            mlp_bias: get.flag("mlp_bias").unwrap_or(false),
+            qk_norm: family.qk_norm,
+            sliding_window: windows(&get, family, num_hidden_layers)?,
+            max_position_embeddings,
+            rope: RopeConfig::from_json(json, max_position_embeddings)?,
+            model_type,
+        })
+    }
+
+    /// Parameters of the blocks' matrices: what a token is multiplied with, the head excluded.
+    pub fn block_parameters(&self) -> usize {
+        let qkv = self.hidden_size * self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads);
+        let o = self.head_dim * self.num_attention_heads * self.hidden_size;
+        self.num_hidden_layers * (qkv + o + 3 * self.hidden_size * self.intermediate_size)
+    }
+}
+
+/// Each block's window. `layer_types` decides where it stands; otherwise the family's own rule.
+fn windows(get: &Keys<'_>, family: &Family, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
+    let window = get.count("sliding_window")?.filter(|_| family.model_type != "llama");
+    let used = !family.optional_window || get.flag("use_sliding_window").unwrap_or(false);
+    let Some(window) = window.filter(|_| used) else { return Ok(vec![None; layers]) };
+    if let Some(types) = get.json.get("layer_types").and_then(Value::as_array) {
+        if types.len() != layers {
+            return Err(bad("layer_types", types.len(), &format!("{layers} entries")));
+        }
+        return Ok(types.iter().map(|t| (t == "sliding_attention").then_some(window)).collect());
+    }
+    let first = if family.optional_window { get.count("max_window_layers")?.unwrap_or(28) } else { 0 };
+    Ok((0..layers).map(|i| (i >= first).then_some(window)).collect())
+}
+
+fn bad(key: &str, found: impl std::fmt::Display, expected: &str) -> ModelError {
+    ModelError::BadValue { key: key.into(), found: found.to_string(), expected: expected.into() }
+}
+
+/// Sizes beyond this are damage, not models; it also keeps products of sizes far from overflow.
+const LARGEST: u64 = 1 << 24;
+
+struct Keys<'a> {
+    json: &'a Value,
+}
+
+impl Keys<'_> {
+    fn text(&self, key: &str) -> Option<String> {
+        self.json.get(key)?.as_str().map(str::to_owned)
+    }
+
+    fn flag(&self, key: &str) -> Option<bool> {
+        self.json.get(key)?.as_bool()
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.json.get(key)?.as_f64()
+    }
+
+    /// A positive whole number, if the key is there and not null.
+    fn count(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as usize)),
+                _ => Err(bad(key, value, "a positive whole number")),
+            },
+        }
+    }
+
+    fn need(&self, key: &'static str, family: &Family) -> Result<usize, ModelError> {
+        self.count(key)?.ok_or_else(|| ModelError::MissingKey { key, family: family.model_type.into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn tiny() -> Value {
+        json!({"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+               "num_attention_heads": 4, "vocab_size": 100, "sliding_window": 32, "use_sliding_window": true, "max_window_layers": 2})
+    }
+
+    #[test]
+    fn families_fill_in_what_the_file_leaves_out() {
+        let config = Config::from_json(&tiny()).unwrap();
+        assert_eq!((config.num_key_value_heads, config.head_dim, config.qkv_bias, config.o_bias), (4, 16, true, false));
+        assert_eq!(config.sliding_window, [None, None, Some(32)]);
+        let mut json = tiny();
+        json["use_sliding_window"] = false.into();
+        assert_eq!(Config::from_json(&json).unwrap().sliding_window, [None; 3]);
+    }
+
+    #[test]
+    fn what_cannot_be_is_named() {
+        let message = |key: &str, value: Value| {
+            let mut json = tiny();
+            json[key] = value;
+            Config::from_json(&json).unwrap_err().to_string()
+        };
+        assert_eq!(
+            message("model_type", json!("gpt2")),
+            "model type `gpt2` is not supported; supported are llama, mistral, qwen2, qwen3"
+        );
+        assert_eq!(
+            message("hidden_size", json!(null)),
+            "config.json has no `hidden_size`, which a `qwen2` model needs"
+        );
+        assert_eq!(
+            message("hidden_size", json!(-3)),
+            "config.json: `hidden_size` is -3, expected a positive whole number"
+        );
+        assert_eq!(
+            message("num_key_value_heads", json!(3)),
+            "config.json: `num_key_value_heads` is 3, expected a divisor of num_attention_heads (4)"
+        );
+        assert_eq!(message("hidden_act", json!("gelu")), "config.json: `hidden_act` is gelu, expected silu");
+    }
+}

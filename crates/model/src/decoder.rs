@@ -1,0 +1,302 @@
+//! The decoder of the Llama line: embedding, blocks of attention and SwiGLU MLP with RMSNorm before each, head.
+//!
+//! Written forward only. `t` is a token of the flat batch, so a hidden state is `[t, hidden_size]`; queries are
+//! `[t, num_attention_heads * head_dim]`, keys and values `[t, num_key_value_heads * head_dim]`. Each block is a segment of
+//! the tape: gathering of weights and recomputation hang there, and nothing of it is seen here.
+
+use crate::parameters::{Collector, New, Parameter, Role, Source};
+use crate::{Batch, Config, ModelError, Trainables};
+use ferrotune_config::plan::Tuning;
+use ferrotune_tensor::ops::{self, Linear, Lora};
+use ferrotune_tensor::{DType, Param, Segment, Shape, Tape, Tensor, Var};
+use std::rc::Rc;
+
+/// Gate, up and down projection: `down(silu(gate(x)) * up(x))`.
+struct Mlp {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Mlp {
+    fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
+        let noise = batch.noise.as_ref();
+        let gate = ops::linear(t, &self.gate, x, noise);
+        let up = ops::linear(t, &self.up, x, noise);
+        ops::linear(t, &self.down, &ops::swiglu(t, &gate, &up), noise)
+    }
+}
+
+/// Grouped-query attention with rotary positions; Qwen3 normalises each head of q and k first.
+struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    q_norm: Option<Param>,
+    k_norm: Option<Param>,
+    eps: f32,
+    shape: ops::Heads,
+    layer: usize,
+}
+
+impl Attention {
+    fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
+        let noise = batch.noise.as_ref();
+        let q = self.positioned(t, ops::linear(t, &self.q, x, noise), self.q_norm.as_ref(), batch);
+        let k = self.positioned(t, ops::linear(t, &self.k, x, noise), self.k_norm.as_ref(), batch);
+        let v = ops::linear(t, &self.v, x, noise);
+        let o = match &batch.cache {
+            None => ops::attention(t, &q, &k, &v, &batch.spans, self.shape),
+            Some(cache) => {
+                let (k, v) = cache.append(self.layer, &k.value, &v.value);
+                ops::attention(t, &q, &Var::constant(k), &Var::constant(v), &batch.spans, self.shape)
+            }
+        };
+        ops::linear(t, &self.o, &o, noise)
+    }
+
+    fn positioned(&self, t: &Tape<'_>, x: Var, norm: Option<&Param>, batch: &Batch) -> Var {
+        let x = match norm {
+            Some(weight) => ops::rmsnorm(t, &x, weight, self.eps),
+            None => x,
+        };
+        ops::rope(t, x, &batch.rotary, self.shape.head_dim)
+    }
+}
+
+/// `h = x + attention(norm(x)); h + mlp(norm(h))`.
+struct Block {
+    input_norm: Param,
+    attention: Attention,
+    post_norm: Param,
+    mlp: Mlp,
+    eps: f32,
+}
+
+impl Block {
+    fn forward(&self, t: &Tape<'_>, x: Var, batch: &Batch) -> Var {
+        let attended = self.attention.forward(t, &ops::rmsnorm(t, &x, &self.input_norm, self.eps), batch);
+        let h = ops::add(t, &x, attended);
+        let out = self.mlp.forward(t, &ops::rmsnorm(t, &h, &self.post_norm, self.eps), batch);
+        ops::add(t, &h, out)
+    }
+}
+
+/// A decoder with a language-model head.
+pub struct Model {
+    config: Config,
+    activations: DType,
+    parameters: Vec<Parameter>,
+    embed: Param,
+    blocks: Vec<Rc<Block>>,
+    norm: Param,
+    head: Param,
+}
+
+/// How the loss is computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossOptions {
+    /// What the sum over label rows is multiplied with: 1 / label tokens of the step.
+    pub scale: f32,
+    /// Share of the target spread over the vocabulary.
+    pub smoothing: f32,
+}
+
+impl Model {
+    /// Puts a model together. `dtype` is that of frozen weights; what trains is in f32 unless `pure` keeps `dtype`.
+    pub fn new(config: Config, dtype: DType, tuning: Option<&Tuning>, pure: bool) -> Result<Self, ModelError> {
+        let frozen = Builder::new(&config, dtype, Trainables::none(), pure).build();
+        let Some(tuning) = tuning else { return Ok(frozen) };
+        let names: Vec<String> = frozen.parameters.iter().map(|p| p.param.name.clone()).collect();
+        let trainables = Trainables::resolve(tuning, &config, &names)?;
+        Ok(Builder::new(&config, dtype, trainables, pure).build())
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Element type of activations.
+    pub fn activations(&self) -> DType {
+        self.activations
+    }
+
+    /// All parameters, in one stable order; a parameter's id is its place.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Number of segments: embedding, blocks, head.
+    pub fn segments(&self) -> usize {
+        self.blocks.len() + 2
+    }
+
+    /// Whether `segment` is a block, and so worth recomputing.
+    pub fn is_block(&self, segment: Segment) -> bool {
+        (1..=self.blocks.len()).contains(&segment.0)
+    }
+
+    /// The residual stream after the last block, `[t, hidden_size]`; `look` is shown each segment's output.
+    fn hidden(&self, t: &Tape<'_>, batch: &Rc<Batch>, mut look: impl FnMut(Segment, &Tensor)) -> Var {
+        let (embed, of, activations) = (self.embed.clone(), batch.clone(), self.activations);
+        let mut x = t.segment(Segment(0), None, move |t, _| {
+            let x = ops::embedding(t, &of.ids, &embed, activations);
+            match &of.noise {
+                Some(noise) if noise.embedding_alpha > 0.0 => ops::embedding_noise(t, x, noise),
+                _ => x,
+            }
+        });
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (block, of) = (block.clone(), batch.clone());
+            look(Segment(i), &x.value);
+            x = t.segment(Segment(i + 1), Some(x), move |t, x| {
+                block.forward(t, x.expect("a block is given its input"), &of)
+            });
+        }
+        look(Segment(self.blocks.len()), &x.value);
+        x
+    }
+
+    /// The loss over the batch's label rows, times `options.scale`; its sum and the number of right guesses are added to
+    /// `batch.stats`.
+    pub fn loss(&self, t: &Tape<'_>, batch: &Rc<Batch>, options: LossOptions) -> Var {
+        let x = self.hidden(t, batch, |_, _| {});
+        let (norm, head, of, eps) = (self.norm.clone(), self.head.clone(), batch.clone(), self.config.rms_norm_eps);
+        t.segment(Segment(self.blocks.len() + 1), Some(x), move |t, x| {
+            let x = ops::rmsnorm(t, &x.expect("the head is given its input"), &norm, eps);
+            let loss = ops::CrossEntropy { scale: options.scale, smoothing: options.smoothing };
+            ops::linear_cross_entropy(t, &x, &head, &of.targets, loss)
+        })
+    }
+
+    /// The first part of the model, in the order of the forward pass, whose output holds an infinite value or NaN.
+    pub fn first_bad_part(&self, t: &Tape<'_>, batch: &Rc<Batch>) -> Option<String> {
+        let mut first = None;
+        let x = self.hidden(t, batch, |segment, x| {
+            if first.is_none() && !ops::all_finite(x) {
+                first = Some(segment);
+            }
+        });
+        drop(x);
+        first.map(|segment| match segment.0.checked_sub(1) {
+            None => "model.embed_tokens".to_owned(),
+            Some(layer) => format!("model.layers.{layer}"),
+        })
+    }
+
+    /// Logits in f32 of the given rows of the batch, `[rows, vocab_size]`.
+    pub fn logits(&self, t: &Tape<'_>, batch: &Rc<Batch>, rows: &Tensor) -> Tensor {
+        let x = self.hidden(t, batch, |_, _| {});
+        let (norm, head, eps) = (self.norm.clone(), self.head.clone(), self.config.rms_norm_eps);
+        let rows = rows.clone();
+        let segment = Segment(self.blocks.len() + 1);
+        let logits = t.segment(segment, Some(x), move |t, x| {
+            let x = ops::rmsnorm(t, &x.expect("the head is given its input"), &norm, eps);
+            Var::constant(ops::row_logits(t, &x.value, &head, &rows))
+        });
+        logits.value
+    }
+}
+
+/// Puts the parts of a model together and collects their parameters.
+struct Builder<'a> {
+    config: &'a Config,
+    dtype: DType,
+    trainables: Trainables,
+    pure: bool,
+    collector: Collector,
+}
+
+impl<'a> Builder<'a> {
+    fn new(config: &'a Config, dtype: DType, trainables: Trainables, pure: bool) -> Self {
+        Self { config, dtype, trainables, pure, collector: Collector::default() }
+    }
+
+    fn build(mut self) -> Model {
+        let config = self.config;
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let head_segment = Segment(config.num_hidden_layers + 1);
+        let tied = config.tie_word_embeddings && !self.trainables.unties();
+        let embed_segments = [Segment(0), head_segment];
+        let embed_segments = if tied { &embed_segments[..] } else { &embed_segments[..1] };
+        let embed = self.base("model.embed_tokens.weight", [vocab, hidden], embed_segments);
+        let blocks = (0..config.num_hidden_layers).map(|i| Rc::new(self.block(i))).collect();
+        let norm = self.base("model.norm.weight", [hidden], &[head_segment]);
+        let head = if tied {
+            embed.clone()
+        } else {
+            let from = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+            self.base_from("lm_head.weight", from, [vocab, hidden], &[head_segment])
+        };
+        let (config, activations, parameters) = (config.clone(), self.dtype, self.collector.list);
+        Model { config, activations, parameters, embed, blocks, norm, head }
+    }
+
+    fn block(&mut self, layer: usize) -> Block {
+        let config = self.config;
+        let segment = Segment(layer + 1);
+        let path = format!("model.layers.{layer}");
+        let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (q_out, kv_out) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+        let input_norm = self.base(&format!("{path}.input_layernorm.weight"), [hidden], &[segment]);
+        let attn = format!("{path}.self_attn");
+        let mut linear = |name: String, out, inputs, bias| self.linear(&name, [out, inputs], bias, segment);
+        let q = linear(format!("{attn}.q_proj"), q_out, hidden, config.qkv_bias);
+        let k = linear(format!("{attn}.k_proj"), kv_out, hidden, config.qkv_bias);
+        let v = linear(format!("{attn}.v_proj"), kv_out, hidden, config.qkv_bias);
+        let o = linear(format!("{attn}.o_proj"), hidden, q_out, config.o_bias);
+        let gate = linear(format!("{path}.mlp.gate_proj"), inner, hidden, config.mlp_bias);
+        let up = linear(format!("{path}.mlp.up_proj"), inner, hidden, config.mlp_bias);
+        let down = linear(format!("{path}.mlp.down_proj"), hidden, inner, config.mlp_bias);
+        let mut head_norm =
+            |name: &str| config.qk_norm.then(|| self.base(&format!("{attn}.{name}.weight"), [d], &[segment]));
+        let (q_norm, k_norm) = (head_norm("q_norm"), head_norm("k_norm"));
+        let post_norm = self.base(&format!("{path}.post_attention_layernorm.weight"), [hidden], &[segment]);
+        let shape = ops::Heads {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: d,
+            window: config.sliding_window[layer],
+        };
+        let eps = config.rms_norm_eps;
+        let attention = Attention { q, k, v, o, q_norm, k_norm, eps, shape, layer };
+        Block { input_norm, attention, post_norm, mlp: Mlp { gate, up, down }, eps }
+    }
+
+    fn base(&mut self, name: &str, shape: impl Into<Shape>, segments: &[Segment]) -> Param {
+        self.base_from(name, name, shape, segments)
+    }
+
+    fn base_from(&mut self, name: &str, file: &str, shape: impl Into<Shape>, segments: &[Segment]) -> Param {
+        let trainable = self.trainables.trains(name);
+        let dtype = if trainable && !self.pure { DType::F32 } else { self.dtype };
+        let source = Source::File(file.to_owned());
+        let (name, shape) = (name.to_owned(), shape.into());
+        self.collector.add(New { name, shape, dtype, trainable, segments, source, role: Role::Base })
+    }
+
+    /// A linear layer `[out, in]`, with an adapter if the recipe wants one there.
+    fn linear(&mut self, name: &str, [out, inputs]: [usize; 2], bias: bool, segment: Segment) -> Linear {
+        let weight = self.base(&format!("{name}.weight"), [out, inputs], &[segment]);
+        let bias = bias.then(|| self.base(&format!("{name}.bias"), [out], &[segment]));
+        let lora = self.trainables.lora(name).cloned().map(|plan| {
+            let mut adapter = |part: &str, shape: Shape, source, role| {
+                let (name, dtype, segments) = (format!("{name}.{part}"), DType::F32, &[segment][..]);
+                self.collector.add(New { name, shape, dtype, trainable: true, segments, source, role })
+            };
+            let rank = plan.rank;
+            let root = if plan.rslora { (rank as f64).sqrt() } else { rank as f64 };
+            let scale = (plan.alpha / root) as f32;
+            // PEFT's kaiming_uniform(a = sqrt(5)): uniform within 1 / sqrt(in).
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let a = adapter("lora_A.weight", [rank, inputs].into(), Source::Uniform { bound }, Role::LoraA);
+            let b = adapter("lora_B.weight", [out, rank].into(), Source::Zeros, Role::LoraB);
+            let norms = Source::RowNorms { weight: weight.id, a: a.id, b: b.id, scale };
+            let magnitude = plan.dora.then(|| adapter("lora_magnitude_vector", [out].into(), norms, Role::Magnitude));
+            Lora { a, b, scale, dropout: plan.dropout as f32, magnitude }
+        });
+        Linear { weight, bias, lora }
+    }
+}

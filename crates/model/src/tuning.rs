@@ -1,0 +1,147 @@
+//! Which parameters train: a recipe's choice checked against the modules that the model has.
+
+use crate::{Config, ModelError};
+use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
+
+/// Linear modules of a block, by the names that recipes use, in the order of the block.
+pub const BLOCK_LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// A recipe's choice, resolved for one model.
+#[derive(Debug, Clone)]
+pub struct Trainables {
+    choice: Choice,
+}
+
+#[derive(Debug, Clone)]
+enum Choice {
+    None,
+    All,
+    /// Parameter names that contain one of these.
+    Containing(Vec<String>),
+    Lora {
+        plan: LoraPlan,
+        targets: Vec<String>,
+    },
+}
+
+impl Trainables {
+    /// Nothing trains: evaluation and generation.
+    pub fn none() -> Self {
+        Self { choice: Choice::None }
+    }
+
+    /// Checks `tuning` against the model. `names`: all parameter names of the base model.
+    pub fn resolve(tuning: &Tuning, config: &Config, names: &[String]) -> Result<Self, ModelError> {
+        let choice = match tuning {
+            Tuning::Full => Choice::All,
+            Tuning::Freeze(plan) => {
+                let layers = config.num_hidden_layers;
+                let count = plan.layers.unsigned_abs() as usize;
+                if count > layers {
+                    return Err(ModelError::TooManyLayers { asked: plan.layers, layers });
+                }
+                let range = if plan.layers >= 0 { layers - count..layers } else { 0..count };
+                let inside = module_names(names, true);
+                let outside = module_names(names, false);
+                known("freeze_trainable_modules", &plan.modules, &inside)?;
+                known("freeze_extra_modules", &plan.extra_modules, &outside)?;
+                let module = |m: &String| if m == "all" { String::new() } else { m.clone() };
+                let modules: Vec<String> = if plan.modules.is_empty() {
+                    vec![String::new()]
+                } else {
+                    plan.modules.iter().map(module).collect()
+                };
+                let within = range.flat_map(|i| modules.iter().map(move |m| format!(".{i}.{m}")));
+                Choice::Containing(within.chain(plan.extra_modules.iter().cloned()).collect())
+            }
+            Tuning::Lora(plan) => {
+                let targets = match &plan.targets {
+                    LoraTargets::All => BLOCK_LINEARS.map(String::from).to_vec(),
+                    LoraTargets::Modules(modules) => modules.clone(),
+                };
+                let linears = linear_names(config);
+                for target in &targets {
+                    if !linears.iter().any(|name| matches_suffix(name, target)) {
+                        let available = BLOCK_LINEARS.join(", ");
+                        return Err(ModelError::UnknownModule { key: "lora_target", name: target.clone(), available });
+                    }
+                }
+                let mut modules = module_names(names, true);
+                modules.extend(module_names(names, false));
+                known("additional_target", &plan.additional_targets, &modules)?;
+                Choice::Lora { plan: plan.clone(), targets }
+            }
+        };
+        Ok(Self { choice })
+    }
+
+    /// Whether the base parameter `name` trains.
+    pub fn trains(&self, name: &str) -> bool {
+        match &self.choice {
+            Choice::None => false,
+            Choice::All => true,
+            Choice::Containing(parts) => parts.iter().any(|part| name.contains(part.as_str())),
+            Choice::Lora { plan, .. } => {
+                plan.additional_targets.iter().any(|target| module_of(name).is_some_and(|m| matches_suffix(m, target)))
+            }
+        }
+    }
+
+    /// The adapter settings of the linear module `name`, if it gets one.
+    pub fn lora(&self, name: &str) -> Option<&LoraPlan> {
+        match &self.choice {
+            Choice::Lora { plan, targets } if targets.iter().any(|t| matches_suffix(name, t)) => Some(plan),
+            _ => None,
+        }
+    }
+
+    /// Whether the weights shared by embedding and head must become two: one of them trains under LoRA (PEFT trains
+    /// a copy of the named module and leaves the other as it is).
+    pub fn unties(&self) -> bool {
+        matches!(&self.choice, Choice::Lora { plan, .. }
+            if plan.additional_targets.iter().any(|t| t.ends_with("embed_tokens") || t.ends_with("lm_head")))
+    }
+}
+
+/// PEFT's rule for names in a list: the whole name or its end after a dot.
+fn matches_suffix(name: &str, target: &str) -> bool {
+    name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// The module that owns a parameter.
+fn module_of(parameter: &str) -> Option<&str> {
+    parameter.rsplit_once('.').map(|(module, _)| module)
+}
+
+fn linear_names(config: &Config) -> Vec<String> {
+    let part =
+        |linear: &str| if matches!(linear, "q_proj" | "k_proj" | "v_proj" | "o_proj") { "self_attn" } else { "mlp" };
+    let of_block = |i: usize| BLOCK_LINEARS.map(|l| format!("model.layers.{i}.{}.{l}", part(l)));
+    (0..config.num_hidden_layers).flat_map(of_block).collect()
+}
+
+/// Every name by which a module inside (or outside) the blocks can be called.
+fn module_names(names: &[String], inside: bool) -> Vec<String> {
+    let mut modules = Vec::new();
+    for name in names.iter().filter(|n| n.contains(".layers.") == inside) {
+        let path: Vec<&str> =
+            name.split('.').filter(|p| !matches!(*p, "weight" | "bias" | "model" | "layers")).collect();
+        let path: Vec<&str> = path.into_iter().filter(|p| p.parse::<usize>().is_err()).collect();
+        for start in 0..path.len() {
+            for end in start + 1..=path.len() {
+                modules.push(path[start..end].join("."));
+            }
+        }
+    }
+    modules.sort_unstable();
+    modules.dedup();
+    modules
+}
+
+fn known(key: &'static str, asked: &[String], available: &[String]) -> Result<(), ModelError> {
+    let missing = asked.iter().find(|name| *name != "all" && !available.contains(name));
+    missing.map_or(Ok(()), |name| {
+        let simple: Vec<&str> = available.iter().map(String::as_str).filter(|m| !m.contains('.')).collect();
+        Err(ModelError::UnknownModule { key, name: name.clone(), available: simple.join(", ") })
+    })
+}

@@ -1,0 +1,112 @@
+//! Causal attention over sequences laid end to end, `softmax(scale q k' + mask) v` a head, in blocks: never an n x n
+//! matrix. FlashAttention-2, Dao 2023, <https://arxiv.org/abs/2307.08691>.
+//!
+//! q `[t, heads * head_dim]`, k and v `[t, kv_heads * head_dim]`, each kv head serving heads / kv_heads query heads. Saves q,
+//! k, v, the output and the log-sum-exp a row and head.
+
+use crate::cpu;
+use crate::{DType, Kind, Tape, Var};
+use std::rc::Rc;
+
+/// Heads of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Only the last so many keys are seen.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// `1 / sqrt(head_dim)`.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Which tokens see each other: query rows `q[i]..q[i + 1]` see keys `k[i]..k[i + 1]`, aligned at their ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spans {
+    /// Borders of the sequences in the queries.
+    pub q: Vec<u32>,
+    /// Borders of the sequences in the keys.
+    pub k: Vec<u32>,
+}
+
+impl Spans {
+    /// Sequences that see themselves; `bounds` begins with 0 (or is empty: no token at all).
+    pub fn causal(mut bounds: Vec<u32>) -> Self {
+        if bounds.is_empty() {
+            bounds.push(0);
+        }
+        Self { q: bounds.clone(), k: bounds }
+    }
+
+    /// `new` tokens at the end of a sequence of `total`.
+    pub fn continuing(new: u32, total: u32) -> Self {
+        Self { q: vec![0, new], k: vec![0, total] }
+    }
+
+    /// Pairs of query and key that see each other.
+    fn pairs(&self, window: Option<usize>) -> f64 {
+        let lens = self.q.windows(2).zip(self.k.windows(2));
+        let pairs = lens.map(|(q, k)| {
+            let (new, total) = (f64::from(q[1] - q[0]), f64::from(k[1] - k[0]));
+            let window = window.map_or(total, |w| (w as f64).min(total));
+            // Query i (from the end) sees total - i keys, at most the window.
+            let full = (total - new + 1.0).min(window);
+            let growing = (window - full).max(0.0).min(new - 1.0).max(0.0);
+            growing * (full + (full + growing - 1.0)) / 2.0 + (new - growing) * (full + growing).min(window)
+        });
+        pairs.sum()
+    }
+}
+
+/// Attends.
+pub fn attention(t: &Tape<'_>, q: &Var, k: &Var, v: &Var, spans: &Rc<Spans>, heads: Heads) -> Var {
+    let (rows, width) = (q.value.dims()[0], heads.heads * heads.head_dim);
+    assert_eq!(q.value.dims(), [rows, width], "queries");
+    assert_eq!(k.value.dims(), v.value.dims(), "keys and values");
+    assert_eq!(k.value.dims()[1], heads.kv_heads * heads.head_dim, "keys");
+    let device = t.device();
+    let o = q.value.empty_like(Kind::Act);
+    let lse = device.empty([heads.heads, rows], DType::F32, Kind::Act);
+    let flops = 4.0 * spans.pairs(heads.window) * width as f64;
+    device.count_flops(flops);
+    if o.executes() {
+        let shape = shape(spans, heads);
+        let args = cpu::Attention { shape, q: q.value.data(), k: k.value.data(), v: v.value.data() };
+        cpu::attention_forward(&args, o.data_mut(), lse.f32_mut());
+    }
+    let needs = q.needs_grad() || k.needs_grad() || v.needs_grad();
+    let (qv, kv, vv) = (q.value.clone(), k.value.clone(), v.value.clone());
+    let (q_id, k_id, v_id) = (q.id(), k.id(), v.id());
+    let (out, spans) = (o.clone(), spans.clone());
+    t.op(o, needs, move |g, dout| {
+        let (dq, dk, dv) = (qv.empty_like(Kind::ActGrad), kv.empty_like(Kind::ActGrad), vv.empty_like(Kind::ActGrad));
+        let shape = shape(&spans, heads);
+        let floats = cpu::attention_backward_workspace(&shape);
+        let work = g.device().empty([floats], DType::F32, Kind::Work);
+        g.device().count_flops(2.5 * flops);
+        if dq.executes() {
+            let args = cpu::Attention { shape, q: qv.data(), k: kv.data(), v: vv.data() };
+            let given = cpu::AttentionGrad { o: out.data(), lse: lse.f32(), dout: dout.data() };
+            cpu::attention_backward(&args, &given, (dq.data_mut(), dk.data_mut(), dv.data_mut()), work.f32_mut());
+        }
+        for (id, gradient) in [(q_id, dq), (k_id, dk), (v_id, dv)] {
+            if let Some(id) = id {
+                g.put(id, gradient);
+            }
+        }
+    })
+}
+
+fn shape(spans: &Spans, heads: Heads) -> cpu::AttentionShape<'_> {
+    let Heads { heads: of_q, kv_heads, head_dim, window } = heads;
+    let (scale, cu_q, cu_k) = (heads.scale(), &spans.q[..], &spans.k[..]);
+    cpu::AttentionShape { heads: of_q, kv_heads, head_dim, window, scale, cu_q, cu_k }
+}

@@ -1,0 +1,28 @@
+//! The ops: few and fused. Each file is one op: contract, shape rule, gradient. An op asserts shapes, allocates all it
+//! will need (workspace included), counts its work, runs its kernel only where the device executes, and records one
+//! closure. Kernels lie in [`crate::cpu`] under the same names.
+
+mod attention;
+mod cross_entropy;
+mod dora;
+pub(crate) mod elementwise;
+mod embedding;
+mod linear;
+mod matmul;
+mod noise;
+mod optimizer;
+mod rmsnorm;
+mod rope;
+mod swiglu;
+
+pub use attention::{Heads, Spans, attention};
+pub use cross_entropy::{CrossEntropy, Targets, linear_cross_entropy, row_logits};
+pub use dora::{merge_dora, row_norms};
+pub use elementwise::{add, cast, copy, scale_in_place};
+pub use embedding::embedding;
+pub use linear::{Linear, Lora, linear, merge_lora};
+pub use noise::{Noise, embedding_noise, fill_uniform};
+pub use optimizer::{AdamW, adamw, all_finite, sum_of_squares};
+pub use rmsnorm::rmsnorm;
+pub use rope::{Rotary, rope};
+pub use swiglu::swiglu;

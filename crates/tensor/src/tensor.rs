@@ -1,0 +1,269 @@
+//! Tensors: a shape over a piece of a storage. Storages tell their device when they die.
+//!
+//! Kernels write through `&Tensor`: gradients, gathered weights and optimiser ranges are views of flat buffers,
+//! so two tensors may name the same bytes. What keeps this sound: a tensor stays on its thread (the raw pointer
+//! makes it neither `Send` nor `Sync`), the unsafe accessors are private to this crate, each op takes its slices
+//! once and no kernel is given the same bytes as input and output unless its contract says so.
+
+use crate::cpu::{Data, DataMut};
+use crate::heap::Block;
+use crate::{DType, Device, Kind, Shape};
+use half::bf16;
+use std::sync::Arc;
+
+/// Bytes on a device, freed when the last tensor over them dies.
+pub(crate) struct Storage {
+    pub(crate) device: Device,
+    pub(crate) block: Option<Block>,
+    pub(crate) bytes: usize,
+    pub(crate) kind: Kind,
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        self.device.release(self.block.take(), self.bytes, self.kind);
+    }
+}
+
+/// A contiguous row-major tensor.
+#[derive(Clone)]
+pub struct Tensor {
+    #[expect(clippy::arc_with_non_send_sync, reason = "storages cross threads once collectives overlap with work")]
+    storage: Arc<Storage>,
+    /// Byte offset into the storage.
+    offset: usize,
+    shape: Shape,
+    dtype: DType,
+}
+
+impl Tensor {
+    pub(crate) fn from_storage(storage: Arc<Storage>, shape: Shape, dtype: DType) -> Self {
+        Self { storage, offset: 0, shape, dtype }
+    }
+
+    /// The device it lies on.
+    pub fn device(&self) -> &Device {
+        &self.storage.device
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Sizes of the dimensions.
+    pub fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.numel()
+    }
+
+    /// Bytes of its elements.
+    pub fn bytes(&self) -> usize {
+        self.dtype.bytes(self.numel())
+    }
+
+    /// The same bytes under another shape.
+    ///
+    /// # Panics
+    /// If the number of elements differs.
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Self {
+        let shape = shape.into();
+        assert_eq!(shape.numel(), self.numel(), "reshape of {:?} to {shape:?}", self.shape);
+        Self { shape, ..self.clone() }
+    }
+
+    /// A piece of these bytes: `offset` in bytes from this tensor's begin.
+    ///
+    /// # Panics
+    /// If it reaches beyond this tensor or isn't aligned to its elements.
+    pub fn view(&self, offset: usize, shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        let end = offset.checked_add(dtype.bytes(shape.numel()));
+        assert!(end.is_some_and(|end| end <= self.bytes()), "view of {shape:?} {dtype} at {offset} in {self:?}");
+        assert!(offset.is_multiple_of(dtype.bytes(1)), "view at {offset} isn't aligned to {dtype}");
+        Self { storage: self.storage.clone(), offset: self.offset + offset, shape, dtype }
+    }
+
+    /// Rows `start..start + rows` of the outermost dimension.
+    ///
+    /// # Panics
+    /// If they reach beyond it.
+    pub fn rows(&self, start: usize, rows: usize) -> Self {
+        let mut sizes = [1; 4];
+        let rank = self.dims().len();
+        sizes[..rank].copy_from_slice(self.dims());
+        sizes[0] = rows;
+        let row = self.dims()[1..].iter().product::<usize>();
+        self.view(self.dtype.bytes(start * row), &sizes[..rank], self.dtype)
+    }
+
+    /// Whether nothing else holds these bytes, so that they may be overwritten.
+    pub fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.storage) == 1
+    }
+
+    /// How many tensors hold these bytes.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.storage)
+    }
+
+    /// Fills it with zeros.
+    pub fn zero(&self) {
+        self.with_bytes_mut(|bytes| bytes.fill(0));
+    }
+
+    /// Lets the caller write its bytes; does nothing where the device doesn't execute.
+    ///
+    /// The closure must not touch tensors over the same bytes; it is given nothing to do so with but what it captures.
+    pub fn with_bytes_mut(&self, write: impl FnOnce(&mut [u8])) {
+        if let Some(ptr) = self.ptr() {
+            // SAFETY: the storage holds `bytes()` bytes from `ptr` on (checked when the view was made), written or
+            // zeroed by the system; tensors stay on one thread and no other slice of them is alive here.
+            write(unsafe { std::slice::from_raw_parts_mut(ptr, self.bytes()) });
+        }
+    }
+
+    /// Lets the caller read its bytes; does nothing where the device doesn't execute.
+    pub fn with_bytes(&self, read: impl FnOnce(&[u8])) {
+        if let Some(ptr) = self.ptr() {
+            // SAFETY: as in `with_bytes_mut`.
+            read(unsafe { std::slice::from_raw_parts(ptr, self.bytes()) });
+        }
+    }
+
+    /// Copies values in, converted to its dtype.
+    ///
+    /// # Panics
+    /// If their number differs, or if this is a tensor of integers.
+    pub fn write_f32(&self, values: &[f32]) {
+        assert_eq!(values.len(), self.numel(), "values for {self:?}");
+        if self.executes() {
+            match self.data_mut() {
+                DataMut::F32(dst) => dst.copy_from_slice(values),
+                DataMut::Bf16(dst) => dst.iter_mut().zip(values).for_each(|(d, &v)| *d = bf16::from_f32(v)),
+            }
+        }
+    }
+
+    /// Its values as f32; empty where the device doesn't execute.
+    ///
+    /// # Panics
+    /// If this is a tensor of integers.
+    pub fn to_f32(&self) -> Vec<f32> {
+        if !self.executes() {
+            return Vec::new();
+        }
+        match self.data() {
+            Data::F32(src) => src.to_vec(),
+            Data::Bf16(src) => src.iter().map(|v| v.to_f32()).collect(),
+        }
+    }
+
+    /// Its single value.
+    ///
+    /// # Panics
+    /// Unless it holds exactly one.
+    pub fn item(&self) -> f32 {
+        assert_eq!(self.numel(), 1, "item() of {self:?}");
+        self.to_f32().first().copied().unwrap_or(0.0)
+    }
+
+    /// A tensor of indices.
+    pub fn from_u32(device: &Device, values: &[u32], kind: Kind) -> Self {
+        let tensor = device.empty([values.len()], DType::U32, kind);
+        tensor.with_bytes_mut(|bytes| bytes.copy_from_slice(bytemuck::cast_slice(values)));
+        tensor
+    }
+
+    /// A tensor of labels.
+    pub fn from_i32(device: &Device, values: &[i32], kind: Kind) -> Self {
+        let tensor = device.empty([values.len()], DType::I32, kind);
+        tensor.with_bytes_mut(|bytes| bytes.copy_from_slice(bytemuck::cast_slice(values)));
+        tensor
+    }
+
+    /// A tensor of f32 values.
+    pub fn from_f32(device: &Device, values: &[f32], shape: impl Into<Shape>, kind: Kind) -> Self {
+        let tensor = device.empty(shape, DType::F32, kind);
+        tensor.write_f32(values);
+        tensor
+    }
+
+    /// A new tensor of the same shape, dtype and device.
+    pub fn empty_like(&self, kind: Kind) -> Self {
+        self.device().empty(self.shape, self.dtype, kind)
+    }
+
+    /// Whether kernels run on it.
+    pub(crate) fn executes(&self) -> bool {
+        self.storage.block.is_some() && self.device().executes()
+    }
+
+    fn ptr(&self) -> Option<*mut u8> {
+        let block = self.storage.block.as_ref().filter(|_| self.device().executes())?;
+        Some(block.ptr.wrapping_add(self.offset))
+    }
+
+    fn typed<T: bytemuck::Pod>(&self, of: DType) -> *mut T {
+        assert_eq!(self.dtype, of, "element type of {self:?}");
+        self.ptr().expect("kernels run only where executes() holds").cast()
+    }
+
+    /// Its f32 elements.
+    pub(crate) fn f32(&self) -> &[f32] {
+        // SAFETY: in bounds and aligned by construction; see the module's words on aliasing.
+        unsafe { std::slice::from_raw_parts(self.typed(DType::F32), self.numel()) }
+    }
+
+    /// Its f32 elements, to be written.
+    #[expect(clippy::mut_from_ref, reason = "views of flat buffers are written through shared handles")]
+    pub(crate) fn f32_mut(&self) -> &mut [f32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.typed(DType::F32), self.numel()) }
+    }
+
+    /// Its u32 elements.
+    pub(crate) fn u32(&self) -> &[u32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.typed(DType::U32), self.numel()) }
+    }
+
+    /// Its i32 elements.
+    pub(crate) fn i32(&self) -> &[i32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.typed(DType::I32), self.numel()) }
+    }
+
+    /// Its floating-point elements.
+    pub(crate) fn data(&self) -> Data<'_> {
+        if self.dtype == DType::F32 {
+            return Data::F32(self.f32());
+        }
+        // SAFETY: as above.
+        Data::Bf16(unsafe { std::slice::from_raw_parts(self.typed(DType::Bf16), self.numel()) })
+    }
+
+    /// Its floating-point elements, to be written.
+    pub(crate) fn data_mut(&self) -> DataMut<'_> {
+        if self.dtype == DType::F32 {
+            return DataMut::F32(self.f32_mut());
+        }
+        // SAFETY: as above.
+        DataMut::Bf16(unsafe { std::slice::from_raw_parts_mut(self.typed(DType::Bf16), self.numel()) })
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} on {:?}", self.dtype, self.shape, self.device())
+    }
+}

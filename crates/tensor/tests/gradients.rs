@@ -1,0 +1,309 @@
+//! Each op's gradient against finite differences of its own forward pass, kept and recomputed, and `meta` against `cpu`.
+
+use ferrotune_tensor::ops::{self, Heads, Linear, Lora, Noise, Rotary, Spans, Targets};
+use ferrotune_tensor::{DType, Device, Host, Kind, Param, ParamInfo, Phase, Segment, Tape, Tensor, Var};
+use std::rc::Rc;
+
+/// Parameters of a test, each with a gradient.
+struct Weights {
+    device: Device,
+    values: Vec<(Param, Tensor, Tensor)>,
+}
+
+impl Weights {
+    fn new(device: &Device) -> Self {
+        Self { device: device.clone(), values: Vec::new() }
+    }
+
+    fn add<const N: usize>(&mut self, shape: [usize; N], trainable: bool) -> Param {
+        let id = self.values.len();
+        let (shape, name) = (shape.into(), format!("p{id}"));
+        let info = ParamInfo { id, name, shape, dtype: DType::F32, trainable, segments: vec![Segment(0)] };
+        let param = Param::new(info);
+        let value = Tensor::from_f32(&self.device, &random(shape.numel(), id as u64 + 100), shape, Kind::Weight);
+        self.values.push((param.clone(), value, self.device.zeros(shape, DType::F32, Kind::Grad)));
+        param
+    }
+}
+
+impl Host for Weights {
+    fn weight(&self, param: &Param) -> Tensor {
+        self.values[param.id].1.clone()
+    }
+    fn grad(&self, param: &Param) -> Tensor {
+        self.values[param.id].2.clone()
+    }
+    fn trains(&self, _: Segment) -> bool {
+        self.values.iter().any(|(p, ..)| p.trainable)
+    }
+    fn enter(&self, _: Segment, _: Phase) {}
+    fn leave(&self, _: Segment, _: Phase) {}
+}
+
+/// Values in (-1, 1).
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+type Net<'a> = Rc<dyn Fn(&Tape<'_>, Var) -> Var + 'a>;
+
+/// Runs `net` on an input that is itself a trained parameter (through an embedding of all its rows), and returns the output's
+/// weighted sum; gradients are added to the host's.
+fn run(weights: &Weights, x: &Param, net: &Net<'static>, recompute: bool, seed: &[f32], loss_root: bool) -> f64 {
+    let rows: Vec<u32> = (0..x.shape.dims()[0] as u32).collect();
+    let ids = Tensor::from_u32(&weights.device, &rows, Kind::Input);
+    let again = |_: Segment| recompute;
+    let tape = Tape::new(&weights.device, weights, &again);
+    let input = ops::embedding(&tape, &ids, x, DType::F32);
+    let body = net.clone();
+    let y = tape.segment(Segment(0), Some(input), move |t, x| body(t, x.expect("input")));
+    let n = y.value.numel();
+    let seed = if loss_root { vec![1.0; n] } else { seed[..n].to_vec() };
+    let total = y.value.to_f32().iter().zip(&seed).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let seed = Tensor::from_f32(&weights.device, &seed, y.value.shape(), Kind::ActGrad);
+    tape.backward(&y, seed);
+    total
+}
+
+/// Compares every trained parameter's gradient with 4-point differences along its sign, f' = (8 (f1 - f-1) - (f2 - f-2)) / 12 h.
+fn check(weights: &Weights, x: &Param, net: Net<'static>, loss_root: bool) {
+    let seed = random(1 << 16, 9);
+    let zero = || weights.values.iter().for_each(|(_, _, g)| g.zero());
+    zero();
+    run(weights, x, &net, false, &seed, loss_root);
+    let kept: Vec<Vec<f32>> = weights.values.iter().map(|(_, _, g)| g.to_f32()).collect();
+    if !loss_root {
+        zero();
+        run(weights, x, &net, true, &seed, loss_root);
+        let again: Vec<Vec<f32>> = weights.values.iter().map(|(_, _, g)| g.to_f32()).collect();
+        assert!(kept == again, "recomputation changes no bit");
+    }
+    for (index, (param, value, _)) in weights.values.iter().enumerate().filter(|(_, (p, ..))| p.trainable) {
+        let old = value.to_f32();
+        let sign: Vec<f32> = kept[index].iter().map(|g| g.signum() * f32::from(*g != 0.0)).collect();
+        let h = 4e-3f32;
+        let at = |steps: f32| {
+            let moved: Vec<f32> = old.iter().zip(&sign).map(|(v, s)| v + s * h * steps).collect();
+            value.write_f32(&moved);
+            let total = run(weights, x, &net, false, &seed, loss_root);
+            value.write_f32(&old);
+            total
+        };
+        let measured = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * f64::from(h));
+        let computed: f64 = kept[index].iter().map(|g| f64::from(g.abs())).sum();
+        let gap = (measured - computed).abs() / computed.abs().max(1e-2);
+        assert!(gap < 2e-3, "{}: {measured} by differences, {computed} by the tape", param.name);
+    }
+}
+
+fn lora(w: &mut Weights, out: usize, inputs: usize, rank: usize, dropout: f32, dora: bool) -> Lora {
+    let (a, b) = (w.add([rank, inputs], true), w.add([out, rank], true));
+    Lora { a, b, scale: 0.7, dropout, magnitude: dora.then(|| w.add([out], true)) }
+}
+
+fn noise(device: &Device, tokens: usize, embedding_alpha: f32) -> Rc<Noise> {
+    let up = |f: &dyn Fn(usize) -> u32| Tensor::from_u32(device, &(0..tokens).map(f).collect::<Vec<_>>(), Kind::Input);
+    Rc::new(Noise {
+        seed: 3,
+        step: 5,
+        samples: up(&|i| i as u32 / 3),
+        positions: up(&|i| i as u32 % 3),
+        lengths: up(&|_| 3),
+        embedding_alpha,
+    })
+}
+
+#[test]
+fn linear_with_and_without_adapter() {
+    for (tokens, inputs, out, rank) in [(1, 5, 3, 2), (7, 33, 18, 8), (20, 16, 65, 3)] {
+        for (trained, bias, dropout) in [(true, true, 0.0), (false, false, 0.0), (false, true, 0.4)] {
+            let device = Device::cpu();
+            let mut w = Weights::new(&device);
+            let x = w.add([tokens, inputs], true);
+            let layer = Linear {
+                weight: w.add([out, inputs], trained),
+                bias: bias.then(|| w.add([out], true)),
+                lora: (!trained).then(|| lora(&mut w, out, inputs, rank, dropout, false)),
+            };
+            let keys = noise(&device, tokens, 0.0);
+            check(&w, &x, Rc::new(move |t, x| ops::linear(t, &layer, &x, Some(&keys))), false);
+        }
+    }
+}
+
+#[test]
+fn dora_scales_rows_and_trains_the_magnitude() {
+    let device = Device::cpu();
+    let mut w = Weights::new(&device);
+    let x = w.add([6, 9], true);
+    let mut adapter = lora(&mut w, 5, 9, 2, 0.0, true);
+    // With A and B frozen the norm is constant and differences hold for the rest.
+    adapter.a = w.add([2, 9], false);
+    adapter.b = w.add([5, 2], false);
+    w.values[1].0 = adapter.a.clone();
+    w.values[2].0 = adapter.b.clone();
+    let layer = Linear { weight: w.add([5, 9], false), bias: Some(w.add([5], true)), lora: Some(adapter) };
+    check(&w, &x, Rc::new(move |t, x| ops::linear(t, &layer, &x, None)), false);
+}
+
+#[test]
+fn norm_rotation_swiglu_and_shared_inputs() {
+    for (tokens, width) in [(1, 8), (9, 24), (70, 130)] {
+        let device = Device::cpu();
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, width], true);
+        let norm = w.add([width], true);
+        check(&w, &x, Rc::new(move |t, x| ops::rmsnorm(t, &x, &norm, 1e-5)), false);
+
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, width], true);
+        let heads = w.add([width / 2], true);
+        let angles: Vec<f32> = random(tokens * width / 4, 5);
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos() * 1.1, a.sin() * 1.1)).unzip();
+        let half = width / 2;
+        let rotary = (half.is_multiple_of(2))
+            .then(|| Rotary::new(&device, &cos[..tokens * (half / 2)], &sin[..tokens * (half / 2)], half));
+        check(
+            &w,
+            &x,
+            Rc::new(move |t, x| {
+                let x = ops::rmsnorm(t, &x, &heads, 1e-5);
+                match &rotary {
+                    Some(rotary) => ops::rope(t, x, rotary, half),
+                    None => x,
+                }
+            }),
+            false,
+        );
+
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, width], true);
+        let mut layer = |out| Linear { weight: w.add([out, width], true), bias: None, lora: None };
+        let (gate, up) = (layer(11), layer(11));
+        check(
+            &w,
+            &x,
+            Rc::new(move |t, x| ops::swiglu(t, &ops::linear(t, &gate, &x, None), &ops::linear(t, &up, &x, None))),
+            false,
+        );
+
+        // x is read by a product and by a sum: neither may write into the other's gradient.
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, width], true);
+        let layer = Linear { weight: w.add([width, width], true), bias: None, lora: None };
+        check(&w, &x, Rc::new(move |t, x| ops::add(t, &x, ops::linear(t, &layer, &x, None))), false);
+    }
+}
+
+#[test]
+fn attention_over_sequences_groups_and_windows() {
+    for (bounds, heads, kv_heads, head_dim, window) in [
+        (vec![0, 1], 1, 1, 8, None),
+        (vec![0, 5, 5, 17], 4, 2, 16, None),
+        (vec![0, 70, 73], 3, 1, 8, Some(6)),
+        (vec![0, 130], 2, 2, 8, None),
+    ] {
+        let device = Device::cpu();
+        let mut w = Weights::new(&device);
+        let tokens = *bounds.last().expect("a bound") as usize;
+        let x = w.add([tokens, 12], true);
+        let mut layer = |h: usize| Linear { weight: w.add([h * head_dim, 12], true), bias: None, lora: None };
+        let (q, k, v) = (layer(heads), layer(kv_heads), layer(kv_heads));
+        let spans = Rc::new(Spans::causal(bounds));
+        let shape = Heads { heads, kv_heads, head_dim, window };
+        check(
+            &w,
+            &x,
+            Rc::new(move |t, x| {
+                let of = |l: &Linear| ops::linear(t, l, &x, None);
+                ops::attention(t, &of(&q), &of(&k), &of(&v), &spans, shape)
+            }),
+            false,
+        );
+    }
+}
+
+#[test]
+fn cross_entropy_over_label_rows_only() {
+    for (tokens, vocab, smoothing, trained) in [(1, 3, 0.0, true), (9, 50, 0.0, false), (200, 700, 0.1, true)] {
+        let device = Device::cpu();
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, 16], true);
+        let head = w.add([vocab, 16], trained);
+        let rows: Vec<u32> = (0..tokens as u32).filter(|i| i % 3 != 1).collect();
+        let labels: Vec<i32> = rows.iter().map(|r| (r * 7 % vocab as u32) as i32).collect();
+        let at = device.clone();
+        check(
+            &w,
+            &x,
+            Rc::new(move |t, x| {
+                let targets = Targets::new(&at, &rows, &labels);
+                ops::linear_cross_entropy(t, &x, &head, &targets, ops::CrossEntropy { scale: 0.25, smoothing })
+            }),
+            true,
+        );
+    }
+}
+
+#[test]
+fn embedding_noise_is_bounded_and_passes_gradients() {
+    let device = Device::cpu();
+    let mut w = Weights::new(&device);
+    let x = w.add([6, 10], true);
+    let keys = noise(&device, 6, 5.0);
+    let before = w.values[x.id].1.to_f32();
+    let tape = Tape::forward_only(&device, &w);
+    let ids = Tensor::from_u32(&device, &[0, 1, 2, 3, 4, 5], Kind::Input);
+    let y = ops::embedding_noise(&tape, ops::embedding(&tape, &ids, &x, DType::F32), &keys).value.to_f32();
+    let bound = 5.0 / (3.0f32 * 10.0).sqrt();
+    let moved: Vec<f32> = y.iter().zip(&before).map(|(a, b)| a - b).collect();
+    assert!(moved.iter().all(|d| d.abs() <= bound * 1.0001));
+    assert!(moved.iter().filter(|d| d.abs() > bound * 0.2).count() > 30);
+    check(&w, &x, Rc::new(move |t, x| ops::embedding_noise(t, x, &keys)), false);
+}
+
+#[test]
+fn meta_counts_what_cpu_allocates() {
+    let count = |device: Device, recompute: bool| {
+        let mut w = Weights::new(&device);
+        let x = w.add([37, 24], true);
+        let norm = w.add([24], false);
+        let adapter = lora(&mut w, 48, 24, 4, 0.1, true);
+        let layer = Linear { weight: w.add([48, 24], false), bias: None, lora: Some(adapter) };
+        let head = w.add([100, 48], true);
+        let keys = noise(&device, 37, 0.0);
+        let at = device.clone();
+        let net: Net<'static> = Rc::new(move |t, x| {
+            let y = ops::linear(t, &layer, &ops::rmsnorm(t, &x, &norm, 1e-6), Some(&keys));
+            let spans = Rc::new(Spans::causal(vec![0, 20, 37]));
+            let heads = Heads { heads: 6, kv_heads: 6, head_dim: 8, window: None };
+            let y = ops::attention(t, &y, &y, &y, &spans, heads);
+            let targets = Targets::new(&at, &[1, 2, 3], &[4, 5, 6]);
+            ops::linear_cross_entropy(
+                t,
+                &ops::swiglu(t, &y, &y),
+                &head,
+                &targets,
+                ops::CrossEntropy { scale: 1.0, smoothing: 0.0 },
+            )
+        });
+        let rows: Vec<u32> = (0..37).collect();
+        let ids = Tensor::from_u32(&device, &rows, Kind::Input);
+        let again = move |_: Segment| recompute;
+        let tape = Tape::new(&device, &w, &again);
+        let input = ops::embedding(&tape, &ids, &x, DType::F32);
+        let y = tape.segment(Segment(0), Some(input), move |t, x| net(t, x.expect("input")));
+        tape.backward(&y, device.zeros([1], DType::F32, Kind::ActGrad));
+        device.track()
+    };
+    let kept = count(Device::cpu(), false);
+    assert_eq!(kept, count(Device::meta(), false));
+    assert!(kept.flops > 0.0 && kept.peak > 0);
+}
