@@ -16,6 +16,7 @@ mod error;
 mod file;
 mod folder;
 pub mod gguf;
+pub mod hub;
 mod model;
 mod region;
 mod safetensors;
@@ -28,7 +29,5 @@ pub use error::{Error, Result};
 pub use folder::{FolderWriter, StreamError, write_atomic};
 pub use model::{OpenModel, Origin, TokenizerFiles, open_model, open_tokenizer};
 pub use safetensors::{OutTensor, SafetensorsFile, SaveModel, ShardedSafetensors, write_model};
-pub use snapshot::{
-    FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots,
-};
+pub use snapshot::{FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
 pub use source::{TensorInfo, TensorSource};
