@@ -4,14 +4,38 @@
 //! of threads: work is cut at fixed places, and no reduction is split by thread count. Shapes are the caller's
 //! invariants and are asserted, not reported: a wrong one is a bug of the op that called, never of user input.
 
-pub mod gemm;
+mod attention;
+mod cross_entropy;
+mod elementwise;
+mod gemm;
 mod level;
+mod math;
+mod norm;
+mod optimizer;
+mod parallel;
+mod rng;
+mod rope;
+mod rows;
 mod scratch;
+mod swiglu;
 mod vector;
 
+pub use attention::{
+    Attention, AttentionGrad, AttentionShape, attention_backward, attention_backward_workspace, attention_forward,
+};
+pub use cross_entropy::{CrossEntropy, cross_entropy};
+pub use elementwise::{
+    add_assign, add_column_dots, add_column_sums, all_finite, cast, row_norms, scale, scale_columns, sum_of_squares,
+};
 pub use gemm::{Gemm, Mat, Product, gemm};
 pub use level::{Level, features, level, with_level};
+pub use norm::{RmsNormGrad, rmsnorm, rmsnorm_apply, rmsnorm_backward, rmsnorm_backward_workspace};
+pub use optimizer::{AdamW, AdamWState, adamw};
+pub use rng::{NoiseKey, add_embedding_noise, dropout, fill_normal, fill_uniform};
+pub use rope::rope;
+pub use rows::{gather_rows, scatter_add_rows, scatter_rows};
 pub use scratch::scratch_bytes_per_thread;
+pub use swiglu::{swiglu, swiglu_backward};
 
 use half::bf16;
 
@@ -126,6 +150,17 @@ pub(crate) fn round_bits(value: f32) -> u32 {
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     if value.is_nan() { (bits >> 16) | 0x40 } else { rounded }
 }
+
+/// Runs a generic expression on the slice inside a [`Data`] or [`DataMut`], whichever type it has.
+macro_rules! by_type {
+    ($x:ident: $kind:ident => $body:expr) => {
+        match $x {
+            $crate::cpu::$kind::F32($x) => $body,
+            $crate::cpu::$kind::Bf16($x) => $body,
+        }
+    };
+}
+use by_type;
 
 /// A pointer that tasks of one kernel call share to write disjoint parts of one slice.
 #[derive(Clone, Copy)]

@@ -117,6 +117,7 @@ pub(crate) use x86::{Avx2, Avx512, Bf16Pairs};
 mod x86 {
     use super::Vector;
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     /// f32 with AVX2 and FMA.
     #[derive(Clone, Copy)]
@@ -304,7 +305,7 @@ mod x86 {
         #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
             // SAFETY: the trait's contract; the registers hold the same bits under either type.
-            unsafe { _mm512_dpbf16_ps(c, std::mem::transmute(a), std::mem::transmute(b)) }
+            unsafe { _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b)) }
         }
         #[inline(always)]
         unsafe fn sum(v: __m512) -> f32 {

@@ -5,9 +5,9 @@
 //! tile it falls into; that is why results don't depend on how callers cut a matrix into blocks of rows and columns.
 
 use super::super::Level;
-use super::super::vector::{Portable, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::super::vector::{Avx2, Avx512, Bf16Pairs};
+use super::super::vector::{Portable, Vector};
 
 /// Columns of the widest tile at any level, in registers.
 const NV: usize = 3;
@@ -55,11 +55,6 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// Columns of the widest register tile.
-    pub(crate) fn panel(&self) -> usize {
-        NV * self.lanes
-    }
-
     /// The f32 kernels of a level.
     pub(crate) fn f32(level: Level) -> Self {
         match level {

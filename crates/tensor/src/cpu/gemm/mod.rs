@@ -121,13 +121,8 @@ pub fn gemm(args: &Gemm<'_>, c: DataMut<'_>, ldc: usize) {
     if args.second.is_none() && ((n <= THIN && along) || (m <= THIN && args.product.b.trans)) {
         thin::thin(args, &task);
     } else if n <= THIN && m > n {
-        let flipped = Gemm {
-            m: n,
-            n: m,
-            product: args.product.flipped(),
-            second: args.second.map(Product::flipped),
-            ..*args
-        };
+        let flipped =
+            Gemm { m: n, n: m, product: args.product.flipped(), second: args.second.map(Product::flipped), ..*args };
         blocked::blocked(&flipped, &Task { target: task.target.flipped(), ..task });
     } else {
         blocked::blocked(args, &task);

@@ -105,14 +105,7 @@ fn convert_along<T: Element>(level: Level, src: &[T], part: &Part<'_>, per_word:
 /// Rows and words staged at a time where elements must be converted before they are transposed.
 const STAGE: usize = 16;
 
-fn gather_along<T: Element>(
-    level: Level,
-    src: &[T],
-    part: &Part<'_>,
-    per_word: usize,
-    dst: &mut [u32],
-    width: usize,
-) {
+fn gather_along<T: Element>(level: Level, src: &[T], part: &Part<'_>, per_word: usize, dst: &mut [u32], width: usize) {
     let (n, words) = (part.outer.len(), part.words(per_word));
     for row in dst.chunks_exact_mut(width).take(words) {
         row[n..].fill(0);

@@ -62,11 +62,8 @@ impl Target {
     }
 
     unsafe fn store_as<T: Element>(&self, level: Level, c: Shared<T>, args: &Gemm<'_>, tile: &Tile<'_>) {
-        let factors = Factors {
-            alpha: args.product.alpha,
-            alpha2: args.second.map_or(0.0, |p| p.alpha),
-            beta: args.beta,
-        };
+        let factors =
+            Factors { alpha: args.product.alpha, alpha2: args.second.map_or(0.0, |p| p.alpha), beta: args.beta };
         let (first, count) = if self.flipped { (tile.at.0, tile.size.0) } else { (tile.at.1, tile.size.1) };
         let mut bias = [0.0; MAX_SIDE];
         match args.bias {

@@ -4,9 +4,9 @@
 //! [`THIN`] rows) is brought into the same form. Both reading and arithmetic use whole registers along the reduction,
 //! where [`super::blocked`] would leave half of its lanes empty or pack a matrix to use it once.
 
-use super::super::vector::{Portable, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::super::vector::{Avx2, Avx512, Bf16Pairs};
+use super::super::vector::{Portable, Vector};
 use super::super::{Element, Level, scratch};
 use super::pack::{Part, pack_along};
 use super::store::{MAX_SIDE, Tile};

@@ -128,10 +128,10 @@ mod x86 {
                 q[2] = _mm256_shuffle_ps::<0x44>(h0, h1);
                 q[3] = _mm256_shuffle_ps::<0xee>(h0, h1);
             }
-            for c in 0..4 {
+            for (c, (&low, &high)) in q[0].iter().zip(&q[1]).enumerate() {
                 let to = |p: usize| dst.add(p * width).cast::<f32>();
-                _mm256_storeu_ps(to(c), _mm256_permute2f128_ps::<0x20>(q[0][c], q[1][c]));
-                _mm256_storeu_ps(to(4 + c), _mm256_permute2f128_ps::<0x31>(q[0][c], q[1][c]));
+                _mm256_storeu_ps(to(c), _mm256_permute2f128_ps::<0x20>(low, high));
+                _mm256_storeu_ps(to(4 + c), _mm256_permute2f128_ps::<0x31>(low, high));
             }
         }
     }

@@ -1,8 +1,6 @@
 //! Matrix products against a naive f64 version: every level, orientation, type and way of computing.
 
-mod common;
-
-use common::{Owned, values};
+use super::common::{Owned, values};
 use ferrotune_tensor::cpu::*;
 
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,4 @@
 //! What the kernels' tests share: values, operands of either type, comparison.
-#![expect(dead_code, reason = "each test file uses a part")]
 
 use ferrotune_tensor::cpu::{Data, DataMut};
 use half::bf16;

@@ -1,9 +1,7 @@
 //! Norms, rotary embedding, SwiGLU, loss, elementwise kernels, randomness and AdamW against naive f64 versions, at
 //! every level and in both types; gradients against differences of the naive forward.
 
-mod common;
-
-use common::{Owned, assert_close, differences, values};
+use super::common::{Owned, assert_close, differences, values};
 use ferrotune_tensor::cpu::*;
 
 /// Runs `f` at every level with f32 and with bf16, and the tolerance of each.

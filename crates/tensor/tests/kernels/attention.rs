@@ -1,8 +1,6 @@
 //! Attention against a naive f64 version: every level and type, grouped heads, windows, empty and uneven sequences.
 
-mod common;
-
-use common::{Owned, assert_close, differences};
+use super::common::{Owned, assert_close, differences, values};
 use ferrotune_tensor::cpu::*;
 
 struct Case {
@@ -27,7 +25,7 @@ impl Case {
         }
     }
     fn tokens(&self) -> (usize, usize) {
-        (*self.cu_q.last().unwrap() as usize, *self.cu_k.last().unwrap() as usize)
+        (*self.cu_q.last().expect("borders begin with 0") as usize, *self.cu_k.last().unwrap() as usize)
     }
 }
 
@@ -60,7 +58,7 @@ fn each_row(s: &AttentionShape<'_>, mut f: impl FnMut((usize, usize, usize))) {
 }
 
 fn naive(s: &AttentionShape<'_>, q: &[f64], k: &[f64], v: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let (d, group, rows) = (s.head_dim, s.heads / s.kv_heads, *s.cu_q.last().unwrap() as usize);
+    let (d, group, rows) = (s.head_dim, s.heads / s.kv_heads, *s.cu_q.last().expect("borders begin with 0") as usize);
     let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; s.heads * rows]);
     each_row(s, |at| {
         let (_, row, head) = at;
@@ -102,7 +100,7 @@ fn naive_backward(s: &AttentionShape<'_>, q: &[f64], k: &[f64], v: &[f64], dout:
 fn inputs(case: &Case) -> [Owned; 4] {
     let ((h, kvh, d), (tq, tk)) = (case.heads, case.tokens());
     let new = |n, seed| {
-        let scaled: Vec<f32> = common::values(n, seed).iter().map(|x| x / 4.0).collect();
+        let scaled: Vec<f32> = values(n, seed).iter().map(|x| x / 4.0).collect();
         Owned::from(&scaled, case.half)
     };
     [new(tq * h * d, 1), new(tk * kvh * d, 2), new(tk * kvh * d, 3), new(tq * h * d, 4)]
@@ -207,7 +205,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         let case = Case { heads: (3, 1, 32), window: None, cu_q: cu.clone(), cu_k: cu, half };
         let inputs = inputs(&case);
         let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool of threads");
             let got = pool.install(|| compute(&case, &inputs));
             let [dq, dk, dv] = got.grads.each_ref().map(Owned::to_f64);
             ([got.o.to_f64(), dq, dk, dv].concat(), got.lse)

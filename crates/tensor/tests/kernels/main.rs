@@ -1,0 +1,6 @@
+//! The CPU kernels against naive versions in f64.
+
+mod attention;
+mod common;
+mod gemm;
+mod rowwise;
