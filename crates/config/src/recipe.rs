@@ -3,6 +3,7 @@
 //! A recipe comes from a YAML or JSON file, from the command line, or from a file and overrides after
 //! it. Every source is kept, so that a message can show the line or the argument it speaks of.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
@@ -29,6 +30,7 @@ pub struct Recipe {
 struct Source {
     name: String,
     text: String,
+    is_file: bool,
     /// Byte offset of each line.
     lines: Vec<usize>,
 }
@@ -49,7 +51,7 @@ impl Recipe {
         let mut recipe = Self::default();
         let text = decode(name, bytes)?;
         let is_json = Path::new(name).extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
-        recipe.push_source(name, text);
+        recipe.push_source(name, text, true);
         let parsed = if is_json { json::parse(text, 0) } else { tree::parse(text, 0) };
         let parsed = parsed.map_err(|fault| recipe.report(vec![fault]))?;
         recipe.twice = parsed.twice;
@@ -98,7 +100,7 @@ impl Recipe {
             return Ok(());
         }
         let source = self.sources.len();
-        self.push_source("command line", &overrides::as_line(args));
+        self.push_source("command line", &overrides::as_line(args), false);
         match overrides::parse(args, source) {
             Ok(given) => {
                 for over in given {
@@ -140,8 +142,29 @@ impl Recipe {
         let (message, help) = text;
         let place = at.and_then(|at| Some((at, self.sources.get(at.source)?)));
         let file = place.map_or_else(|| self.name(), |(_, source)| &source.name).to_owned();
-        let span = place.map(|(at, source)| Span::new(source.line(at.line), at.line, at.column, at.len));
+        let span = place.map(|(at, source)| Span::new(&self.shown(source.line(at.line)), at.line, at.column, at.len));
         Diagnostic { severity, file, span, message, help }
+    }
+
+    /// Whether a source is a file, where a key stands once, and not a command line, where the last wins.
+    pub(crate) fn is_file(&self, source: usize) -> bool {
+        self.sources.get(source).is_some_and(|source| source.is_file)
+    }
+
+    /// A line as it may be shown: messages end up in logs, and tokens must not.
+    fn shown<'a>(&self, line: &'a str) -> Cow<'a, str> {
+        let is_secret =
+            |name: &str| ["_token", "_api_key", "_secret", "_webhook_url"].iter().any(|end| name.ends_with(end));
+        let mut shown = Cow::Borrowed(line);
+        for entry in self.entries.iter().filter(|entry| is_secret(&entry.key.text)) {
+            if let Data::Scalar { text, .. } = &entry.value.data
+                && text.len() >= 8
+                && shown.contains(text)
+            {
+                shown = Cow::Owned(shown.replace(text, &"*".repeat(text.chars().count())));
+            }
+        }
+        shown
     }
 
     fn report(&self, faults: Vec<Fault>) -> Diagnostics {
@@ -152,11 +175,12 @@ impl Recipe {
         Diagnostics(faults.into_iter().map(report).collect())
     }
 
-    fn push_source(&mut self, name: &str, text: &str) {
+    fn push_source(&mut self, name: &str, text: &str, is_file: bool) {
         let starts = text.match_indices('\n').map(|(index, _)| index + 1);
         self.sources.push(Source {
             name: name.to_owned(),
             text: text.to_owned(),
+            is_file,
             lines: std::iter::once(0).chain(starts).collect(),
         });
     }

@@ -65,8 +65,8 @@ impl<'r> Settings<'r> {
         };
         let key = keys::canonical(row);
         if let Some(other) = self.written.get(key.name) {
-            // Within one source both spellings contradict each other; a later source wins.
-            if other.key_at.source == at.source {
+            // Within a file two spellings contradict each other; a later source wins.
+            if other.key_at.source == at.source && self.recipe.is_file(at.source) {
                 let (first, line) = (other.name, other.key_at.line);
                 let message = format!("`{}` and `{first}` are the same key: `{first}` stands on line {line}", row.name);
                 return self.error_at(Some(at), message, "remove one of the two");

@@ -81,11 +81,12 @@ impl Node {
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
-    fn size(&self) -> usize {
+    /// What a copy of the node costs: values, and long texts by their length.
+    fn weight(&self) -> usize {
         1 + match &self.data {
-            Data::Scalar { .. } => 0,
-            Data::List(items) => items.iter().map(Self::size).sum(),
-            Data::Map(pairs) => pairs.iter().map(|(_, value)| 1 + value.size()).sum(),
+            Data::Scalar { text, .. } => text.len() / 32,
+            Data::List(items) => items.iter().map(Self::weight).sum(),
+            Data::Map(pairs) => pairs.iter().map(|(key, value)| 1 + key.text.len() / 32 + value.weight()).sum(),
         }
     }
 }
@@ -168,7 +169,7 @@ impl Composer {
                 let Some(node) = self.anchors.get(&id) else {
                     return Err(Fault::new(at, "an alias inside its own anchor", "write the value out"));
                 };
-                self.nodes += node.size();
+                self.nodes += node.weight();
                 self.check_size(at)?;
                 let node = Node { at, data: self.anchors[&id].data.clone() };
                 self.add(node, 0)
@@ -203,6 +204,8 @@ impl Composer {
         self.nodes += 1;
         self.check_size(node.at)?;
         if anchor != 0 {
+            self.nodes += node.weight();
+            self.check_size(node.at)?;
             self.anchors.insert(anchor, node.clone());
         }
         let Some(frame) = self.open.last_mut() else {
@@ -358,6 +361,8 @@ mod tests {
             bomb += &format!("a{i}: &a{i} [{refs}]\n");
         }
         assert_eq!(fault(&bomb).0, "the recipe holds more than 100000 values");
+        let long = format!("a: &a {}\nb: [{}]", "x".repeat(1_000_000), vec!["*a"; 1000].join(", "));
+        assert_eq!(fault(&long).0, "the recipe holds more than 100000 values");
         assert_eq!(fault(&("a: ".to_owned() + &"[".repeat(70))).0, "nested more than 64 levels deep");
         let steps: String = (0..2000).map(|i| " ".repeat(i) + "a:\n").collect();
         assert_eq!(fault(&steps).0, "nested more than 64 levels deep");

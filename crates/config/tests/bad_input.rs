@@ -129,3 +129,14 @@ error: `dataset` is missing
   = help: add `dataset: name`, a name in `dataset_info.json`"
     );
 }
+
+/// Messages end up in logs.
+#[test]
+fn tokens_are_not_shown() {
+    let json = br#"{"model_name_or_path": "m", "dataset": "d", "hub_token": "hf_abcdefgh", "seed": "x"}"#;
+    let error = Recipe::parse("r.json", json).and_then(|recipe| Plan::resolve(&recipe, Verb::Train)).expect_err("seed");
+    assert!(error.to_string().contains("\"hub_token\": \"***********\", \"seed\": \"x\""), "{error}");
+    let recipe = Recipe::parse("r.yaml", format!("{BASE}swanlab_api_key: abcdefgh\n").as_bytes()).expect("sound");
+    let (_, notes) = Plan::resolve(&recipe, Verb::Train).expect("sound");
+    assert!(notes[0].render(false).contains("5 | swanlab_api_key: ********\n"), "{}", notes[0]);
+}

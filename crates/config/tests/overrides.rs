@@ -91,8 +91,9 @@ fn lists_mappings_and_dotted_keys_are_yaml() {
 fn an_override_wins_whatever_spelling_the_file_has() {
     let file = format!("{BASE}evaluation_strategy: epoch\nval_size: 2\n");
     assert_eq!(over(&file, &["eval_strategy=no"]).unwrap().eval.every, ferrotune_config::plan::Interval::Never);
-    let words = ["eval_strategy=no", "evaluation_strategy=epoch"];
-    assert_eq!(over(&file, &words[..1]).unwrap().eval.every, ferrotune_config::plan::Interval::Never);
+    let words = ["eval_strategy=no", "evaluation_strategy=epoch", "eval_strategy=steps", "eval_steps=9"];
+    assert_eq!(over(&file, &words).unwrap().eval.every, ferrotune_config::plan::Interval::Steps(9));
+    assert_eq!(over(&file, &words[..2]).unwrap().eval.every, ferrotune_config::plan::Interval::Epoch);
 }
 
 #[test]
@@ -100,7 +101,8 @@ fn bad_arguments_are_shown_where_they_stand() {
     assert_eq!(
         refused(&["seed=1", "--learning_rate", "abc"]),
         "error: `learning_rate`: expected a number, found 'abc'\n \
-         --> command line:1:24\n  |\n1 | seed=1 --learning_rate abc\n  |                        ^^^"
+         --> command line:1:24\n  |\n1 | seed=1 --learning_rate abc\n  |                        ^^^\n  \
+         = help: write, for example, `learning_rate: 5e-5`"
     );
     assert!(refused(&["lora_rnak=4"]).contains("unknown key `lora_rnak`"));
     assert!(refused(&["--lora_rnak", "4"]).contains("= help: did you mean `lora_rank`?"));
