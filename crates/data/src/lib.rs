@@ -1,16 +1,22 @@
 //! data
 
+pub mod chat_template;
+pub mod clock;
 pub mod conversation;
 mod convert;
 mod digest;
+pub mod encode;
 pub mod error;
 mod mix;
 mod numpy;
 mod pack;
+mod pyjson;
 mod read;
 pub mod registry;
 pub mod report;
 pub mod rows;
 pub mod sampler;
 mod split;
-mod pyjson;
+pub mod template;
+pub mod tokenizer;
+pub mod tools;

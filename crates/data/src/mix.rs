@@ -138,10 +138,7 @@ mod tests {
     #[test]
     fn in_turn_as_datasets_does() {
         assert_eq!(flat(Mix::InterleaveUnder, &[3, 4, 5], None), [0, 3, 7, 1, 4, 8, 2, 5, 9]);
-        assert_eq!(
-            flat(Mix::InterleaveOver, &[3, 4, 5], None),
-            [0, 3, 7, 1, 4, 8, 2, 5, 9, 0, 6, 10, 1, 3, 11]
-        );
+        assert_eq!(flat(Mix::InterleaveOver, &[3, 4, 5], None), [0, 3, 7, 1, 4, 8, 2, 5, 9, 0, 6, 10, 1, 3, 11]);
         assert_eq!(flat(Mix::InterleaveOnce, &[3, 4, 5], None), [0, 3, 7, 1, 4, 8, 2, 5, 9, 6, 10, 11]);
         assert_eq!(flat(Mix::InterleaveOnce, &[3, 4, 3], None), [0, 3, 7, 1, 4, 8, 2, 5, 9, 6]);
     }
@@ -154,10 +151,7 @@ mod tests {
             flat(Mix::InterleaveOver, &[6, 4, 5], shares),
             [6, 0, 10, 7, 1, 11, 8, 9, 2, 3, 4, 12, 6, 13, 5, 0, 7, 1, 14]
         );
-        assert_eq!(
-            flat(Mix::InterleaveOnce, &[6, 4, 5], shares),
-            [6, 0, 10, 7, 1, 11, 8, 9, 2, 3, 4, 12, 13, 5, 14]
-        );
+        assert_eq!(flat(Mix::InterleaveOnce, &[6, 4, 5], shares), [6, 0, 10, 7, 1, 11, 8, 9, 2, 3, 4, 12, 13, 5, 14]);
         assert_eq!(flat(Mix::InterleaveUnder, &[6, 4, 5], Some(&[5.0, 3.0, 2.0])).len(), 8);
     }
 

@@ -236,10 +236,7 @@ mod tests {
     fn choice_with_probabilities_is_numpys() {
         let mut generator = Generator::new(3);
         let drawn: Vec<_> = (0..30).map(|_| generator.choose(&[0.5, 0.8, 1.0])).collect();
-        assert_eq!(
-            drawn,
-            [0, 0, 2, 1, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1, 1, 2, 0, 1, 1, 0, 0, 2, 0, 0, 2, 1, 0, 1, 0, 1]
-        );
+        assert_eq!(drawn, [0, 0, 2, 1, 0, 0, 0, 0, 1, 0, 0, 1, 0, 1, 1, 2, 0, 1, 1, 0, 0, 2, 0, 0, 2, 1, 0, 1, 0, 1]);
     }
 
     #[test]

@@ -273,9 +273,8 @@ fn read_head(mut file: &File) -> std::io::Result<Vec<u8>> {
 
 /// Length of the byte order mark, if the file is UTF-8 text.
 fn start_of_text(head: &[u8], path: &Path) -> Result<u64, DataError> {
-    let not_text = |problem: &str| {
-        Err(DataError::File { path: path.to_path_buf(), line: 0, problem: problem.to_owned() })
-    };
+    let not_text =
+        |problem: &str| Err(DataError::File { path: path.to_path_buf(), line: 0, problem: problem.to_owned() });
     match head {
         [0xef, 0xbb, 0xbf, ..] => Ok(3),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => not_text("is UTF-16 text; save it as UTF-8"),

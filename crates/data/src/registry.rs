@@ -158,8 +158,21 @@ pub struct Registry {
 
 const FILE: &str = "dataset_info.json";
 const FIELDS: [&str; 15] = [
-    "file_name", "formatting", "ranking", "columns", "tags", "num_samples", "subset", "split", "folder",
-    "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_sha1",
+    "file_name",
+    "formatting",
+    "ranking",
+    "columns",
+    "tags",
+    "num_samples",
+    "subset",
+    "split",
+    "folder",
+    "hf_hub_url",
+    "ms_hub_url",
+    "om_hub_url",
+    "script_url",
+    "cloud_file_name",
+    "file_sha1",
 ];
 const REMOTE_FIELDS: [&str; 5] = ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
 
@@ -181,8 +194,8 @@ impl Registry {
         };
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let broken = |line, column, message| DataError::Registry { path: path.clone(), line, column, message };
-        let value: Value = serde_json::from_slice(text)
-            .map_err(|error| broken(error.line(), error.column(), bare_message(&error)))?;
+        let value: Value =
+            serde_json::from_slice(text).map_err(|error| broken(error.line(), error.column(), bare_message(&error)))?;
         let Value::Object(entries) = value else {
             return Err(broken(1, 1, "expected an object of dataset names, like {\"my_data\": {...}}".to_owned()));
         };
@@ -322,11 +335,9 @@ fn formatting(name: &str, fields: &Map<String, Value>) -> Result<Formatting, Dat
         None | Some("alpaca") => Ok(Formatting::Alpaca),
         Some("sharegpt") => Ok(Formatting::ShareGpt),
         Some("openai") => Ok(Formatting::OpenAi),
-        Some(other) => Err(problem(
-            name,
-            "formatting",
-            format!("is `{other}`; it must be `alpaca`, `sharegpt` or `openai`"),
-        )),
+        Some(other) => {
+            Err(problem(name, "formatting", format!("is `{other}`; it must be `alpaca`, `sharegpt` or `openai`")))
+        }
     }
 }
 
@@ -493,10 +504,7 @@ mod tests {
             message("alpaca_demo"),
             "dataset `alpaca_demo` is not in data/dataset_info.json; did you mean `alpaca_en_demo`?"
         );
-        assert_eq!(
-            message("zzz"),
-            "dataset `zzz` is not in data/dataset_info.json; it has identity, alpaca_en_demo"
-        );
+        assert_eq!(message("zzz"), "dataset `zzz` is not in data/dataset_info.json; it has identity, alpaca_en_demo");
     }
 
     #[test]
@@ -509,18 +517,12 @@ mod tests {
                 r#"{"file_name": "d", "formatting": "chatml"}"#,
                 "dataset `d`: `formatting` is `chatml`; it must be `alpaca`, `sharegpt` or `openai`",
             ),
-            (
-                r#"{"file_name": "d", "columns": ["a"]}"#,
-                "dataset `d`: `columns` must be an object, is a list",
-            ),
+            (r#"{"file_name": "d", "columns": ["a"]}"#, "dataset `d`: `columns` must be an object, is a list"),
             (
                 r#"{"file_name": "d", "columns": {"prompt": 1}}"#,
                 "dataset `d`: `columns.prompt` must be the name it has in the rows, is a number",
             ),
-            (
-                r#"{"file_name": "d", "num_samples": -1}"#,
-                "dataset `d`: `num_samples` must be a number of rows, is -1",
-            ),
+            (r#"{"file_name": "d", "num_samples": -1}"#, "dataset `d`: `num_samples` must be a number of rows, is -1"),
             (
                 r#"{"file_name": "d", "split": "test"}"#,
                 "dataset `d`: `split` is `test`, but local files have the one split `train`; put the rows in a file \

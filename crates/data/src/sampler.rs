@@ -104,6 +104,7 @@ mod tests {
 
     const PINNED_0: [usize; 10] = [5, 8, 3, 1, 4, 2, 6, 9, 0, 7];
     const PINNED_1: [usize; 10] = [0; 10];
+    const PINNED_1: [usize; 10] = [0; 10];
     const PINNED_FAR: usize = 0;
 
     #[test]

@@ -48,7 +48,10 @@ mod tests {
     #[test]
     fn a_split_that_leaves_nothing_is_refused() {
         let message = |size| split(&[1, 2, 3], size, 0).unwrap_err().to_string();
-        assert_eq!(message(ValSize::Count(3)), "`val_size: 3` of 3 rows leaves nothing to train on; choose a smaller one");
+        assert_eq!(
+            message(ValSize::Count(3)),
+            "`val_size: 3` of 3 rows leaves nothing to train on; choose a smaller one"
+        );
         assert_eq!(
             message(ValSize::Fraction(0.9)),
             "`val_size: 0.9` of 3 rows leaves nothing to train on; choose a smaller one"

@@ -44,12 +44,7 @@ pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Co
     turns::alternating(row, messages, system, tools)
 }
 
-fn message<'a>(
-    entry: &DatasetEntry,
-    row: &mut Row<'a>,
-    turn: Turn<'a>,
-    role: Role,
-) -> Result<(Role, String), Reject> {
+fn message<'a>(entry: &DatasetEntry, row: &mut Row<'a>, turn: Turn<'a>, role: Role) -> Result<(Role, String), Reject> {
     if role.is_response()
         && let Some(calls) = turn.fields.get("tool_calls").filter(|calls| !is_empty(calls))
     {

@@ -34,7 +34,9 @@ pub(super) fn turns<'a>(entry: &DatasetEntry, row: &mut Row<'a>) -> Result<(Vec<
     };
     let list = match row.get(Some(column)) {
         Some(Value::Array(list)) => list,
-        Some(other) => return row.reject(Fault::NoTurns, format!("`{column}` is {}, not a list of turns", kind(other))),
+        Some(other) => {
+            return row.reject(Fault::NoTurns, format!("`{column}` is {}, not a list of turns", kind(other)));
+        }
         None => return row.reject(Fault::NoTurns, format!("`{column}` is missing or null")),
     };
     let mut turns = Vec::with_capacity(list.len());
@@ -93,9 +95,7 @@ pub(super) fn content_text<'a>(
             let absent = if turn.fields.contains_key(tag) { "null" } else { "missing" };
             row.reject(Fault::NotText, format!("`{tag}` of turn {number} is {absent}"))
         }
-        Some(value @ (Value::Object(_) | Value::Array(_)))
-            if matches!(role, Role::Function | Role::Observation) =>
-        {
+        Some(value @ (Value::Object(_) | Value::Array(_))) if matches!(role, Role::Function | Role::Observation) => {
             row.quirks.json_written += 1;
             Ok(Cow::Owned(pyjson::dumps(value, None)))
         }

@@ -136,21 +136,18 @@ mod tests {
             let text = names(path).unwrap_err().to_string();
             text.replace(&dir.path().display().to_string(), "DIR")
         };
-        assert_eq!(
-            message("."),
-            "dataset `d`: DIR/. holds no data file (json, jsonl, csv, parquet, txt)"
-        );
+        assert_eq!(message("."), "dataset `d`: DIR/. holds no data file (json, jsonl, csv, parquet, txt)");
         write("b.json");
         write("a.jsonl");
         write(".hidden");
         assert_eq!(names(".").unwrap(), ["a.jsonl", "b.json"]);
         assert_eq!(names("b.json").unwrap(), ["b.json"]);
         assert_eq!(names("*.json").unwrap(), ["b.json"]);
+        assert_eq!(message("c.json"), "dataset `d`: there is no DIR/c.json; `file_name` is relative to `dataset_dir`");
         assert_eq!(
-            message("c.json"),
-            "dataset `d`: there is no DIR/c.json; `file_name` is relative to `dataset_dir`"
+            message("no/*.json"),
+            "dataset `d`: there is no DIR/no/*.json; `file_name` is relative to `dataset_dir`"
         );
-        assert_eq!(message("no/*.json"), "dataset `d`: there is no DIR/no/*.json; `file_name` is relative to `dataset_dir`");
         write("c.csv");
         assert_eq!(
             message("."),

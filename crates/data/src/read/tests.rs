@@ -1,1 +1,215 @@
-//! x
+use std::fs;
+
+use super::*;
+
+fn open(name: &str, bytes: &[u8]) -> Result<Source, DataError> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    fs::write(&path, bytes).unwrap();
+    Source::open(&path, files::file_type("d", &path)?, dir.path())
+}
+
+/// Each row as its line and its JSON, or its line and what is wrong.
+fn rows(name: &str, bytes: &[u8]) -> Vec<String> {
+    let source = open(name, bytes).unwrap();
+    (0..source.len())
+        .map(|row| match source.read(row) {
+            Ok(value) => format!("{} {value}", source.line(row)),
+            Err(reject) => format!("{} {}: {}", reject.line, reject.fault, reject.detail),
+        })
+        .collect()
+}
+
+fn message(name: &str, bytes: &[u8]) -> String {
+    let text = open(name, bytes).unwrap_err().to_string();
+    text[text.rfind('/').map_or(0, |slash| slash + 1)..].to_owned()
+}
+
+#[test]
+fn json_in_all_its_forms() {
+    assert_eq!(rows("a.json", b"[{\"a\": 1},\n {\"a\": null}]"), [r#"1 {"a":1}"#, r#"2 {"a":null}"#]);
+    assert_eq!(rows("a.json", b"\xef\xbb\xbf[{\"a\": 1}]\r\n"), [r#"1 {"a":1}"#]);
+    assert_eq!(rows("a.jsonl", b"{\"a\": 1}\r\n\r\n{\"a\": \"\\u00e9\"}"), [r#"1 {"a":1}"#, r#"3 {"a":"é"}"#]);
+    assert_eq!(rows("a.json", b"{\"a\": 1}\n{\"a\": 2}\n"), [r#"1 {"a":1}"#, r#"2 {"a":2}"#]);
+    assert_eq!(rows("a.json", b"{\n \"a\": 1\n}\n{\n \"a\": 2\n}"), [r#"1 {"a":1}"#, r#"4 {"a":2}"#]);
+    assert_eq!(rows("a.jsonl", b"[{\"a\": 1}]"), [r#"1 {"a":1}"#]);
+    assert!(rows("a.json", b"").is_empty());
+    assert!(rows("a.json", b" []").is_empty());
+    assert!(rows("a.jsonl", b"\n\n").is_empty());
+}
+
+#[test]
+fn broken_rows_say_where_and_why_and_the_rest_is_read() {
+    assert_eq!(
+        rows("a.jsonl", b"{\"a\": 1}\n{\"a\": }\nnot json\n{\"a\": 2"),
+        [
+            r#"1 {"a":1}"#,
+            "2 broken JSON: expected value, column 7",
+            "3 broken JSON: expected ident, column 2",
+            "4 broken JSON: EOF while parsing an object, column 7",
+        ]
+    );
+    assert_eq!(
+        rows("a.json", b"[\n  {\"a\": 1},\n  {\n    \"a\": 1,\n    oops\n  },\n  {\"a\": 2},,\n  {\"a\": 3}\n]"),
+        [
+            r#"2 {"a":1}"#,
+            "5 broken JSON: key must be a string, column 5",
+            r#"7 {"a":2}"#,
+            "7 broken JSON: a comma without a row before it",
+            r#"8 {"a":3}"#,
+        ]
+    );
+    assert_eq!(
+        rows("a.json", b"[\n  {\"a\": 1},\n  {\"a\": [2},\n  {\"a\": {\"b\": 3},\n  {\"a\": 4}\n]"),
+        [
+            r#"2 {"a":1}"#,
+            "3 broken JSON: expected `,` or `]`, column 9",
+            "4 broken JSON: EOF while parsing an object, column 15",
+            r#"5 {"a":4}"#,
+        ]
+    );
+    assert_eq!(
+        rows("a.json", b"[{\"a\": 1}, {\"a\": \"cut o"),
+        [r#"1 {"a":1}"#, "1 broken JSON: EOF while parsing a string, column 12"]
+    );
+    assert_eq!(
+        rows("a.json", b"[{\"a\": 1}]\n, {\"a\": 2}"),
+        [r#"1 {"a":1}"#, "2 broken JSON: the list ends with `]` before this point", r#"2 {"a":2}"#]
+    );
+}
+
+#[test]
+fn invalid_utf8_names_the_byte() {
+    assert_eq!(
+        rows("a.json", b"[{\"a\": 1},\n{\"a\":\n\"\xff\"}]"),
+        [r#"1 {"a":1}"#, "3 invalid UTF-8: byte 18 of the file"]
+    );
+    assert_eq!(
+        rows("a.csv", b"a,b\n1,2\n3,\xe9\n"),
+        [r#"2 {"a":"1","b":"2"}"#, "3 invalid UTF-8: byte 0 of column `b`"]
+    );
+    assert_eq!(rows("a.txt", b"ok\n\xff\xfe"), [r#"1 {"text":"ok"}"#, "2 invalid UTF-8: byte 3 of the file"]);
+}
+
+#[test]
+fn files_of_the_wrong_form_are_refused() {
+    assert_eq!(
+        message("a.json", b"  \"text\""),
+        "a.json:1: expected a list of rows, `[{...}, {...}]`, or a row a line; it begins with `\\\"`"
+    );
+    assert_eq!(
+        message("a.json", b"{\"version\": 1, \"data\": [{\"instruction\": \"a\"}]}"),
+        "a.json:1: expected a list of rows, found one object; save the list under `data` by itself"
+    );
+    assert_eq!(message("a.json", b"\xff\xfe[\0"), "a.json: is UTF-16 text; save it as UTF-8");
+    assert_eq!(message("a.jsonl", b"\x1f\x8b\x08"), "a.jsonl: is compressed with gzip; decompress it first");
+    assert_eq!(message("a.json", b"PAR1\x15\x04"), "a.json: is a parquet file; name it .parquet");
+    assert_eq!(message("a.csv", b"a\0b"), "a.csv: holds zero bytes: it isn't text");
+    assert_eq!(message("a.csv", b"a,b,a\n"), "a.csv:1: the header names column `a` twice");
+    assert!(message("a.parquet", b"PAR1 and nothing else").starts_with("a.parquet: is no readable parquet file: "));
+}
+
+#[test]
+fn csv_fields_are_text_and_empty_ones_null() {
+    assert_eq!(
+        rows("a.csv", b"\xef\xbb\xbfa,b,c\r\n1,\"x, \"\"y\"\"\nz\",\r\nshort\r\n1,2,3,4\r\nlast,2,3"),
+        [
+            r#"2 {"a":"1","b":"x, \"y\"\nz","c":null}"#,
+            r#"4 {"a":"short","b":null,"c":null}"#,
+            "5 wrong fields: 4 fields under 3 columns",
+            r#"6 {"a":"last","b":"2","c":"3"}"#,
+        ]
+    );
+    assert_eq!(
+        rows("a.csv", b"a,b\n1,2\n3,\"open\n4,5\n"),
+        [
+            r#"2 {"a":"1","b":"2"}"#,
+            "3 wrong fields: a quote in this row never closes; the rest of the file went into it",
+        ]
+    );
+}
+
+#[test]
+fn text_files_give_a_row_a_line() {
+    assert_eq!(rows("a.txt", b"one\r\n\ntwo"), [r#"1 {"text":"one"}"#, r#"2 {"text":""}"#, r#"3 {"text":"two"}"#]);
+}
+
+#[test]
+fn parquet_with_nested_columns() {
+    let bytes = include_bytes!("../../../../fixtures/data/turns.parquet");
+    assert_eq!(
+        rows("a.parquet", bytes),
+        [
+            r#"1 {"conversations":[{"from":"human","value":"Weather?"},{"from":"gpt","value":"Sunny – 18 °C"}],"system":"Be brief.","score":0.5,"tags":["a","b"]}"#,
+            r#"2 {"conversations":[{"from":"human","value":"1+1"},{"from":"gpt","value":"2"},{"from":"human","value":"Sure?"},{"from":"gpt","value":"Yes."}],"system":null,"score":null,"tags":[]}"#,
+            r#"3 {"conversations":[{"from":"human","value":"odd"}],"system":"","score":1.0,"tags":null}"#,
+        ]
+    );
+    assert_eq!(
+        rows("a.parquet", include_bytes!("../../../../fixtures/data/binary.parquet")),
+        [r#"1 {"instruction":"a","output":"x","n":1,"d":1.5}"#, r#"2 {"instruction":"b","output":"y","n":2,"d":null}"#]
+    );
+}
+
+#[test]
+fn a_row_of_ten_megabytes_is_read() {
+    let long = "x".repeat(10 << 20);
+    let json = format!("[{{\"a\": 1}}, {{\"a\": \"{long}\"}}, {{\"a\": 2}}]");
+    let source = open("a.json", json.as_bytes()).unwrap();
+    assert_eq!(source.len(), 3);
+    assert_eq!(source.read(1).unwrap()["a"].as_str().unwrap().len(), long.len());
+    assert_eq!(source.read(2).unwrap()["a"], 2);
+}
+
+#[test]
+fn a_file_written_to_while_it_is_read_is_found_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    fs::write(&path, "{}\n").unwrap();
+    let source = Source::open(&path, FileType::JsonLines, dir.path()).unwrap();
+    source.check_unchanged().unwrap();
+    fs::write(&path, "{}\n{}\n").unwrap();
+    let error = source.check_unchanged().unwrap_err().to_string();
+    assert!(error.ends_with("a.jsonl changed while it was being read; start again when it is complete"), "{error}");
+}
+
+/// A small generator of bytes, so that failures repeat.
+struct Bytes(u64);
+
+impl Bytes {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) % n as u64) as usize
+    }
+}
+
+#[test]
+fn mutated_files_never_panic() {
+    let json =
+        br#"[{"instruction": "a\"b", "history": [["q", "r"]]}, {"conversations": [{"from": "x", "value": null}]}]"#;
+    let csv = b"instruction,input,output\n\"a \"\"b\"\"\",,c\nd,e,f\n";
+    let parquet = include_bytes!("../../../../fixtures/data/turns.parquet");
+    let mut bytes = Bytes(1);
+    for (name, seed, rounds) in [
+        ("a.json", json.as_slice(), 3000),
+        ("a.jsonl", json.as_slice(), 1000),
+        ("a.csv", csv.as_slice(), 1000),
+        ("a.txt", csv.as_slice(), 200),
+        ("a.parquet", parquet.as_slice(), 300),
+    ] {
+        for _ in 0..rounds {
+            let mut mutated = seed.to_vec();
+            for _ in 0..=bytes.below(4) {
+                let position = bytes.below(mutated.len());
+                match bytes.below(3) {
+                    0 => mutated[position] = bytes.below(256) as u8,
+                    1 => mutated[position] = b"{}[]\",:\\\n\r"[bytes.below(10)],
+                    _ => mutated.truncate(position.max(1)),
+                }
+            }
+            if let Ok(source) = open(name, &mutated) {
+                (0..source.len()).for_each(|row| drop(source.read(row)));
+            }
+        }
+    }
+}

@@ -236,12 +236,12 @@ impl<'a> Writer<'a> {
         let set = self.sets.last_mut().expect("begin_set comes before push");
         set.len += 1;
         self.words += (2 * row.input_ids.len() + row.segments.len()) as u64;
-        let parts: [&[u8]; 3] = [
-            bytemuck::cast_slice(row.input_ids),
-            bytemuck::cast_slice(row.labels),
-            bytemuck::cast_slice(row.segments),
-        ];
-        parts.iter().try_for_each(|part| self.out.write_all(part)).map_err(|error| DataError::io("write", self.path, error))
+        let parts: [&[u8]; 3] =
+            [bytemuck::cast_slice(row.input_ids), bytemuck::cast_slice(row.labels), bytemuck::cast_slice(row.segments)];
+        parts
+            .iter()
+            .try_for_each(|part| self.out.write_all(part))
+            .map_err(|error| DataError::io("write", self.path, error))
     }
 
     /// Completes the file, puts it in its place and opens it.

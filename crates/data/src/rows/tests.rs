@@ -17,10 +17,8 @@ fn write(path: &Path) -> Cached {
     writer.push(row(&[4, 5], &[-100, -100], &[1, 1], (0, 2))).unwrap();
     writer.begin_set("validation", true);
     writer.push(row(&[6], &[6], &[1], (1, 9))).unwrap();
-    let report = Report {
-        datasets: vec![DatasetReport { name: "d".into(), ..DatasetReport::default() }],
-        ..Report::default()
-    };
+    let report =
+        Report { datasets: vec![DatasetReport { name: "d".into(), ..DatasetReport::default() }], ..Report::default() };
     writer.finish(&KEY, report).unwrap()
 }
 

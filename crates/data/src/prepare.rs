@@ -1,0 +1,234 @@
+//! From a plan to encoded rows on disk.
+//!
+//! Registry, readers, converter, mix, split, encoder, packing: in the order in which LLaMA-Factory
+//! does it, because sampling, mixing and splitting count rows before any is dropped. Everything up
+//! to the encoder works on row numbers; rows are read, converted and encoded a few thousand at a
+//! time on all cores, written in order, and forgotten.
+
+mod datasets;
+mod encode;
+mod key;
+mod view;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
+
+pub use view::{JsonLine, Span, ViewRow, json_line, view};
+
+use crate::clock::Moment;
+use crate::error::DataError;
+use crate::mix::{Place, mix};
+use crate::numpy::Legacy;
+use crate::report::{Report, SetReport};
+use crate::rows::{self, Rows};
+use crate::split::split;
+use crate::template::{Template, TemplateOptions};
+use crate::tokenizer::Tokenizer;
+use datasets::Dataset;
+use encode::SetEncoder;
+
+/// Who is told how far the preparation is.
+pub trait Progress: Sync {
+    /// Rows of a set are being encoded: `done` of `total`. Called from one thread, with `done` rising.
+    fn encoding(&self, set: &str, done: u64, total: u64);
+}
+
+/// Nobody.
+impl Progress for () {
+    fn encoding(&self, _set: &str, _done: u64, _total: u64) {}
+}
+
+/// What a run trains and evaluates on.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Training rows; nothing if the plan names only evaluation sets.
+    pub train: Option<Rows>,
+    /// Evaluation sets: `validation`, or one a dataset under its name.
+    pub eval: Vec<(String, Rows)>,
+    /// What happened to the data.
+    pub report: Report,
+    /// The template that the rows are written in, also for generating.
+    pub template: Template,
+    /// Tokens that the template added to the vocabulary; the embedding must have room for them.
+    pub new_tokens: Vec<String>,
+    /// The file that holds the rows.
+    pub cache: PathBuf,
+    /// Whether it was there already.
+    pub from_cache: bool,
+}
+
+/// Name of the training set.
+pub const TRAIN: &str = "train";
+/// Name of the evaluation set if there is one.
+pub const VALIDATION: &str = "validation";
+/// Folder of encoded rows inside the dataset folder.
+const CACHE: &str = ".ferrotune-cache";
+
+/// Reads and encodes what `plan` names, or finds it in the cache. `tokenizer` gets the special
+/// tokens that the template needs.
+///
+/// # Errors
+/// See [`DataError`]; a row that can't be used is none, unless the plan says so.
+pub fn prepare(plan: &DataPlan, tokenizer: &mut Tokenizer, observer: &dyn Progress) -> Result<Prepared, DataError> {
+    if plan.datasets.is_empty() && plan.eval_datasets.is_empty() {
+        return Err(DataError::NoDataset);
+    }
+    let (datasets, mut notes) = datasets::find(plan)?;
+    tokenizer.set_split_special_tokens(plan.split_special_tokens);
+    let resolved = Template::resolve(&TemplateOptions::from_plan(plan, Moment::now()), tokenizer)?;
+    notes.extend(resolved.notes.iter().cloned());
+
+    let folder = plan.cache_dir.clone().unwrap_or_else(|| plan.dir.join(CACHE));
+    let pool = thread_pool(plan.workers)?;
+    let key = pool.install(|| key::of(plan, &datasets, tokenizer, &resolved.template))?;
+    let path = folder.join(key::file_name(&key));
+    let found = if plan.overwrite_cache { None } else { pool.install(|| rows::open(&path, &key))? };
+    let from_cache = found.is_some();
+    let cached = match found {
+        Some(cached) => cached,
+        None => {
+            make_folder(&folder)?;
+            let run = Run { plan, tokenizer, template: &resolved.template, observer, path: &path };
+            pool.install(|| run.encode(datasets, notes, &key))?
+        }
+    };
+    let mut sets = cached.sets;
+    let train = sets.iter().position(|(name, _)| name == TRAIN).map(|at| sets.remove(at).1);
+    Ok(Prepared {
+        train,
+        eval: sets,
+        report: cached.report,
+        template: resolved.template,
+        new_tokens: resolved.new_tokens,
+        cache: path,
+        from_cache,
+    })
+}
+
+fn thread_pool(workers: Option<usize>) -> Result<rayon::ThreadPool, DataError> {
+    let workers = workers.unwrap_or(0);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(workers)
+        .build()
+        .map_err(|error| DataError::Threads { workers, message: error.to_string() })
+}
+
+fn make_folder(folder: &Path) -> Result<(), DataError> {
+    let failed = |source| DataError::CacheFolder { path: folder.to_path_buf(), source };
+    fs::create_dir_all(folder).map_err(failed)?;
+    // Found out now rather than after an hour of encoding.
+    tempfile::tempfile_in(folder).map(drop).map_err(failed)
+}
+
+/// What one encoding needs.
+struct Run<'a> {
+    plan: &'a DataPlan,
+    tokenizer: &'a Tokenizer,
+    template: &'a Template,
+    observer: &'a dyn Progress,
+    path: &'a Path,
+}
+
+/// Rows of a set, not yet read.
+struct Set {
+    name: String,
+    places: Vec<Place>,
+}
+
+impl Run<'_> {
+    fn encode(
+        &self,
+        mut datasets: Vec<Dataset>,
+        notes: Vec<String>,
+        key: &crate::digest::Digest,
+    ) -> Result<rows::Cached, DataError> {
+        encode::check_cutoff(self.plan, self.tokenizer, self.template)?;
+        let scratch = self.path.parent().unwrap_or(Path::new("."));
+        let mut random = Legacy::new(self.plan.seed);
+        for dataset in &mut datasets {
+            dataset.open(scratch, self.plan.max_samples, &mut random)?;
+        }
+        let sets = self.sets(&datasets)?;
+        let mut writer = rows::Writer::new(self.path)?;
+        let mut report = Report { notes, ..Report::default() };
+        for set in &sets {
+            writer.begin_set(&set.name, self.plan.packing == Packing::Neat);
+            let encoder = SetEncoder::new(self.plan, self.tokenizer, self.template);
+            let outcome = encoder.encode(&set.name, &set.places, &mut datasets, &mut writer, self.observer)?;
+            self.check_set(&outcome, &datasets)?;
+            report.sets.push(outcome);
+        }
+        for dataset in &datasets {
+            dataset.check_unchanged()?;
+        }
+        report.datasets = datasets.into_iter().map(Dataset::into_report).collect();
+        writer.finish(key, report)
+    }
+
+    /// Which rows stand in which set, in order.
+    fn sets(&self, datasets: &[Dataset]) -> Result<Vec<Set>, DataError> {
+        let plan = self.plan;
+        let (train, eval): (Vec<_>, Vec<_>) = (0..).zip(datasets).partition(|(_, dataset)| !dataset.for_eval);
+        let mut sets = Vec::new();
+        if !train.is_empty() {
+            let places = self.mixed(&train)?;
+            let (training, validation) = split(&places, plan.val_size, plan.seed)?;
+            sets.push(Set { name: TRAIN.to_owned(), places: training });
+            if !validation.is_empty() {
+                sets.push(Set { name: VALIDATION.to_owned(), places: validation });
+            }
+        }
+        if plan.eval_each {
+            for (number, dataset) in eval {
+                let places = (0..dataset.len()).map(|row| (number, row)).collect();
+                sets.push(Set { name: dataset.entry.name.clone(), places });
+            }
+        } else if !eval.is_empty() {
+            sets.push(Set { name: VALIDATION.to_owned(), places: self.mixed(&eval)? });
+        }
+        Ok(sets)
+    }
+
+    /// The mix of some datasets, in numbers of all.
+    fn mixed(&self, datasets: &[(u32, &Dataset)]) -> Result<Vec<Place>, DataError> {
+        let lengths: Vec<u64> = datasets.iter().map(|(_, dataset)| dataset.len()).collect();
+        let shares = self.plan.mix_probabilities.as_deref().filter(|_| self.plan.mix != Mix::Concat);
+        let mut places = mix(self.plan.mix, &lengths, shares, self.plan.seed)?;
+        for place in &mut places {
+            place.0 = datasets[place.0 as usize].0;
+        }
+        Ok(places)
+    }
+
+    /// A set that can't be trained or evaluated on ends the run.
+    fn check_set(&self, set: &SetReport, datasets: &[Dataset]) -> Result<(), DataError> {
+        let cutoff_len = self.plan.cutoff_len;
+        let name = match set.name.as_str() {
+            TRAIN => "the training set".to_owned(),
+            other => format!("evaluation set `{other}`"),
+        };
+        if set.rows_kept == 0 {
+            return Err(DataError::NoRowKept { set: name, rows: set.rows_used, reasons: datasets::reasons(datasets) });
+        }
+        if set.rows == 0 && self.plan.stage == Stage::Pretrain {
+            return Err(DataError::NoBlock { set: name, tokens: set.tail_tokens, cutoff_len });
+        }
+        if set.label_tokens == 0 {
+            return Err(DataError::NoLabels { set: name, rows: set.rows_kept, cutoff_len });
+        }
+        Ok(())
+    }
+}
+
+/// Ends the run at a dropped row if the plan says so.
+fn stop_at(plan: &DataPlan, dropped: &crate::report::Dropped) -> Result<(), DataError> {
+    if plan.bad_rows == BadRows::Report {
+        return Ok(());
+    }
+    Err(DataError::BadRow { path: dropped.file.clone(), line: dropped.line, reason: dropped.reason() })
+}
+
+#[cfg(test)]
+mod tests;

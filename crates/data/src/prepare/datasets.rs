@@ -1,0 +1,223 @@
+//! The datasets of a plan: found in the registry, opened, sampled, and what is learnt about each.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use ferrotune_config::plan::{DataPlan, Stage};
+use serde_json::{Map, Value};
+
+use crate::convert::is_empty;
+use crate::error::DataError;
+use crate::numpy::Legacy;
+use crate::pyjson;
+use crate::read::{FileType, Source, data_files};
+use crate::registry::{Columns, DatasetEntry, Registry};
+use crate::report::{DatasetReport, Dropped, Quirks, Reject, Unmapped};
+
+/// A dataset in use.
+pub(super) struct Dataset {
+    pub(super) entry: DatasetEntry,
+    pub(super) for_eval: bool,
+    pub(super) files: Vec<PathBuf>,
+    file_type: FileType,
+    sources: Vec<Source>,
+    /// First row of each source, then the number of all rows.
+    starts: Vec<u64>,
+    /// The rows in use, if not simply the first ones.
+    sampled: Option<Vec<u64>>,
+    len: u64,
+    report: DatasetReport,
+    /// Rows already reported as dropped.
+    dropped: HashSet<u64>,
+    /// Rows in which a column is present, and in which it holds something.
+    seen: HashMap<String, (u64, u64)>,
+}
+
+/// The datasets that `plan` names, training first, and what to say about it.
+pub(super) fn find(plan: &DataPlan) -> Result<(Vec<Dataset>, Vec<String>), DataError> {
+    let registry = Registry::open(&plan.dir)?;
+    let mut notes = Vec::new();
+    let mut datasets: Vec<Dataset> = Vec::new();
+    let train = plan.datasets.iter().map(|name| (name, false));
+    for (name, for_eval) in train.chain(plan.eval_datasets.iter().map(|name| (name, true))) {
+        if datasets.iter().any(|dataset| dataset.entry.name == *name && dataset.for_eval == for_eval) {
+            notes.push(format!("dataset `{name}` is named twice and used once, as in LLaMA-Factory"));
+            continue;
+        }
+        let mut entry = registry.entry(name, plan.stage)?;
+        let (file_type, files) = data_files(name, &entry.path)?;
+        if file_type == FileType::Text && plan.stage == Stage::Pretrain && !entry.columns_given {
+            entry.columns.prompt = Some("text".to_owned());
+        }
+        let report = DatasetReport {
+            name: name.clone(),
+            files: files.clone(),
+            notes: entry.notes.clone(),
+            ..DatasetReport::default()
+        };
+        datasets.push(Dataset {
+            entry,
+            for_eval,
+            files,
+            file_type,
+            sources: Vec::new(),
+            starts: vec![0],
+            sampled: None,
+            len: 0,
+            report,
+            dropped: HashSet::new(),
+            seen: HashMap::new(),
+        });
+    }
+    Ok((datasets, notes))
+}
+
+impl Dataset {
+    /// Finds the rows of its files, and draws those in use.
+    pub(super) fn open(
+        &mut self,
+        scratch: &Path,
+        max_samples: Option<usize>,
+        random: &mut Legacy,
+    ) -> Result<(), DataError> {
+        let mut rows = 0;
+        for file in &self.files {
+            let source = Source::open(file, self.file_type, scratch)?;
+            rows += source.len() as u64;
+            self.starts.push(rows);
+            self.sources.push(source);
+        }
+        if rows == 0 {
+            return Err(DataError::EmptyDataset { dataset: self.entry.name.clone(), path: self.entry.path.clone() });
+        }
+        self.report.rows_read = rows;
+        self.len = rows;
+        if let Some(count) = self.entry.num_samples {
+            let mut sampled = random.permutation(rows);
+            sampled.truncate(count as usize);
+            let missing = count - sampled.len() as u64;
+            sampled.extend(random.choice(rows, missing));
+            self.sampled = Some(sampled);
+            self.len = count;
+        }
+        self.len = self.len.min(max_samples.map_or(u64::MAX, |most| most as u64));
+        Ok(())
+    }
+
+    /// Rows in use.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The row of the files that is the `nth` in use.
+    pub(super) fn row(&self, nth: u64) -> u64 {
+        self.sampled.as_ref().map_or(nth, |rows| rows[nth as usize])
+    }
+
+    /// Reads a row of the files; also the line at which it begins.
+    pub(super) fn read(&self, row: u64) -> (Result<Value, Reject>, u64) {
+        let (source, row) = self.place(row);
+        (source.read(row), source.line(row))
+    }
+
+    fn place(&self, row: u64) -> (&Source, usize) {
+        let source = self.starts.partition_point(|&start| start <= row) - 1;
+        (&self.sources[source], (row - self.starts[source]) as usize)
+    }
+
+    /// Notes which columns a row has.
+    pub(super) fn saw(&mut self, columns: &[(String, bool)]) {
+        for (column, holds) in columns {
+            if !self.seen.contains_key(column) {
+                self.seen.insert(column.clone(), (0, 0));
+            }
+            if let Some((present, filled)) = self.seen.get_mut(column) {
+                *present += 1;
+                *filled += u64::from(*holds);
+            }
+        }
+    }
+
+    pub(super) fn used(&mut self) {
+        self.report.rows_used += 1;
+    }
+
+    pub(super) fn kept(&mut self, quirks: Quirks) {
+        self.report.rows_kept += 1;
+        self.report.quirks.add(quirks);
+    }
+
+    /// Notes a row that is left out; a row used twice is noted once.
+    pub(super) fn dropped(&mut self, row: u64, reject: Reject) -> Dropped {
+        let (source, _) = self.place(row);
+        let dropped = Dropped {
+            file: source.path().to_path_buf(),
+            line: reject.line,
+            fault: reject.fault,
+            detail: reject.detail,
+        };
+        if self.dropped.insert(row) {
+            self.report.dropped.push(dropped.clone());
+        }
+        dropped
+    }
+
+    pub(super) fn check_unchanged(&self) -> Result<(), DataError> {
+        self.sources.iter().try_for_each(Source::check_unchanged)
+    }
+
+    pub(super) fn into_report(mut self) -> DatasetReport {
+        let columns = &self.entry.columns;
+        let mapped: HashSet<&str> = columns.mapped().map(|(_, column)| column).collect();
+        for (name, column) in columns.mapped() {
+            if self.entry.columns_given && !self.seen.contains_key(column) && self.report.rows_kept > 0 {
+                self.report.notes.push(format!("`columns.{name}` is `{column}`, which no row has"));
+            }
+        }
+        let mut unmapped: Vec<Unmapped> = self
+            .seen
+            .iter()
+            .filter(|(column, (_, filled))| *filled > 0 && !mapped.contains(column.as_str()))
+            .map(|(column, (_, filled))| Unmapped { column: column.clone(), rows: *filled })
+            .collect();
+        unmapped.sort_by(|a, b| b.rows.cmp(&a.rows).then_with(|| a.column.cmp(&b.column)));
+        self.report.columns_cure = cure(columns, &unmapped);
+        self.report.unmapped = unmapped;
+        self.report
+    }
+}
+
+/// The columns of a row, and which of them hold something.
+pub(super) fn columns_of(row: &Value) -> Vec<(String, bool)> {
+    let Value::Object(columns) = row else { return Vec::new() };
+    columns.iter().map(|(column, value)| (column.clone(), !is_empty(value))).collect()
+}
+
+/// The `columns` that map everything mapped so far and the unmapped columns named like known ones.
+fn cure(columns: &Columns, unmapped: &[Unmapped]) -> Option<String> {
+    const WORTH_MAPPING: [&str; 3] = ["history", "system", "tools"];
+    let mut all: Map<String, Value> =
+        columns.mapped().map(|(name, column)| (name.to_owned(), Value::from(column))).collect();
+    let before = all.len();
+    for name in WORTH_MAPPING {
+        if !all.contains_key(name) && unmapped.iter().any(|unmapped| unmapped.column == name) {
+            all.insert(name.to_owned(), Value::from(name));
+        }
+    }
+    (all.len() > before).then(|| pyjson::dumps(&Value::Object(all), None))
+}
+
+/// Why rows were dropped, a line a reason with its first place.
+pub(super) fn reasons(datasets: &[Dataset]) -> String {
+    let mut lines = String::new();
+    for dataset in datasets {
+        for (fault, count) in dataset.report.faults() {
+            let first = dataset.report.dropped.iter().find(|dropped| dropped.fault == fault);
+            let Some(first) = first else { continue };
+            write!(lines, "\n  {count}: {}, first at {}:{}", first.reason(), first.file.display(), first.line)
+                .expect("writing to a String can't fail");
+        }
+    }
+    lines
+}
