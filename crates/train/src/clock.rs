@@ -135,11 +135,7 @@ impl Pace {
     pub fn progress(&self, now: Duration) -> Progress {
         let done = self.step - self.first_step;
         let left = self.total_steps.saturating_sub(self.step);
-        let per_step = if done == 0 {
-            0.0
-        } else {
-            now.as_secs_f64() / done as f64
-        };
+        let per_step = if done == 0 { 0.0 } else { now.as_secs_f64() / done as f64 };
         let (since, tokens_then) = self.recent.front().copied().unwrap_or_default();
         Progress {
             step: self.step,
@@ -148,32 +144,20 @@ impl Pace {
             remaining: Duration::try_from_secs_f64(per_step * left as f64).unwrap_or(Duration::MAX),
             tokens: self.earlier_tokens + self.tokens,
             tokens_per_second: per_second(self.tokens, now),
-            recent_tokens_per_second: per_second(
-                self.tokens - tokens_then,
-                self.now.saturating_sub(since),
-            ),
+            recent_tokens_per_second: per_second(self.tokens - tokens_then, self.now.saturating_sub(since)),
         }
     }
 }
 
 fn per_second(count: u64, time: Duration) -> f64 {
-    if time.is_zero() {
-        0.0
-    } else {
-        count as f64 / time.as_secs_f64()
-    }
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }
 
 /// `0:04:09`, `1 day, 2:00:00`: whole seconds as LLaMA-Factory's log writes them.
 #[must_use]
 pub fn clock_text(time: Duration) -> String {
     let seconds = time.as_secs();
-    let (days, hours, minutes, seconds) = (
-        seconds / 86_400,
-        seconds / 3600 % 24,
-        seconds / 60 % 60,
-        seconds % 60,
-    );
+    let (days, hours, minutes, seconds) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     match days {
         0 => format!("{hours}:{minutes:02}:{seconds:02}"),
         1 => format!("1 day, {hours}:{minutes:02}:{seconds:02}"),
@@ -193,51 +177,26 @@ mod tests {
             let state = case.json("trainer_state.json");
             let history = state["log_history"].as_array().expect("a list");
             // What the logs don't say is how many micro-batches an epoch has; the first epoch value tells.
-            let accumulation: u64 = recipe["gradient_accumulation_steps"]
-                .parse()
-                .expect("a count");
+            let accumulation: u64 = recipe["gradient_accumulation_steps"].parse().expect("a count");
             let first = history[0]["epoch"].as_f64().expect("a share");
             let micro_batches = (accumulation as f64 / first).round() as u64;
             let length = match recipe["max_steps"].parse::<i64>().expect("a count") {
                 -1 => RunLength::Epochs(recipe["num_train_epochs"].parse().expect("a number")),
                 steps => RunLength::Steps(steps.unsigned_abs()),
             };
-            let shape = RunShape {
-                micro_batches,
-                accumulation,
-                length,
-            };
-            assert_eq!(
-                Some(shape.total_steps()),
-                state["max_steps"].as_u64(),
-                "{}",
-                case.name()
-            );
-            assert_eq!(
-                Some(shape.epochs()),
-                state["num_train_epochs"].as_u64(),
-                "{}",
-                case.name()
-            );
+            let shape = RunShape { micro_batches, accumulation, length };
+            assert_eq!(Some(shape.total_steps()), state["max_steps"].as_u64(), "{}", case.name());
+            assert_eq!(Some(shape.epochs()), state["num_train_epochs"].as_u64(), "{}", case.name());
             for row in history {
                 let step = row["step"].as_u64().expect("a count");
-                assert_eq!(
-                    Some(shape.epoch_after(step)),
-                    row["epoch"].as_f64(),
-                    "{} {step}",
-                    case.name()
-                );
+                assert_eq!(Some(shape.epoch_after(step)), row["epoch"].as_f64(), "{} {step}", case.name());
             }
         }
     }
 
     #[test]
     fn a_short_last_step_ends_the_epoch() {
-        let shape = RunShape {
-            micro_batches: 10,
-            accumulation: 4,
-            length: RunLength::Epochs(2.5),
-        };
+        let shape = RunShape { micro_batches: 10, accumulation: 4, length: RunLength::Epochs(2.5) };
         let epochs: Vec<f64> = (0..=7).map(|step| shape.epoch_after(step)).collect();
         assert_eq!(epochs, [0.0, 0.4, 0.8, 1.0, 1.4, 1.8, 2.0, 2.4]);
         assert_eq!((shape.total_steps(), shape.epochs()), (8, 3));
@@ -246,36 +205,19 @@ mod tests {
 
     #[test]
     fn an_empty_epoch_divides_by_nothing() {
-        let shape = RunShape {
-            micro_batches: 0,
-            accumulation: 0,
-            length: RunLength::Epochs(1.0),
-        };
-        assert_eq!(
-            (
-                shape.steps_per_epoch(),
-                shape.total_steps(),
-                shape.epoch_after(3)
-            ),
-            (1, 1, 0.0)
-        );
+        let shape = RunShape { micro_batches: 0, accumulation: 0, length: RunLength::Epochs(1.0) };
+        assert_eq!((shape.steps_per_epoch(), shape.total_steps(), shape.epoch_after(3)), (1, 1, 0.0));
     }
 
     #[test]
     fn a_resumed_session_judges_by_its_own_pace() {
         let mut pace = Pace::new(10, 4, Duration::from_secs(100), 5000);
         let start = pace.progress(Duration::from_secs(1));
-        assert_eq!(
-            (start.step, start.remaining, start.tokens_per_second),
-            (4, Duration::ZERO, 0.0)
-        );
+        assert_eq!((start.step, start.remaining, start.tokens_per_second), (4, Duration::ZERO, 0.0));
         pace.step(Duration::from_secs(2), 300);
         pace.step(Duration::from_secs(4), 500);
         let progress = pace.progress(Duration::from_secs(4));
-        assert_eq!(
-            (progress.step, progress.elapsed),
-            (6, Duration::from_secs(104))
-        );
+        assert_eq!((progress.step, progress.elapsed), (6, Duration::from_secs(104)));
         assert_eq!(progress.remaining, Duration::from_secs(8));
         assert_eq!((progress.tokens, progress.tokens_per_second), (5800, 200.0));
     }

@@ -25,6 +25,80 @@ pub enum Error {
         /// Where and why parsing ended.
         source: serde_json::Error,
     },
+    /// A file of the model, of an adapter or of a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] ferrotune_checkpoint::Error),
+    /// A configuration that is not a model of ours.
+    #[error(transparent)]
+    Model(#[from] ferrotune_model::ModelError),
+    /// A rank is lost or out of step.
+    #[error(transparent)]
+    Comm(#[from] ferrotune_dist::CommError),
+    /// The device gave up.
+    #[error("{0}; take a smaller per_device_train_batch_size or cutoff_len, or gradient_checkpointing: true")]
+    Device(#[from] ferrotune_tensor::Fault),
+    /// The model's files lack a tensor that its configuration asks for.
+    #[error("the model's files have no tensor {name} (expected with shape {shape:?}); is a shard missing, or config.json of another model?")]
+    MissingTensor {
+        /// Its name.
+        name: String,
+        /// What the configuration makes it.
+        shape: Vec<usize>,
+    },
+    /// A tensor of another shape than the configuration says.
+    #[error("tensor {name} has shape {found:?}, config.json makes it {expected:?}; the files are of another model or were cut")]
+    TensorShape {
+        /// Its name.
+        name: String,
+        /// In the file.
+        found: Vec<usize>,
+        /// By the configuration.
+        expected: Vec<usize>,
+    },
+    /// An adapter made for another model.
+    #[error("adapter {path} doesn't fit this model: {module} has shape {found:?} there, {expected:?} here; was it trained on another base, or with another lora_rank?")]
+    AdapterShape {
+        /// The adapter.
+        path: String,
+        /// Module or tensor.
+        module: String,
+        /// In the adapter.
+        found: Vec<usize>,
+        /// In this run.
+        expected: Vec<usize>,
+    },
+    /// An adapter without a tensor that this run trains.
+    #[error("adapter {path} has no {name}, which this run trains; take the adapter's own lora_target, or create_new_adapter: true")]
+    AdapterLacks {
+        /// The adapter.
+        path: String,
+        /// The tensor.
+        name: String,
+    },
+    /// The loss or a gradient went wrong.
+    #[error("step {step}: the loss is {loss} and the gradient norm {grad_norm}; the first value that is not finite is in {place}, rows {rows:?} (dataset, row); nothing was updated. Lower learning_rate, or look at these rows")]
+    NotFinite {
+        /// Step, from 1.
+        step: u64,
+        /// Loss.
+        loss: f64,
+        /// Gradient norm.
+        grad_norm: f64,
+        /// Which part of the model.
+        place: String,
+        /// Which rows.
+        rows: Vec<(u32, u64)>,
+    },
+    /// More memory than there is, known before the run.
+    #[error("the longest batch needs {needed} bytes and {available} can be had{}", if *recompute { ", even with gradient_checkpointing; lower per_device_train_batch_size or cutoff_len" } else { "; set gradient_checkpointing: true or auto" })]
+    DoesNotFit {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes that could be had.
+        available: u64,
+        /// Whether recomputation was counted on.
+        recompute: bool,
+    },
     /// A schedule's options contradict each other.
     #[error("lr_scheduler_type {kind}: {reason}")]
     Schedule {
@@ -57,10 +131,6 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Wraps an operating-system error with what was tried on which path.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
+        move |source| Self::Io { action, path: path.to_path_buf(), source }
     }
 }

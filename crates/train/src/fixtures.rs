@@ -12,8 +12,7 @@ fn root() -> PathBuf {
 
 /// The JSON file at `path` below `fixtures/`.
 pub(crate) fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(root().join(path)).expect("the fixture is there"))
-        .expect("it is JSON")
+    serde_json::from_slice(&fs::read(root().join(path)).expect("the fixture is there")).expect("it is JSON")
 }
 
 /// A folder of `fixtures/train`.
@@ -22,11 +21,8 @@ pub(crate) struct TrainCase(PathBuf);
 /// Every whole run, in a fixed order.
 pub(crate) fn train_cases() -> Vec<TrainCase> {
     let entries = fs::read_dir(root().join("train")).expect("the fixtures are there");
-    let mut cases: Vec<_> = entries
-        .map(|entry| entry.expect("readable").path())
-        .filter(|path| path.is_dir())
-        .map(TrainCase)
-        .collect();
+    let mut cases: Vec<_> =
+        entries.map(|entry| entry.expect("readable").path()).filter(|path| path.is_dir()).map(TrainCase).collect();
     cases.sort_by(|a, b| a.0.cmp(&b.0));
     assert!(cases.len() >= 18, "whole runs are missing");
     cases
@@ -39,11 +35,7 @@ pub(crate) fn train_case(name: &str) -> TrainCase {
 
 impl TrainCase {
     pub(crate) fn name(&self) -> String {
-        self.0
-            .file_name()
-            .expect("a folder")
-            .to_string_lossy()
-            .into_owned()
+        self.0.file_name().expect("a folder").to_string_lossy().into_owned()
     }
 
     pub(crate) fn path(&self, file: &str) -> PathBuf {
@@ -62,8 +54,6 @@ impl TrainCase {
     pub(crate) fn recipe(&self) -> BTreeMap<String, String> {
         let text = self.text("train.yaml");
         let pairs = text.lines().filter_map(|line| line.split_once(": "));
-        pairs
-            .map(|(key, value)| (key.to_owned(), value.trim_matches('\'').to_owned()))
-            .collect()
+        pairs.map(|(key, value)| (key.to_owned(), value.trim_matches('\'').to_owned())).collect()
     }
 }

@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod engine;
 pub mod error;
 pub mod report;
 pub mod schedule;
+pub mod track;
 
 #[cfg(test)]
 mod fixtures;

@@ -28,25 +28,11 @@ enum Shape {
     Constant,
     ConstantWithWarmup,
     Linear,
-    Cosine {
-        cycles: f64,
-        floor: f64,
-    },
-    CosineWithRestarts {
-        cycles: f64,
-    },
-    CosineShifted {
-        cycles: f64,
-        floor: f64,
-        start: Option<f64>,
-    },
-    Polynomial {
-        end: f64,
-        power: f64,
-    },
-    InverseSqrt {
-        timescale: u64,
-    },
+    Cosine { cycles: f64, floor: f64 },
+    CosineWithRestarts { cycles: f64 },
+    CosineShifted { cycles: f64, floor: f64, start: Option<f64> },
+    Polynomial { end: f64, power: f64 },
+    InverseSqrt { timescale: u64 },
     WarmupStableDecay(StableDecay),
     Plateau(Plateau),
 }
@@ -101,12 +87,7 @@ impl LearningRate {
     pub fn new(schedule: &Schedule, total: u64) -> Result<Self> {
         let warmup = warmup_steps(schedule.warmup, total);
         let shape = Shape::new(schedule, warmup, total)?;
-        Ok(Self {
-            peak: schedule.learning_rate,
-            warmup,
-            total,
-            shape,
-        })
+        Ok(Self { peak: schedule.learning_rate, warmup, total, shape })
     }
 
     /// Optimiser steps of the warm-up.
@@ -150,11 +131,7 @@ impl LearningRate {
     fn factor(&self, shape: &Shape, done: u64) -> f64 {
         match *shape {
             Shape::Constant | Shape::Plateau(_) => 1.0,
-            Shape::CosineShifted {
-                cycles,
-                floor,
-                start,
-            } => self.cosine_shifted(done, cycles, floor, start),
+            Shape::CosineShifted { cycles, floor, start } => self.cosine_shifted(done, cycles, floor, start),
             Shape::WarmupStableDecay(ref phases) => phases.factor(done, self.warmup),
             _ if done < self.warmup => done as f64 / self.warmup as f64,
             Shape::ConstantWithWarmup => 1.0,
@@ -168,9 +145,7 @@ impl LearningRate {
             }
             Shape::CosineWithRestarts { cycles } => match self.progress(done) {
                 progress if progress >= 1.0 => 0.0,
-                progress => {
-                    (0.5 * (1.0 + (PI * (cycles * progress).rem_euclid(1.0)).cos())).max(0.0)
-                }
+                progress => (0.5 * (1.0 + (PI * (cycles * progress).rem_euclid(1.0)).cos())).max(0.0),
             },
             Shape::Polynomial { end, power } => self.polynomial(done, end, power),
             Shape::InverseSqrt { timescale } => {
@@ -203,13 +178,29 @@ impl LearningRate {
         if done < self.warmup {
             return match start {
                 None => (done as f64 + 1.0) / self.warmup as f64,
-                Some(start) => {
-                    start + (1.0 - start) * done as f64 / (self.warmup - 1).max(1) as f64
-                }
+                Some(start) => start + (1.0 - start) * done as f64 / (self.warmup - 1).max(1) as f64,
             };
         }
         let progress = ((done - self.warmup) as f64 + 1.0) / self.decay_steps();
         raise(0.5 * (1.0 + (PI * cycles * 2.0 * progress).cos()), floor)
+    }
+}
+
+/// The schedule's name in a recipe (`lr_scheduler_type`).
+#[must_use]
+pub fn kind_name(kind: &ScheduleKind) -> &'static str {
+    match kind {
+        ScheduleKind::Linear => "linear",
+        ScheduleKind::Cosine { .. } => "cosine",
+        ScheduleKind::CosineWithRestarts { .. } => "cosine_with_restarts",
+        ScheduleKind::Polynomial { .. } => "polynomial",
+        ScheduleKind::Constant => "constant",
+        ScheduleKind::ConstantWithWarmup => "constant_with_warmup",
+        ScheduleKind::InverseSqrt { .. } => "inverse_sqrt",
+        ScheduleKind::CosineWithMinLr { .. } => "cosine_with_min_lr",
+        ScheduleKind::CosineWarmupWithMinLr { .. } => "cosine_warmup_with_min_lr",
+        ScheduleKind::WarmupStableDecay { .. } => "warmup_stable_decay",
+        ScheduleKind::ReduceOnPlateau { .. } => "reduce_lr_on_plateau",
     }
 }
 
@@ -230,40 +221,21 @@ impl Shape {
     fn new(schedule: &Schedule, warmup: u64, total: u64) -> Result<Self> {
         Ok(match schedule.kind {
             ScheduleKind::Linear => Self::Linear,
-            ScheduleKind::Cosine { num_cycles } => Self::Cosine {
-                cycles: num_cycles,
-                floor: 0.0,
-            },
-            ScheduleKind::CosineWithRestarts { num_cycles } => {
-                Self::CosineWithRestarts { cycles: num_cycles }
-            }
-            ScheduleKind::Polynomial { lr_end, power } => {
-                polynomial(schedule.learning_rate, lr_end, power)?
-            }
+            ScheduleKind::Cosine { num_cycles } => Self::Cosine { cycles: num_cycles, floor: 0.0 },
+            ScheduleKind::CosineWithRestarts { num_cycles } => Self::CosineWithRestarts { cycles: num_cycles },
+            ScheduleKind::Polynomial { lr_end, power } => polynomial(schedule.learning_rate, lr_end, power)?,
             ScheduleKind::Constant => Self::Constant,
             ScheduleKind::ConstantWithWarmup => Self::ConstantWithWarmup,
             ScheduleKind::InverseSqrt { timescale } => {
                 let own = if warmup == 0 { 10_000 } else { warmup };
-                Self::InverseSqrt {
-                    timescale: timescale.unwrap_or(own).max(1),
-                }
+                Self::InverseSqrt { timescale: timescale.unwrap_or(own).max(1) }
             }
-            ScheduleKind::CosineWithMinLr {
-                num_cycles,
-                min_lr_rate,
-            } => Self::Cosine {
-                cycles: num_cycles,
-                floor: min_lr_rate,
-            },
-            ScheduleKind::CosineWarmupWithMinLr {
-                num_cycles,
-                min_lr_rate,
-                warmup_lr_rate,
-            } => Self::CosineShifted {
-                cycles: num_cycles,
-                floor: min_lr_rate,
-                start: warmup_lr_rate,
-            },
+            ScheduleKind::CosineWithMinLr { num_cycles, min_lr_rate } => {
+                Self::Cosine { cycles: num_cycles, floor: min_lr_rate }
+            }
+            ScheduleKind::CosineWarmupWithMinLr { num_cycles, min_lr_rate, warmup_lr_rate } => {
+                Self::CosineShifted { cycles: num_cycles, floor: min_lr_rate, start: warmup_lr_rate }
+            }
             ScheduleKind::WarmupStableDecay {
                 num_stable_steps,
                 num_decay_steps: decay,
@@ -276,36 +248,11 @@ impl Shape {
                 let stable = num_stable_steps.map_or(left, i128::from);
                 let rise = Ramp::parse("warmup_type", warmup_type)?;
                 let fall = Ramp::parse("decay_type", decay_type)?;
-                Self::WarmupStableDecay(StableDecay {
-                    stable,
-                    decay,
-                    rise,
-                    fall,
-                    floor,
-                    cycles,
-                })
+                Self::WarmupStableDecay(StableDecay { stable, decay, rise, fall, floor, cycles })
             }
-            ScheduleKind::ReduceOnPlateau {
-                factor,
-                patience,
-                threshold,
-                cooldown,
-                min_lr,
-            } => {
-                let state = PlateauState {
-                    rate: schedule.learning_rate,
-                    best: None,
-                    bad: 0,
-                    cooling: 0,
-                };
-                Self::Plateau(Plateau {
-                    factor,
-                    patience,
-                    threshold,
-                    cooldown,
-                    min_lr,
-                    state,
-                })
+            ScheduleKind::ReduceOnPlateau { factor, patience, threshold, cooldown, min_lr } => {
+                let state = PlateauState { rate: schedule.learning_rate, best: None, bad: 0, cooling: 0 };
+                Self::Plateau(Plateau { factor, patience, threshold, cooldown, min_lr, state })
             }
         })
     }
@@ -316,10 +263,7 @@ fn polynomial(peak: f64, end: f64, power: f64) -> Result<Shape> {
         return Ok(Shape::Polynomial { end, power });
     }
     let reason = format!("lr_end {end} must be below learning_rate {peak}");
-    Err(Error::Schedule {
-        kind: "polynomial",
-        reason,
-    })
+    Err(Error::Schedule { kind: "polynomial", reason })
 }
 
 impl StableDecay {
@@ -369,11 +313,7 @@ impl Plateau {
     /// no progress.
     fn observe(&mut self, loss: f64) {
         let state = &mut self.state;
-        if loss.is_finite()
-            && state
-                .best
-                .is_none_or(|best| loss < best * (1.0 - self.threshold))
-        {
+        if loss.is_finite() && state.best.is_none_or(|best| loss < best * (1.0 - self.threshold)) {
             state.best = Some(loss);
             state.bad = 0;
         } else {

@@ -8,11 +8,7 @@ use super::*;
 use crate::fixtures;
 
 fn schedule(peak: f64, kind: ScheduleKind, warmup: Warmup) -> Schedule {
-    Schedule {
-        learning_rate: peak,
-        kind,
-        warmup,
-    }
+    Schedule { learning_rate: peak, kind, warmup }
 }
 
 fn rates(schedule: &Schedule, total: u64, count: u64) -> Vec<f64> {
@@ -26,17 +22,11 @@ fn kind(name: &str, options: &Value) -> ScheduleKind {
     let text = |key: &str| options[key].as_str().expect(key).to_owned();
     match name {
         "linear" => ScheduleKind::Linear,
-        "cosine" => ScheduleKind::Cosine {
-            num_cycles: number("num_cycles").unwrap_or(0.5),
-        },
+        "cosine" => ScheduleKind::Cosine { num_cycles: number("num_cycles").unwrap_or(0.5) },
         "constant" => ScheduleKind::Constant,
         "constant_with_warmup" => ScheduleKind::ConstantWithWarmup,
-        "cosine_with_restarts" => ScheduleKind::CosineWithRestarts {
-            num_cycles: number("num_cycles").expect("given"),
-        },
-        "inverse_sqrt" => ScheduleKind::InverseSqrt {
-            timescale: steps("timescale"),
-        },
+        "cosine_with_restarts" => ScheduleKind::CosineWithRestarts { num_cycles: number("num_cycles").expect("given") },
+        "inverse_sqrt" => ScheduleKind::InverseSqrt { timescale: steps("timescale") },
         "polynomial" => ScheduleKind::Polynomial {
             lr_end: number("lr_end").expect("given"),
             power: number("power").expect("given"),
@@ -72,20 +62,14 @@ fn every_kind_gives_the_rates_of_transformers() {
             Some(steps) => Warmup::Steps(steps),
             None => Warmup::Ratio(case["warmup"].as_f64().expect("a share")),
         };
-        let kind = kind(case["kind"].as_str().expect("a name"), &case["options"]);
+        let name = case["kind"].as_str().expect("a name");
+        let kind = kind(name, &case["options"]);
+        assert_eq!(kind_name(&kind), name);
         let plan = schedule(case["peak"].as_f64().expect("a rate"), kind, warmup);
         let total = case["total"].as_u64().expect("a count");
-        let expected: Vec<f64> = case["rates"]
-            .as_array()
-            .expect("rates")
-            .iter()
-            .map(|rate| rate.as_f64().expect("a rate"))
-            .collect();
-        assert_eq!(
-            rates(&plan, total, total + 3),
-            expected,
-            "{plan:?} over {total} steps"
-        );
+        let expected: Vec<f64> =
+            case["rates"].as_array().expect("rates").iter().map(|rate| rate.as_f64().expect("a rate")).collect();
+        assert_eq!(rates(&plan, total, total + 3), expected, "{plan:?} over {total} steps");
     }
 }
 
@@ -105,12 +89,7 @@ fn logged_rates_of_whole_runs_are_identical() {
             .iter()
             .filter_map(|row| row.get("learning_rate")?.as_f64())
             .collect();
-        assert_eq!(
-            rates(&schedule(peak, kind, warmup), total, total),
-            logged,
-            "{}",
-            case.name()
-        );
+        assert_eq!(rates(&schedule(peak, kind, warmup), total, total), logged, "{}", case.name());
     }
 }
 
@@ -120,26 +99,16 @@ fn runs_without_room_keep_finite_rates() {
         ScheduleKind::Linear,
         ScheduleKind::Cosine { num_cycles: 0.5 },
         ScheduleKind::CosineWithRestarts { num_cycles: 2.0 },
-        ScheduleKind::Polynomial {
-            lr_end: 1e-7,
-            power: 0.5,
-        },
+        ScheduleKind::Polynomial { lr_end: 1e-7, power: 0.5 },
         ScheduleKind::InverseSqrt { timescale: Some(0) },
-        ScheduleKind::CosineWarmupWithMinLr {
-            num_cycles: 0.5,
-            min_lr_rate: 0.0,
-            warmup_lr_rate: Some(0.5),
-        },
+        ScheduleKind::CosineWarmupWithMinLr { num_cycles: 0.5, min_lr_rate: 0.0, warmup_lr_rate: Some(0.5) },
     ];
     for kind in kinds {
         for total in [0, 1, 2] {
             for warmup in [0, 1, 2, u64::MAX] {
                 let plan = schedule(1e-4, kind.clone(), Warmup::Steps(warmup));
                 for rate in rates(&plan, total, 6) {
-                    assert!(
-                        (0.0..=1e-4).contains(&rate),
-                        "{plan:?} over {total} steps gave {rate}"
-                    );
+                    assert!((0.0..=1e-4).contains(&rate), "{plan:?} over {total} steps gave {rate}");
                 }
             }
         }
@@ -148,33 +117,16 @@ fn runs_without_room_keep_finite_rates() {
 
 #[test]
 fn a_share_of_warmup_is_rounded_up() {
-    for (total, ratio, steps) in [
-        (12, 0.1, 2),
-        (10, 0.1, 1),
-        (0, 0.5, 0),
-        (7, 1.0, 7),
-        (1000, 0.0001, 1),
-    ] {
+    for (total, ratio, steps) in [(12, 0.1, 2), (10, 0.1, 1), (0, 0.5, 0), (7, 1.0, 7), (1000, 0.0001, 1)] {
         let plan = schedule(1.0, ScheduleKind::Linear, Warmup::Ratio(ratio));
-        assert_eq!(
-            LearningRate::new(&plan, total)
-                .expect("sound")
-                .warmup_steps(),
-            steps
-        );
+        assert_eq!(LearningRate::new(&plan, total).expect("sound").warmup_steps(), steps);
     }
 }
 
 /// The falls were worked out by hand from torch's documentation of the class.
 #[test]
 fn plateau_falls_after_patience_and_rests_in_cooldown() {
-    let kind = ScheduleKind::ReduceOnPlateau {
-        factor: 0.1,
-        patience: 1,
-        threshold: 0.01,
-        cooldown: 1,
-        min_lr: 2e-5,
-    };
+    let kind = ScheduleKind::ReduceOnPlateau { factor: 0.1, patience: 1, threshold: 0.01, cooldown: 1, min_lr: 2e-5 };
     let mut rate = LearningRate::new(&schedule(1e-3, kind, Warmup::Steps(5)), 100).expect("sound");
     let mut after = |loss: f64| {
         rate.observe(loss);
@@ -190,25 +142,17 @@ fn plateau_falls_after_patience_and_rests_in_cooldown() {
 
     let state = rate.state().expect("it has one");
     let text = serde_json::to_string(&state).expect("plain numbers");
-    assert_eq!(
-        serde_json::from_str::<PlateauState>(&text).expect("its own text"),
-        state
-    );
+    assert_eq!(serde_json::from_str::<PlateauState>(&text).expect("its own text"), state);
     assert_eq!((state.best, state.bad), (Some(1.0), 0));
 }
 
 #[test]
 fn contradictions_say_what_would_be_right() {
     let message = |kind| {
-        LearningRate::new(&schedule(1e-5, kind, Warmup::Steps(0)), 10)
-            .expect_err("it contradicts itself")
-            .to_string()
+        LearningRate::new(&schedule(1e-5, kind, Warmup::Steps(0)), 10).expect_err("it contradicts itself").to_string()
     };
     assert_eq!(
-        message(ScheduleKind::Polynomial {
-            lr_end: 1e-4,
-            power: 1.0
-        }),
+        message(ScheduleKind::Polynomial { lr_end: 1e-4, power: 1.0 }),
         "lr_scheduler_type polynomial: lr_end 0.0001 must be below learning_rate 0.00001"
     );
     let kind = ScheduleKind::WarmupStableDecay {

@@ -18,14 +18,8 @@ pub(super) fn line(value: &impl Serialize) -> Vec<u8> {
 
 fn write(value: &impl Serialize, indent: Option<usize>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let layout = Layout {
-        indent,
-        depth: 0,
-        empty: true,
-    };
-    value
-        .serialize(&mut Serializer::with_formatter(&mut bytes, layout))
-        .expect("numbers and strings serialise");
+    let layout = Layout { indent, depth: 0, empty: true };
+    value.serialize(&mut Serializer::with_formatter(&mut bytes, layout)).expect("numbers and strings serialise");
     bytes
 }
 
@@ -83,11 +77,7 @@ impl Formatter for Layout {
         self.close(writer, b']')
     }
 
-    fn begin_array_value<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         self.item(writer, first)
     }
 
@@ -99,11 +89,7 @@ impl Formatter for Layout {
         self.close(writer, b'}')
     }
 
-    fn begin_object_key<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         self.item(writer, first)
     }
 
@@ -116,26 +102,18 @@ impl Formatter for Layout {
 /// exponent of two digits below 1e-4 and from 1e16 on.
 fn number(value: f64) -> String {
     let shortest = format!("{value:e}");
-    let (digits, exponent) = shortest
-        .split_once('e')
-        .expect("scientific notation has an exponent");
+    let (digits, exponent) = shortest.split_once('e').expect("scientific notation has an exponent");
     let decimals = digits.bytes().filter(u8::is_ascii_digit).count() - 1;
     let exponent: i64 = exponent.parse().expect("an exponent is an integer");
     let nearest = |text: String, shortest: String| {
-        if text.parse() == Ok(value) {
-            text
-        } else {
-            shortest
-        }
+        if text.parse() == Ok(value) { text } else { shortest }
     };
     if (-4..16).contains(&exponent) {
         let decimals = (decimals as i64 - exponent).max(1) as usize;
         return nearest(format!("{value:.decimals$}"), format!("{value:?}"));
     }
     let text = nearest(format!("{value:.decimals$e}"), shortest);
-    let (digits, exponent) = text
-        .split_once('e')
-        .expect("scientific notation has an exponent");
+    let (digits, exponent) = text.split_once('e').expect("scientific notation has an exponent");
     match exponent.strip_prefix('-') {
         Some(exponent) => format!("{digits}e-{exponent:0>2}"),
         None => format!("{digits}e+{exponent:0>2}"),
@@ -156,10 +134,7 @@ mod tests {
     #[test]
     fn layout_is_python_s() {
         let value = json!({"a": [1, {"b": {}}], "c": [], "d": "x\"y", "e": null, "f": {"g": true}});
-        assert_eq!(
-            text(line(&value)),
-            r#"{"a": [1, {"b": {}}], "c": [], "d": "x\"y", "e": null, "f": {"g": true}}"#
-        );
+        assert_eq!(text(line(&value)), r#"{"a": [1, {"b": {}}], "c": [], "d": "x\"y", "e": null, "f": {"g": true}}"#);
         assert_eq!(
             text(indented(&value, 1)),
             "{\n \"a\": [\n  1,\n  {\n   \"b\": {}\n  }\n ],\n \"c\": [],\n \"d\": \"x\\\"y\",\n \"e\": null,\n \
@@ -196,9 +171,7 @@ mod tests {
     fn every_number_reads_back() {
         let mut bits = 0x9E37_79B9_7F4A_7C15_u64;
         for _ in 0..20_000 {
-            bits = bits
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let number = f64::from_bits(bits);
             if number.is_finite() {
                 let back: Value = serde_json::from_slice(&line(&number)).expect("a number");

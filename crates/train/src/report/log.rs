@@ -8,9 +8,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use ferrotune_checkpoint::write_atomic;
 use serde::{Deserialize, Serialize};
 
-use super::atomic::write_atomic;
 use super::json;
 use super::row::{LogRow, round};
 use crate::clock::{Progress, clock_text};
@@ -63,11 +63,7 @@ impl TrainerLog {
     pub fn create(folder: &Path, throughput: bool) -> Result<Self> {
         let path = folder.join(TRAINER_LOG);
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        Ok(Self {
-            path,
-            file,
-            throughput,
-        })
+        Ok(Self { path, file, throughput })
     }
 
     /// Goes on with the log in `folder` after `step` optimiser steps: later lines, and torn ones, are dropped.
@@ -81,22 +77,11 @@ impl TrainerLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
-        let kept: Vec<u8> = old
-            .split_inclusive(|&byte| byte == b'\n')
-            .filter(|line| holds(line, step))
-            .flatten()
-            .copied()
-            .collect();
+        let kept: Vec<u8> =
+            old.split_inclusive(|&byte| byte == b'\n').filter(|line| holds(line, step)).flatten().copied().collect();
         write_atomic(&path, &kept)?;
-        let file = OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .map_err(Error::io("write", &path))?;
-        Ok(Self {
-            path,
-            file,
-            throughput,
-        })
+        let file = OpenOptions::new().append(true).open(&path).map_err(Error::io("write", &path))?;
+        Ok(Self { path, file, throughput })
     }
 
     /// Adds a row.
@@ -114,31 +99,22 @@ impl TrainerLog {
             percentage: percentage(row.when.step, progress.total_steps),
             elapsed_time: clock_text(progress.elapsed),
             remaining_time: clock_text(progress.remaining),
-            throughput: self
-                .throughput
-                .then(|| round(progress.tokens_per_second, 2)),
+            throughput: self.throughput.then(|| round(progress.tokens_per_second, 2)),
             total_tokens: self.throughput.then_some(progress.tokens),
         };
         let mut bytes = json::line(&line);
         bytes.push(b'\n');
-        self.file
-            .write_all(&bytes)
-            .map_err(Error::io("write", &self.path))
+        self.file.write_all(&bytes).map_err(Error::io("write", &self.path))
     }
 }
 
 /// Whether a line is whole and of a step not beyond `step`.
 fn holds(line: &[u8], step: u64) -> bool {
-    line.ends_with(b"\n")
-        && serde_json::from_slice::<LineStep>(line).is_ok_and(|line| line.current_steps <= step)
+    line.ends_with(b"\n") && serde_json::from_slice::<LineStep>(line).is_ok_and(|line| line.current_steps <= step)
 }
 
 fn percentage(step: u64, total: u64) -> f64 {
-    if total == 0 {
-        100.0
-    } else {
-        round(step as f64 / total as f64 * 100.0, 2)
-    }
+    if total == 0 { 100.0 } else { round(step as f64 / total as f64 * 100.0, 2) }
 }
 
 #[cfg(test)]
@@ -164,9 +140,7 @@ mod tests {
 
     fn seconds(line: &serde_json::Value, key: &str) -> u64 {
         let text = line[key].as_str().expect("a time");
-        text.split(':').fold(0, |sum, part| {
-            sum * 60 + part.parse::<u64>().expect("a number")
-        })
+        text.split(':').fold(0, |sum, part| sum * 60 + part.parse::<u64>().expect("a number"))
     }
 
     #[test]
@@ -178,11 +152,7 @@ mod tests {
             let theirs = case.text(TRAINER_LOG);
             for (row, line) in state.log_history.iter().zip(theirs.lines()) {
                 let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
-                let times = progress(
-                    state.max_steps,
-                    seconds(&line, "elapsed_time"),
-                    seconds(&line, "remaining_time"),
-                );
+                let times = progress(state.max_steps, seconds(&line, "elapsed_time"), seconds(&line, "remaining_time"));
                 log.append(row, &times).expect("writable");
             }
             let ours = fs::read_to_string(folder.path().join(TRAINER_LOG)).expect("written");
@@ -191,23 +161,14 @@ mod tests {
     }
 
     fn row(step: u64) -> LogRow {
-        LogRow::step(
-            When {
-                step,
-                epoch: step as f64 / 8.0,
-            },
-            2.5,
-            1.0,
-            5e-4,
-        )
+        LogRow::step(When { step, epoch: step as f64 / 8.0 }, 2.5, 1.0, 5e-4)
     }
 
     #[test]
     fn throughput_is_written_where_it_is_wanted() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut log = TrainerLog::create(folder.path(), true).expect("writable");
-        log.append(&row(1), &progress(0, 3_600, 86_400))
-            .expect("writable");
+        log.append(&row(1), &progress(0, 3_600, 86_400)).expect("writable");
         assert_eq!(
             fs::read_to_string(folder.path().join(TRAINER_LOG)).expect("written"),
             "{\"current_steps\": 1, \"total_steps\": 0, \"loss\": 2.5, \"lr\": 0.0005, \"epoch\": 0.125, \
@@ -222,8 +183,7 @@ mod tests {
         let path = folder.path().join(TRAINER_LOG);
         let mut log = TrainerLog::create(folder.path(), false).expect("writable");
         for step in 1..=6 {
-            log.append(&row(step), &progress(8, 0, 0))
-                .expect("writable");
+            log.append(&row(step), &progress(8, 0, 0)).expect("writable");
         }
         let whole = fs::read_to_string(&path).expect("written");
         let torn = [whole.as_bytes(), b"\xff\xfe\n{\"current_steps\": 2, \"tot"].concat();
@@ -231,8 +191,7 @@ mod tests {
 
         let mut log = TrainerLog::resume(folder.path(), 4, false).expect("readable");
         for step in 5..=6 {
-            log.append(&row(step), &progress(8, 0, 0))
-                .expect("writable");
+            log.append(&row(step), &progress(8, 0, 0)).expect("writable");
         }
         assert_eq!(fs::read_to_string(&path).expect("written"), whole);
     }

@@ -1,14 +1,19 @@
 //! What a run leaves behind for people and other programs, in the files that users of LLaMA-Factory and transformers
 //! know. Everything is made from [`LogRow`]s; nothing here prints or measures.
 
-mod atomic;
+pub mod card;
+pub mod chart;
 mod json;
 pub mod log;
 pub mod results;
 pub mod row;
 pub mod state;
+pub mod tensorboard;
 
+pub use card::ModelCard;
+pub use chart::write_chart;
 pub use log::TrainerLog;
 pub use results::write_results;
 pub use row::{Evaluation, LogRow, Summary, When};
 pub use state::TrainerState;
+pub use tensorboard::EventFile;

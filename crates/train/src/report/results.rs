@@ -5,9 +5,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use ferrotune_checkpoint::write_atomic;
 use serde_json::Value;
 
-use super::atomic::write_atomic;
 use super::json;
 use super::row::LogRow;
 use crate::error::{Error, Result};
@@ -26,10 +26,7 @@ pub fn write_results(folder: &Path, split: &str, row: &LogRow) -> Result<()> {
         .map(|(name, value)| (name.to_owned(), value.into()))
         .chain([("epoch".to_owned(), row.when.epoch.into())])
         .collect();
-    write_atomic(
-        &folder.join(format!("{split}_results.json")),
-        &json::indented(&measured, 4),
-    )?;
+    write_atomic(&folder.join(format!("{split}_results.json")), &json::indented(&measured, 4))?;
 
     let path = folder.join(ALL_RESULTS);
     let mut all: BTreeMap<String, Value> = match fs::read(&path) {
@@ -42,7 +39,7 @@ pub fn write_results(folder: &Path, split: &str, row: &LogRow) -> Result<()> {
         Err(error) => return Err(Error::io("read", &path)(error)),
     };
     all.extend(measured);
-    write_atomic(&path, &json::indented(&all, 4))
+    Ok(write_atomic(&path, &json::indented(&all, 4))?)
 }
 
 #[cfg(test)]
@@ -52,21 +49,12 @@ mod tests {
     use crate::report::state::TrainerState;
 
     fn last(state: &TrainerState, name: &str) -> LogRow {
-        state
-            .log_history
-            .iter()
-            .rev()
-            .find(|row| row.get(name).is_some())
-            .expect("a row has it")
-            .clone()
+        state.log_history.iter().rev().find(|row| row.get(name).is_some()).expect("a row has it").clone()
     }
 
     #[test]
     fn results_of_whole_runs_come_out_byte_for_byte() {
-        for case in fixtures::train_cases()
-            .iter()
-            .filter(|case| case.name() != "qwen3_lora_eval")
-        {
+        for case in fixtures::train_cases().iter().filter(|case| case.name() != "qwen3_lora_eval") {
             let state = TrainerState::read(&case.path("")).expect("a state");
             let folder = tempfile::tempdir().expect("a folder");
             write_results(folder.path(), "train", &last(&state, "train_loss")).expect("writable");
@@ -86,25 +74,14 @@ mod tests {
         write_results(folder.path(), "eval", &last(&state, "eval_loss")).expect("writable");
         let keys = |text: &str| -> Vec<String> {
             let value: Value = serde_json::from_str(text).expect("JSON");
-            value
-                .as_object()
-                .expect("an object")
-                .keys()
-                .cloned()
-                .collect()
+            value.as_object().expect("an object").keys().cloned().collect()
         };
         let ours = fs::read_to_string(folder.path().join(ALL_RESULTS)).expect("written");
         assert_eq!(keys(&ours), keys(&case.text(ALL_RESULTS)));
         let eval = fs::read_to_string(folder.path().join("eval_results.json")).expect("written");
         assert_eq!(
             keys(&eval),
-            [
-                "epoch",
-                "eval_loss",
-                "eval_runtime",
-                "eval_samples_per_second",
-                "eval_steps_per_second"
-            ]
+            ["epoch", "eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"]
         );
     }
 
@@ -112,18 +89,9 @@ mod tests {
     fn a_broken_table_is_not_overwritten() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join(ALL_RESULTS), "[1]").expect("writable");
-        let state =
-            TrainerState::read(&fixtures::train_case("qwen3_lora_eval").path("")).expect("a state");
-        let error = write_results(folder.path(), "eval", &last(&state, "eval_loss"))
-            .expect_err("refused")
-            .to_string();
-        assert!(
-            error.contains("all_results.json is not a table of results"),
-            "{error}"
-        );
-        assert_eq!(
-            fs::read_to_string(folder.path().join(ALL_RESULTS)).expect("still there"),
-            "[1]"
-        );
+        let state = TrainerState::read(&fixtures::train_case("qwen3_lora_eval").path("")).expect("a state");
+        let error = write_results(folder.path(), "eval", &last(&state, "eval_loss")).expect_err("refused").to_string();
+        assert!(error.contains("all_results.json is not a table of results"), "{error}");
+        assert_eq!(fs::read_to_string(folder.path().join(ALL_RESULTS)).expect("still there"), "[1]");
     }
 }

@@ -60,14 +60,7 @@ impl LogRow {
     /// in the last step.
     #[must_use]
     pub fn step(when: When, loss: f64, grad_norm: f64, learning_rate: f64) -> Self {
-        Self::new(
-            when,
-            [
-                ("loss", loss),
-                ("grad_norm", grad_norm),
-                ("learning_rate", learning_rate),
-            ],
-        )
+        Self::new(when, [("loss", loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)])
     }
 
     /// A row of an evaluation; `dataset` names it where several are evaluated one by one.
@@ -79,25 +72,14 @@ impl LogRow {
         if let Some(accuracy) = measured.accuracy {
             row.set(format!("{prefix}_accuracy"), accuracy);
         }
-        row.set_speed(
-            &prefix,
-            measured.runtime,
-            measured.samples as f64,
-            measured.batches,
-        );
+        row.set_speed(&prefix, measured.runtime, measured.samples as f64, measured.batches);
         row
     }
 
     /// The last row of a run.
     #[must_use]
     pub fn summary(when: When, measured: &Summary) -> Self {
-        let mut row = Self::new(
-            when,
-            [
-                ("total_flos", measured.total_flos),
-                ("train_loss", measured.train_loss),
-            ],
-        );
+        let mut row = Self::new(when, [("total_flos", measured.total_flos), ("train_loss", measured.train_loss)]);
         row.set_speed("train", measured.runtime, measured.samples, measured.steps);
         row
     }
@@ -110,19 +92,11 @@ impl LogRow {
 
     /// Names and numbers, sorted by name, without step and epoch.
     pub fn values(&self) -> impl Iterator<Item = (&str, f64)> {
-        self.values
-            .iter()
-            .map(|(name, value)| (name.as_str(), *value))
+        self.values.iter().map(|(name, value)| (name.as_str(), *value))
     }
 
     fn new<const N: usize>(when: When, values: [(&str, f64); N]) -> Self {
-        Self {
-            when,
-            values: values
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-        }
+        Self { when, values: values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
     }
 
     fn set(&mut self, name: String, value: f64) {
@@ -134,31 +108,20 @@ impl LogRow {
         let seconds = runtime.as_secs_f64();
         self.set(format!("{prefix}_runtime"), round(seconds, 4));
         if seconds > 0.0 {
-            self.set(
-                format!("{prefix}_samples_per_second"),
-                round(samples / seconds, 3),
-            );
-            self.set(
-                format!("{prefix}_steps_per_second"),
-                round(steps as f64 / seconds, 3),
-            );
+            self.set(format!("{prefix}_samples_per_second"), round(samples / seconds, 3));
+            self.set(format!("{prefix}_steps_per_second"), round(steps as f64 / seconds, 3));
         }
     }
 }
 
 /// The nearest number with so many decimals; a tie goes to the even digit.
 pub(super) fn round(value: f64, decimals: usize) -> f64 {
-    format!("{value:.decimals$}")
-        .parse()
-        .expect("a formatted number is a number")
+    format!("{value:.decimals$}").parse().expect("a formatted number is a number")
 }
 
 impl Serialize for LogRow {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields: BTreeMap<&str, Value> = self
-            .values()
-            .map(|(name, value)| (name, value.into()))
-            .collect();
+        let mut fields: BTreeMap<&str, Value> = self.values().map(|(name, value)| (name, value.into())).collect();
         fields.insert("epoch", self.when.epoch.into());
         fields.insert("step", self.when.step.into());
         fields.serialize(serializer)
@@ -168,35 +131,21 @@ impl Serialize for LogRow {
 impl<'de> Deserialize<'de> for LogRow {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut fields = BTreeMap::<String, Value>::deserialize(deserializer)?;
-        let mut take = |name: &str| {
-            fields
-                .remove(name)
-                .ok_or_else(|| D::Error::custom(format!("a row without {name}")))
-        };
-        let step = take("step")?
-            .as_u64()
-            .ok_or_else(|| D::Error::custom("step is not a count"))?;
-        let epoch =
-            number(&take("epoch")?).ok_or_else(|| D::Error::custom("epoch is not a number"))?;
+        let mut take =
+            |name: &str| fields.remove(name).ok_or_else(|| D::Error::custom(format!("a row without {name}")));
+        let step = take("step")?.as_u64().ok_or_else(|| D::Error::custom("step is not a count"))?;
+        let epoch = number(&take("epoch")?).ok_or_else(|| D::Error::custom("epoch is not a number"))?;
         let mut values = BTreeMap::new();
         for (name, value) in fields {
-            let value = number(&value)
-                .ok_or_else(|| D::Error::custom(format!("{name} is not a number")))?;
+            let value = number(&value).ok_or_else(|| D::Error::custom(format!("{name} is not a number")))?;
             values.insert(name, value);
         }
-        Ok(Self {
-            when: When { step, epoch },
-            values,
-        })
+        Ok(Self { when: When { step, epoch }, values })
     }
 }
 
 fn number(value: &Value) -> Option<f64> {
-    if value.is_null() {
-        Some(f64::NAN)
-    } else {
-        value.as_f64()
-    }
+    if value.is_null() { Some(f64::NAN) } else { value.as_f64() }
 }
 
 #[cfg(test)]
@@ -204,10 +153,7 @@ mod tests {
     use super::*;
     use crate::report::json::line;
 
-    const WHEN: When = When {
-        step: 4,
-        epoch: 1.0 / 3.0,
-    };
+    const WHEN: When = When { step: 4, epoch: 1.0 / 3.0 };
 
     fn json(row: &LogRow) -> String {
         String::from_utf8(line(row)).expect("JSON is UTF-8")
@@ -229,24 +175,16 @@ mod tests {
         };
         assert_eq!(
             json(&LogRow::evaluation(WHEN, None, &measured)),
-            r#"{"epoch": 0.3333333333333333, "eval_accuracy": 0.5, "eval_loss": 6.5, "eval_runtime": 0.1016, "#.to_owned()
+            r#"{"epoch": 0.3333333333333333, "eval_accuracy": 0.5, "eval_loss": 6.5, "eval_runtime": 0.1016, "#
+                .to_owned()
                 + r#""eval_samples_per_second": 68.896, "eval_steps_per_second": 39.369, "step": 4}"#
         );
-        assert_eq!(
-            LogRow::evaluation(WHEN, Some("law"), &measured).get("eval_law_loss"),
-            Some(6.5)
-        );
+        assert_eq!(LogRow::evaluation(WHEN, Some("law"), &measured).get("eval_law_loss"), Some(6.5));
     }
 
     #[test]
     fn a_run_of_no_time_has_no_speed() {
-        let measured = Summary {
-            train_loss: 1.0,
-            total_flos: 0.0,
-            samples: 8.0,
-            steps: 4,
-            runtime: Duration::ZERO,
-        };
+        let measured = Summary { train_loss: 1.0, total_flos: 0.0, samples: 8.0, steps: 4, runtime: Duration::ZERO };
         let row = LogRow::summary(WHEN, &measured);
         assert_eq!(row.get("train_runtime"), Some(0.0));
         assert_eq!(row.get("train_steps_per_second"), None);
@@ -256,10 +194,7 @@ mod tests {
     fn numbers_that_are_not_finite_stay_readable() {
         let row = LogRow::step(WHEN, f64::NAN, f64::INFINITY, 0.1);
         let text = json(&row);
-        assert!(
-            text.contains(r#""grad_norm": null"#) && text.contains(r#""loss": null"#),
-            "{text}"
-        );
+        assert!(text.contains(r#""grad_norm": null"#) && text.contains(r#""loss": null"#), "{text}");
         let back: LogRow = serde_json::from_str(&text).expect("JSON");
         assert!(back.get("loss").expect("kept").is_nan());
         assert_eq!(back.get("learning_rate"), Some(0.1));
@@ -267,11 +202,7 @@ mod tests {
 
     #[test]
     fn rows_of_another_shape_are_refused() {
-        let error = |text: &str| {
-            serde_json::from_str::<LogRow>(text)
-                .expect_err("refused")
-                .to_string()
-        };
+        let error = |text: &str| serde_json::from_str::<LogRow>(text).expect_err("refused").to_string();
         assert!(error(r#"{"epoch":1}"#).starts_with("a row without step"));
         assert!(error(r#"{"epoch":1,"step":-1}"#).starts_with("step is not a count"));
         assert!(error(r#"{"epoch":1,"step":1,"loss":"low"}"#).starts_with("loss is not a number"));
@@ -279,9 +210,6 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_even_digit() {
-        assert_eq!(
-            [round(0.125, 2), round(0.375, 2), round(8.333_333, 2)],
-            [0.12, 0.38, 8.33]
-        );
+        assert_eq!([round(0.125, 2), round(0.375, 2), round(8.333_333, 2)], [0.12, 0.38, 8.33]);
     }
 }

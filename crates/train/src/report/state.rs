@@ -5,9 +5,9 @@
 use std::fs;
 use std::path::Path;
 
+use ferrotune_checkpoint::write_atomic;
 use serde::{Deserialize, Serialize};
 
-use super::atomic::write_atomic;
 use super::json;
 use super::row::LogRow;
 use crate::error::{Error, Result};
@@ -96,10 +96,7 @@ impl Default for TrainerState {
 #[serde(default)]
 pub struct StatefulCallbacks {
     /// Present where the run may stop early.
-    #[serde(
-        rename = "EarlyStoppingCallback",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(rename = "EarlyStoppingCallback", skip_serializing_if = "Option::is_none")]
     pub early_stopping: Option<CallbackState<EarlyStoppingArgs, EarlyStoppingAttributes>>,
     /// The flow of the loop.
     #[serde(rename = "TrainerControl")]
@@ -158,7 +155,7 @@ impl TrainerState {
     pub fn write(&self, folder: &Path) -> Result<()> {
         let mut text = json::indented(self, 2);
         text.push(b'\n');
-        write_atomic(&folder.join(TRAINER_STATE), &text)
+        Ok(write_atomic(&folder.join(TRAINER_STATE), &text)?)
     }
 
     /// Reads `trainer_state.json` of `folder`; keys that older versions lack get their defaults.
@@ -168,20 +165,13 @@ impl TrainerState {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(TRAINER_STATE);
         let text = fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&text).map_err(|source| Error::Json {
-            path,
-            what: "trainer state",
-            source,
-        })
+        serde_json::from_slice(&text).map_err(|source| Error::Json { path, what: "trainer state", source })
     }
 
     /// Steps and numbers of the rows that have `name`, for a curve.
     #[must_use]
     pub fn curve(&self, name: &str) -> Vec<(u64, f64)> {
-        self.log_history
-            .iter()
-            .filter_map(|row| Some((row.when.step, row.get(name)?)))
-            .collect()
+        self.log_history.iter().filter_map(|row| Some((row.when.step, row.get(name)?))).collect()
     }
 }
 
@@ -208,12 +198,7 @@ mod tests {
         let ours = serde_json::to_value(TrainerState::default()).expect("it serialises");
         let theirs = fixtures::train_case("qwen3_lora_eval").json(TRAINER_STATE);
         let keys = |value: &serde_json::Value| -> Vec<String> {
-            value
-                .as_object()
-                .expect("an object")
-                .keys()
-                .cloned()
-                .collect()
+            value.as_object().expect("an object").keys().cloned().collect()
         };
         assert_eq!(keys(&ours), keys(&theirs));
         assert_eq!(ours["stateful_callbacks"], theirs["stateful_callbacks"]);
@@ -221,13 +206,8 @@ mod tests {
 
     #[test]
     fn curves_take_the_rows_that_have_the_number() {
-        let state =
-            TrainerState::read(&fixtures::train_case("qwen3_lora_eval").path("")).expect("a state");
-        let steps: Vec<u64> = state
-            .curve("eval_loss")
-            .iter()
-            .map(|(step, _)| *step)
-            .collect();
+        let state = TrainerState::read(&fixtures::train_case("qwen3_lora_eval").path("")).expect("a state");
+        let steps: Vec<u64> = state.curve("eval_loss").iter().map(|(step, _)| *step).collect();
         assert_eq!(steps, [4, 8, 12]);
         assert_eq!(state.curve("loss").len(), 12);
         assert!(state.curve("reward").is_empty());
@@ -236,24 +216,10 @@ mod tests {
     #[test]
     fn broken_files_are_named() {
         let folder = tempfile::tempdir().expect("a folder");
-        let error = TrainerState::read(folder.path())
-            .expect_err("there is none")
-            .to_string();
-        assert!(
-            error.starts_with("cannot read ") && error.contains(TRAINER_STATE),
-            "{error}"
-        );
-        fs::write(
-            folder.path().join(TRAINER_STATE),
-            r#"{"log_history": [{"step": 1}]}"#,
-        )
-        .expect("writable");
-        let error = TrainerState::read(folder.path())
-            .expect_err("a row lacks its epoch")
-            .to_string();
-        assert!(
-            error.contains("is not a trainer state: a row without epoch at line 1"),
-            "{error}"
-        );
+        let error = TrainerState::read(folder.path()).expect_err("there is none").to_string();
+        assert!(error.starts_with("cannot read ") && error.contains(TRAINER_STATE), "{error}");
+        fs::write(folder.path().join(TRAINER_STATE), r#"{"log_history": [{"step": 1}]}"#).expect("writable");
+        let error = TrainerState::read(folder.path()).expect_err("a row lacks its epoch").to_string();
+        assert!(error.contains("is not a trainer state: a row without epoch at line 1"), "{error}");
     }
 }
