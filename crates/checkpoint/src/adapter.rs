@@ -83,10 +83,7 @@ impl Adapter {
     pub fn read(folder: &Path) -> Result<Self> {
         let config = read_config(folder)?;
         let file = open_weights(folder)?;
-        let bad = |reason: String| Error::Adapter {
-            path: folder.to_path_buf(),
-            reason,
-        };
+        let bad = |reason: String| Error::Adapter { path: folder.to_path_buf(), reason };
         let mut found: BTreeMap<String, Parts> = BTreeMap::new();
         let mut saved = BTreeMap::new();
         for name in file.names() {
@@ -99,9 +96,7 @@ impl Adapter {
                     let parts = found.entry(module).or_default();
                     parts.embedding |= embedding;
                     if parts.tensors.insert(part, tensor).is_some() {
-                        return Err(bad(format!(
-                            "'{name}' is there for an embedding and a layer"
-                        )));
+                        return Err(bad(format!("'{name}' is there for an embedding and a layer")));
                     }
                 }
                 Kind::Saved(parameter) => {
@@ -117,11 +112,7 @@ impl Adapter {
         if modules.is_empty() && saved.is_empty() {
             return Err(bad(format!("{WEIGHTS} holds no tensor")));
         }
-        Ok(Self {
-            config,
-            modules,
-            saved,
-        })
+        Ok(Self { config, modules, saved })
     }
 
     /// Checks that every module exists in a model and has the shapes the adapter was made for.
@@ -136,12 +127,7 @@ impl Adapter {
                 true => [a[1], b[0]],
                 false => [b[0], a[1]],
             };
-            compare(
-                &mut mismatches,
-                base,
-                &format!("{module}.weight"),
-                &expected,
-            );
+            compare(&mut mismatches, base, &format!("{module}.weight"), &expected);
         }
         for (name, tensor) in &self.saved {
             compare(&mut mismatches, base, name, &tensor.shape);
@@ -154,10 +140,7 @@ impl Adapter {
         if more > 0 {
             mismatches.push(format!("and {more} more"));
         }
-        Err(Error::OtherModel {
-            path: path.to_path_buf(),
-            mismatches,
-        })
+        Err(Error::OtherModel { path: path.to_path_buf(), mismatches })
     }
 
     /// Writes the two files, with PEFT's names.
@@ -192,9 +175,7 @@ fn out(name: String, tensor: &HostTensor) -> OutTensor<'_> {
 }
 
 fn ending(part: Part, embedding: bool) -> &'static str {
-    let found = ENDINGS
-        .iter()
-        .find(|(_, p, e)| *p == part && (*e == embedding || part == Part::Magnitude));
+    let found = ENDINGS.iter().find(|(_, p, e)| *p == part && (*e == embedding || part == Part::Magnitude));
     found.expect("every part has an ending").0
 }
 
@@ -208,24 +189,16 @@ fn read_config(folder: &Path) -> Result<AdapterConfig> {
         });
     }
     let value = read_json(&path)?;
-    let json = |reason: String| Error::Json {
-        path: path.clone(),
-        reason,
-    };
+    let json = |reason: String| Error::Json { path: path.clone(), reason };
     let config: AdapterConfig = serde_json::from_value(value).map_err(|e| json(e.to_string()))?;
     let unsupported = [
-        (
-            config.peft_type != "LORA",
-            format!("peft_type is {}", config.peft_type),
-        ),
+        (config.peft_type != "LORA", format!("peft_type is {}", config.peft_type)),
         (config.bias != "none", format!("bias is {}", config.bias)),
         (config.lora_bias, "lora_bias is set".into()),
         (config.fan_in_fan_out, "fan_in_fan_out is set".into()),
     ];
     if let Some((_, what)) = unsupported.into_iter().find(|(wrong, _)| *wrong) {
-        return Err(json(format!(
-            "{what}; only LoRA adapters without biases are supported"
-        )));
+        return Err(json(format!("{what}; only LoRA adapters without biases are supported")));
     }
     if config.r == 0 {
         return Err(json("r is 0".into()));
@@ -249,23 +222,14 @@ fn open_weights(folder: &Path) -> Result<SafetensorsFile> {
             }
             false => "; the adapter's weights are missing",
         };
-        return Err(Error::Missing {
-            folder: folder.to_path_buf(),
-            expected: WEIGHTS.into(),
-            help: help.into(),
-        });
+        return Err(Error::Missing { folder: folder.to_path_buf(), expected: WEIGHTS.into(), help: help.into() });
     }
     SafetensorsFile::open(&path)
 }
 
 fn read_tensor(file: &SafetensorsFile, name: &str) -> Result<HostTensor> {
-    let shape = file
-        .info(name)
-        .map_or_else(Vec::new, |info: TensorInfo| info.shape);
-    Ok(HostTensor {
-        shape,
-        data: file.read_f32(name)?,
-    })
+    let shape = file.info(name).map_or_else(Vec::new, |info: TensorInfo| info.shape);
+    Ok(HostTensor { shape, data: file.read_f32(name)? })
 }
 
 /// Tensors of one module as they are found.
@@ -285,9 +249,7 @@ enum Kind {
 
 fn classify(name: &str) -> Result<Kind, String> {
     let Some(inner) = name.strip_prefix(PREFIX) else {
-        return Err(format!(
-            "the tensor name '{name}' doesn't start with '{PREFIX}'"
-        ));
+        return Err(format!("the tensor name '{name}' doesn't start with '{PREFIX}'"));
     };
     for (ending, part, embedding) in ENDINGS {
         if let Some(module) = inner.strip_suffix(ending) {
@@ -301,37 +263,25 @@ fn classify(name: &str) -> Result<Kind, String> {
         ));
     }
     // PEFT saves base layers of resized embeddings and, before 0.12, wrapped modules like this.
-    let parameter = inner
-        .replace(".base_layer.", ".")
-        .replace(".modules_to_save.", ".");
+    let parameter = inner.replace(".base_layer.", ".").replace(".modules_to_save.", ".");
     Ok(Kind::Saved(parameter))
 }
 
 /// Puts a module's parts together and checks their shapes.
 fn pair(config: &AdapterConfig, module: &str, parts: Parts) -> Result<LoraWeights, String> {
-    let Parts {
-        embedding,
-        tensors: mut parts,
-    } = parts;
+    let Parts { embedding, tensors: mut parts } = parts;
     let mut take = |part: Part| {
-        let missing = format!(
-            "'{module}' lacks its tensor '{}'",
-            &ending(part, embedding)[1..]
-        );
+        let missing = format!("'{module}' lacks its tensor '{}'", &ending(part, embedding)[1..]);
         parts.remove(&part).ok_or(missing)
     };
     let (a, b) = (take(Part::A)?, take(Part::B)?);
     let rank = config.rank(module);
     let (&[a_rank, _], &[out, b_rank]) = (a.shape.as_slice(), b.shape.as_slice()) else {
         let (a, b) = (&a.shape, &b.shape);
-        return Err(format!(
-            "'{module}' has tensors of shapes {a:?} and {b:?}, not matrices"
-        ));
+        return Err(format!("'{module}' has tensors of shapes {a:?} and {b:?}, not matrices"));
     };
     if a_rank != rank || b_rank != rank {
-        return Err(format!(
-            "'{module}' has rank {a_rank} in A and {b_rank} in B, {CONFIG} says {rank}"
-        ));
+        return Err(format!("'{module}' has rank {a_rank} in A and {b_rank} in B, {CONFIG} says {rank}"));
     }
     let magnitude = match config.use_dora {
         true => Some(take(Part::Magnitude)?),
@@ -339,25 +289,15 @@ fn pair(config: &AdapterConfig, module: &str, parts: Parts) -> Result<LoraWeight
     };
     if let Some(part) = parts.keys().next() {
         let ending = ending(*part, embedding);
-        return Err(format!(
-            "'{module}' has a tensor '{}', but use_dora is off",
-            &ending[1..]
-        ));
+        return Err(format!("'{module}' has a tensor '{}', but use_dora is off", &ending[1..]));
     }
     if let Some(magnitude) = &magnitude
         && magnitude.data.len() != out
     {
         let shape = &magnitude.shape;
-        return Err(format!(
-            "'{module}' has {out} rows and a magnitude of shape {shape:?}"
-        ));
+        return Err(format!("'{module}' has {out} rows and a magnitude of shape {shape:?}"));
     }
-    Ok(LoraWeights {
-        a,
-        b,
-        magnitude,
-        embedding,
-    })
+    Ok(LoraWeights { a, b, magnitude, embedding })
 }
 
 /// Notes a tensor that a model lacks or has in another shape.
@@ -371,9 +311,7 @@ fn compare(told: &mut Vec<String>, base: &dyn TensorSource, name: &str, expected
         None => told.push(format!("'{name}' is not in the model")),
         Some(info) if info.shape != expected => {
             let found = info.shape;
-            told.push(format!(
-                "'{name}' is {found:?} in the model, {expected:?} in the adapter"
-            ));
+            told.push(format!("'{name}' is {found:?} in the model, {expected:?} in the adapter"));
         }
         Some(_) => {}
     }

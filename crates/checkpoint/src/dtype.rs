@@ -67,9 +67,7 @@ impl Dtype {
             Self::Q4K => (256, 144),
             Self::Q5K => (256, 176),
             Self::Q6K => (256, 210),
-            Self::Other {
-                elements, bytes, ..
-            } => (elements, bytes),
+            Self::Other { elements, bytes, .. } => (elements, bytes),
         }
     }
 
@@ -109,8 +107,7 @@ impl Dtype {
     pub fn converts_to(self, to: Self) -> bool {
         let from_floats = !matches!(self, Self::U8 | Self::I32 | Self::I64 | Self::Other { .. });
         let to_floats = matches!(to, Self::F32 | Self::F16 | Self::Bf16);
-        (self == to && self.block().0 == 1 && !matches!(self, Self::Other { .. }))
-            || (from_floats && to_floats)
+        (self == to && self.block().0 == 1 && !matches!(self, Self::Other { .. })) || (from_floats && to_floats)
     }
 }
 
@@ -223,29 +220,13 @@ mod tests {
             encode(Dtype::Bf16, &[v], &mut out);
             u16::from_le_bytes(out)
         };
-        assert_eq!(
-            bf16(f32::from_bits(0x3f80_8000)),
-            0x3f80,
-            "a tie goes to even"
-        );
-        assert_eq!(
-            bf16(f32::from_bits(0x3f81_8000)),
-            0x3f82,
-            "a tie goes to even"
-        );
+        assert_eq!(bf16(f32::from_bits(0x3f80_8000)), 0x3f80, "a tie goes to even");
+        assert_eq!(bf16(f32::from_bits(0x3f81_8000)), 0x3f82, "a tie goes to even");
         assert_eq!(bf16(f32::from_bits(0x3f80_8001)), 0x3f81);
         assert_eq!(bf16(f32::MAX), 0x7f80, "overflow is infinity");
-        assert_eq!(
-            bf16(f32::from_bits(0x7f80_0001)),
-            0x7fc0,
-            "a NaN is not infinity"
-        );
+        assert_eq!(bf16(f32::from_bits(0x7f80_0001)), 0x7fc0, "a NaN is not infinity");
         let mut out = [0; 2];
         encode(Dtype::F16, &[65520.0], &mut out);
-        assert_eq!(
-            u16::from_le_bytes(out),
-            0x7c00,
-            "beyond the largest half is infinity"
-        );
+        assert_eq!(u16::from_le_bytes(out), 0x7c00, "beyond the largest half is infinity");
     }
 }

@@ -23,9 +23,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file ends before what its own header announces.
-    #[error(
-        "{path} is incomplete: {expected} bytes are announced, it has {actual}; download or copy it again"
-    )]
+    #[error("{path} is incomplete: {expected} bytes are announced, it has {actual}; download or copy it again")]
     Short {
         /// The file.
         path: PathBuf,
@@ -167,9 +165,5 @@ pub enum Error {
 /// Turns an [`io::Error`] into an [`Error`] that says what was tried on which file.
 pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_path_buf();
-    move |source| Error::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| Error::Io { action, path, source }
 }

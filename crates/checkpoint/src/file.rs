@@ -36,11 +36,7 @@ impl DataFile {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
             return Err(io_error("open", path)(source));
         }
-        let file = Self {
-            file,
-            path: path.to_path_buf(),
-            len: metadata.len(),
-        };
+        let file = Self { file, path: path.to_path_buf(), len: metadata.len() };
         const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
         if file.len < 1024 && file.len >= LFS.len() as u64 {
             let mut start = [0; LFS.len()];
@@ -87,10 +83,7 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     if file.len() > limit {
         return Err(Error::Json {
             path: path.to_path_buf(),
-            reason: format!(
-                "{} bytes, more than the {limit} expected at most",
-                file.len()
-            ),
+            reason: format!("{} bytes, more than the {limit} expected at most", file.len()),
         });
     }
     let mut bytes = vec![0; file.len() as usize];
@@ -106,12 +99,8 @@ pub(crate) fn read_side_file(path: &Path) -> Result<Vec<u8>> {
 /// Reads a JSON file that must hold an object.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let bytes = read_side_file(path)?;
-    let malformed = |reason: String| Error::Json {
-        path: path.to_path_buf(),
-        reason,
-    };
-    let value: Value =
-        serde_json::from_slice(&bytes).map_err(|e| malformed(format!("not valid JSON: {e}")))?;
+    let malformed = |reason: String| Error::Json { path: path.to_path_buf(), reason };
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| malformed(format!("not valid JSON: {e}")))?;
     if !value.is_object() {
         return Err(malformed("expected a JSON object".into()));
     }

@@ -66,18 +66,12 @@ impl FolderWriter {
     /// If the folder can't be made.
     pub fn new(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).map_err(io_error("create", path))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            private: false,
-        })
+        Ok(Self { path: path.to_path_buf(), private: false })
     }
 
     /// Writes into a folder that gets its name only when it is whole.
     pub(crate) fn private(path: PathBuf) -> Self {
-        Self {
-            path,
-            private: true,
-        }
+        Self { path, private: true }
     }
 
     /// The folder.
@@ -89,17 +83,9 @@ impl FolderWriter {
     ///
     /// # Errors
     /// What the closure fails with, or what [`write_atomic`] does.
-    pub fn stream(
-        &self,
-        file: &str,
-        write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>,
-    ) -> Result<()> {
+    pub fn stream(&self, file: &str, write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>) -> Result<()> {
         let path = self.path.join(file);
-        if self.private {
-            fill(&path, &path, write)
-        } else {
-            replace(&self.path, &path, write)
-        }
+        if self.private { fill(&path, &path, write) } else { replace(&self.path, &path, write) }
     }
 
     /// Writes a file of these bytes.
@@ -120,11 +106,7 @@ impl FolderWriter {
 }
 
 /// Writes a temporary file beside `path` and renames it.
-fn replace(
-    folder: &Path,
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>,
-) -> Result<()> {
+fn replace(folder: &Path, path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>) -> Result<()> {
     let temp = temporary(path);
     fill(&temp, path, write)?;
     if let Err(source) = fs::rename(&temp, path) {
@@ -136,11 +118,7 @@ fn replace(
 }
 
 /// Makes `file` and flushes it; errors speak of `shown`, the name the user knows.
-fn fill(
-    file: &Path,
-    shown: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>,
-) -> Result<()> {
+fn fill(file: &Path, shown: &Path, write: impl FnOnce(&mut dyn Write) -> Result<(), StreamError>) -> Result<()> {
     let attempt = || -> Result<(), StreamError> {
         let handle = OpenOptions::new().write(true).create_new(true).open(file)?;
         let mut out = BufWriter::with_capacity(1 << 16, handle);
@@ -160,9 +138,7 @@ fn fill(
 
 /// Flushes a folder's list of names to the disk.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(io_error("write", folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io_error("write", folder))
 }
 
 /// A fresh temporary name beside `path`.
@@ -174,10 +150,7 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 pub(crate) fn with_suffix(path: &Path, marker: &str) -> PathBuf {
     let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
     // Every `RandomState` has keys of its own, seeded by the operating system.
-    name.push(format!(
-        "{marker}{:016x}",
-        RandomState::new().build_hasher().finish()
-    ));
+    name.push(format!("{marker}{:016x}", RandomState::new().build_hasher().finish()));
     path.with_file_name(name)
 }
 

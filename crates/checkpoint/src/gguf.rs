@@ -48,22 +48,14 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self> {
         let file = DataFile::open(path)?;
         let header = header::parse(&file)?;
-        let architecture = header
-            .metadata
-            .get("general.architecture")
-            .and_then(Value::as_str);
+        let architecture = header.metadata.get("general.architecture").and_then(Value::as_str);
         let architecture = architecture.unwrap_or("").to_owned();
         let family = Family::of(&architecture).ok_or_else(|| Error::Architecture {
             path: path.to_path_buf(),
             found: architecture.clone(),
             supported: config::SUPPORTED,
         })?;
-        Ok(Self {
-            file,
-            header,
-            architecture,
-            family,
-        })
+        Ok(Self { file, header, architecture, family })
     }
 
     /// The metadata as written in the file.
@@ -76,12 +68,8 @@ impl Gguf {
     /// # Errors
     /// If the tokenizer is missing, inconsistent or of an unknown kind.
     pub fn tokenizer(&self) -> Result<(TokenizerFiles, Vec<String>)> {
-        tokenizer::build(&self.header.metadata, &self.architecture).map_err(|reason| {
-            Error::Tokenizer {
-                path: self.file.path().to_path_buf(),
-                reason,
-            }
-        })
+        tokenizer::build(&self.header.metadata, &self.architecture)
+            .map_err(|reason| Error::Tokenizer { path: self.file.path().to_path_buf(), reason })
     }
 
     /// Presents the file as a model in Hugging Face's layout.
@@ -91,15 +79,9 @@ impl Gguf {
     pub fn into_model(self) -> Result<OpenModel> {
         let (tokenizer, notes) = self.tokenizer()?;
         let path = self.file.path().to_path_buf();
-        let bad = |reason: String| Error::Gguf {
-            path: path.clone(),
-            reason,
-        };
+        let bad = |reason: String| Error::Gguf { path: path.clone(), reason };
         let freqs = self.rope_freqs()?;
-        let keys = Keys {
-            header: &self.header,
-            architecture: &self.architecture,
-        };
+        let keys = Keys { header: &self.header, architecture: &self.architecture };
         let mut config = config::config(&keys, self.family, freqs.as_deref()).map_err(bad)?;
         // The tokenizer's end token may have been corrected.
         if let Some(id) = tokenizer::id_of(&self.header.metadata, &tokenizer, "eos_token") {
@@ -138,12 +120,7 @@ struct GgufTensors {
 
 impl GgufTensors {
     fn new(gguf: Gguf, heads: config::Heads) -> Result<Self> {
-        let Gguf {
-            file,
-            header,
-            family,
-            ..
-        } = gguf;
+        let Gguf { file, header, family, .. } = gguf;
         let mut tensors = BTreeMap::new();
         for (stored, (shape, mut region)) in header.tensors {
             if stored == names::ROPE_FREQS {
@@ -166,11 +143,7 @@ impl GgufTensors {
 }
 
 /// The order of rows of query and key projections.
-fn head_order(
-    name: &str,
-    shape: &[usize],
-    heads: config::Heads,
-) -> Result<Option<HeadOrder>, String> {
+fn head_order(name: &str, shape: &[usize], heads: config::Heads) -> Result<Option<HeadOrder>, String> {
     let count = if name.contains(".q_proj.") {
         heads.query
     } else if name.contains(".k_proj.") {
@@ -180,14 +153,9 @@ fn head_order(
     };
     let rows = heads.dim.saturating_mul(count);
     if shape.first() != Some(&rows) {
-        return Err(format!(
-            "has the shape {shape:?}, {rows} rows were expected"
-        ));
+        return Err(format!("has the shape {shape:?}, {rows} rows were expected"));
     }
-    Ok(Some(HeadOrder {
-        head_dim: heads.dim,
-        row: shape[1..].iter().product(),
-    }))
+    Ok(Some(HeadOrder { head_dim: heads.dim, row: shape[1..].iter().product() }))
 }
 
 impl TensorSource for GgufTensors {
@@ -197,15 +165,11 @@ impl TensorSource for GgufTensors {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         let (shape, region) = self.tensors.get(name)?;
-        Some(TensorInfo {
-            shape: shape.clone(),
-            dtype: region.dtype,
-        })
+        Some(TensorInfo { shape: shape.clone(), dtype: region.dtype })
     }
 
     fn read_range(&self, name: &str, range: Range<usize>, to: Dtype, dst: &mut [u8]) -> Result<()> {
-        let (_, region) =
-            (self.tensors.get(name)).ok_or_else(|| unknown(self.file.path(), name))?;
+        let (_, region) = (self.tensors.get(name)).ok_or_else(|| unknown(self.file.path(), name))?;
         region.read(&self.file, name, range, (to, dst))
     }
 }

@@ -51,13 +51,8 @@ pub struct TokenizerFiles {
 }
 
 /// Files that belong to a tokenizer and that other programs may want.
-const EXTRA: [&str; 5] = [
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-];
+const EXTRA: [&str; 5] =
+    ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "tokenizer.model"];
 
 /// Opens a folder in Hugging Face's layout, or a `.gguf` file.
 ///
@@ -95,11 +90,7 @@ pub fn open_model(path: &Path) -> Result<OpenModel> {
 /// # Errors
 /// As [`open_model`].
 pub fn open_tokenizer(path: &Path) -> Result<TokenizerFiles> {
-    if path.is_dir() {
-        read_tokenizer(path)
-    } else {
-        Gguf::open(path)?.tokenizer().map(|(files, _)| files)
-    }
+    if path.is_dir() { read_tokenizer(path) } else { Gguf::open(path)?.tokenizer().map(|(files, _)| files) }
 }
 
 fn no_config(folder: &Path) -> Error {
@@ -116,11 +107,7 @@ fn no_config(folder: &Path) -> Error {
 }
 
 fn missing(folder: &Path, expected: &str, help: String) -> Error {
-    Error::Missing {
-        folder: folder.to_path_buf(),
-        expected: expected.into(),
-        help,
-    }
+    Error::Missing { folder: folder.to_path_buf(), expected: expected.into(), help }
 }
 
 /// Name of the first file, in order, that a test accepts.
@@ -177,10 +164,7 @@ fn read_tokenizer(folder: &Path) -> Result<TokenizerFiles> {
     let chat_template = match template_path.exists() {
         true => {
             let text = String::from_utf8(read_side_file(&template_path)?);
-            Some(text.map_err(|e| Error::Json {
-                path: template_path,
-                reason: format!("not valid UTF-8: {e}"),
-            })?)
+            Some(text.map_err(|e| Error::Json { path: template_path, reason: format!("not valid UTF-8: {e}") })?)
         }
         false => template_in(&tokenizer_config),
     };
@@ -191,12 +175,7 @@ fn read_tokenizer(folder: &Path) -> Result<TokenizerFiles> {
             extra.push((name.to_owned(), read_side_file(&path)?));
         }
     }
-    Ok(TokenizerFiles {
-        tokenizer_json: read_side_file(&main)?,
-        tokenizer_config,
-        chat_template,
-        extra,
-    })
+    Ok(TokenizerFiles { tokenizer_json: read_side_file(&main)?, tokenizer_config, chat_template, extra })
 }
 
 /// The chat template in a `tokenizer_config.json`: a string, or a list of named ones of which

@@ -64,22 +64,16 @@ impl Region {
     ) -> Result<()> {
         self.check(name, &range, (to, dst))?;
         let chunk_bytes = CHUNK * to.block().1;
-        dst.par_chunks_mut(chunk_bytes)
-            .enumerate()
-            .try_for_each_init(Vec::new, |scratch, (index, dst)| {
-                let start = range.start + index * CHUNK;
-                let end = range.end.min(start + CHUNK);
-                self.read_chunk(file, start..end, (to, dst), scratch)
-            })
+        dst.par_chunks_mut(chunk_bytes).enumerate().try_for_each_init(Vec::new, |scratch, (index, dst)| {
+            let start = range.start + index * CHUNK;
+            let end = range.end.min(start + CHUNK);
+            self.read_chunk(file, start..end, (to, dst), scratch)
+        })
     }
 
     fn check(&self, name: &str, range: &Range<usize>, (to, dst): (Dtype, &[u8])) -> Result<()> {
         if !self.dtype.converts_to(to) {
-            return Err(Error::Conversion {
-                name: name.into(),
-                from: self.dtype.name(),
-                to: to.name(),
-            });
+            return Err(Error::Conversion { name: name.into(), from: self.dtype.name(), to: to.name() });
         }
         if range.start > range.end || range.end > self.elements {
             return Err(Error::Extent {
@@ -91,12 +85,7 @@ impl Region {
         }
         let bytes = range.len() * to.block().1;
         if dst.len() != bytes {
-            return Err(Error::Extent {
-                name: name.into(),
-                unit: "bytes",
-                expected: bytes,
-                actual: dst.len(),
-            });
+            return Err(Error::Extent { name: name.into(), unit: "bytes", expected: bytes, actual: dst.len() });
         }
         Ok(())
     }

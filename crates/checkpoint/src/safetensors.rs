@@ -21,11 +21,7 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 const MAX_HEADER: u64 = 100_000_000;
 
 fn from_stored(stored: Stored) -> Dtype {
-    let other = |name, elements, bytes| Dtype::Other {
-        name,
-        elements,
-        bytes,
-    };
+    let other = |name, elements, bytes| Dtype::Other { name, elements, bytes };
     match stored {
         Stored::F32 => Dtype::F32,
         Stored::F16 => Dtype::F16,

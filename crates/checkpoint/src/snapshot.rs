@@ -58,9 +58,7 @@ pub enum SnapshotState {
 pub fn list_snapshots(dir: &Path) -> Result<Vec<FoundSnapshot>> {
     let mut found = Vec::new();
     for (name, path) in entries(dir)? {
-        let step = name
-            .strip_prefix("checkpoint-")
-            .and_then(|n| n.parse().ok());
+        let step = name.strip_prefix("checkpoint-").and_then(|n| n.parse().ok());
         if let Some(step) = step
             && path.is_dir()
         {
@@ -79,9 +77,7 @@ pub fn list_snapshots(dir: &Path) -> Result<Vec<FoundSnapshot>> {
 pub fn latest_snapshot(dir: &Path) -> Result<Option<Snapshot>> {
     let mut whole = list_snapshots(dir)?;
     whole.retain(|snapshot| snapshot.state == SnapshotState::Whole);
-    Ok(whole
-        .pop()
-        .map(|FoundSnapshot { step, path, .. }| Snapshot { step, path }))
+    Ok(whole.pop().map(|FoundSnapshot { step, path, .. }| Snapshot { step, path }))
 }
 
 /// Names and paths in a folder; those that aren't UTF-8 are none of ours.
@@ -138,28 +134,17 @@ impl Snapshot {
     /// # Errors
     /// If it isn't one, or not whole.
     pub fn open(path: &Path) -> Result<Self> {
-        let bad = |reason: String| Error::Snapshot {
-            path: path.to_path_buf(),
-            reason,
-        };
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or("");
-        let step = name
-            .strip_prefix("checkpoint-")
-            .and_then(|n| n.parse().ok());
+        let bad = |reason: String| Error::Snapshot { path: path.to_path_buf(), reason };
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+        let step = name.strip_prefix("checkpoint-").and_then(|n| n.parse().ok());
         let step = step.ok_or_else(|| bad("expected a folder named checkpoint-N".into()))?;
         match state(path) {
-            SnapshotState::Whole => Ok(Self {
-                step,
-                path: path.to_path_buf(),
-            }),
+            SnapshotState::Whole => Ok(Self { step, path: path.to_path_buf() }),
             SnapshotState::Damaged(reason) => Err(bad(reason)),
             SnapshotState::Unmarked if !path.is_dir() => Err(bad("there is no such folder".into())),
-            SnapshotState::Unmarked => Err(bad(format!(
-                "it has no {DONE}, so another program wrote it or it was not copied whole"
-            ))),
+            SnapshotState::Unmarked => {
+                Err(bad(format!("it has no {DONE}, so another program wrote it or it was not copied whole")))
+            }
         }
     }
 
@@ -229,10 +214,7 @@ impl SnapshotWriter {
                 tracing::warn!(dir = %dir.display(), %error, "the output folder can't be locked");
             }
         }
-        let writer = Self {
-            dir: dir.to_path_buf(),
-            _lock: lock,
-        };
+        let writer = Self { dir: dir.to_path_buf(), _lock: lock };
         writer.sweep()?;
         Ok(writer)
     }
@@ -246,16 +228,10 @@ impl SnapshotWriter {
     ///
     /// # Errors
     /// What `fill` fails with, or if anything can't be written. All snapshots are then as before.
-    pub fn write(
-        &self,
-        step: u64,
-        fill: impl FnOnce(&FolderWriter) -> Result<()>,
-    ) -> Result<PathBuf> {
+    pub fn write(&self, step: u64, fill: impl FnOnce(&FolderWriter) -> Result<()>) -> Result<PathBuf> {
         let path = self.dir.join(format!("checkpoint-{step}"));
         let temp = temporary(&path);
-        let made = self
-            .make(&temp, fill)
-            .and_then(|()| self.publish(&temp, &path));
+        let made = self.make(&temp, fill).and_then(|()| self.publish(&temp, &path));
         if let Err(error) = made {
             // The first error is the one to report; a leftover is swept at the next start.
             let _ = fs::remove_dir_all(&temp);
@@ -342,8 +318,7 @@ impl SnapshotWriter {
                     }
                 } else if !stem.starts_with("checkpoint-") {
                     continue;
-                } else if marker != GONE && state(&path) == SnapshotState::Whole && !target.exists()
-                {
+                } else if marker != GONE && state(&path) == SnapshotState::Whole && !target.exists() {
                     fs::rename(&path, &target).map_err(io_error("restore", &target))?;
                     tracing::info!(path = %target.display(), "recovered from an interrupted save");
                 } else {

@@ -72,8 +72,5 @@ pub(crate) fn extent(shape: &[usize], dtype: Dtype) -> Option<(usize, usize)> {
 
 /// The error of a name that isn't there.
 pub(crate) fn unknown(path: &std::path::Path, name: &str) -> Error {
-    Error::UnknownTensor {
-        path: path.to_path_buf(),
-        name: name.into(),
-    }
+    Error::UnknownTensor { path: path.to_path_buf(), name: name.into() }
 }

@@ -186,21 +186,12 @@ fn pattern<'a>(patterns: &'a Map<String, Value>, module: &str) -> Option<&'a Val
         let rest = module.strip_suffix(key);
         rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    patterns
-        .iter()
-        .find(|(key, _)| ends(key))
-        .map(|(_, value)| value)
+    patterns.iter().find(|(key, _)| ends(key)).map(|(_, value)| value)
 }
 
 /// The first key of a pattern that isn't a plain name: regular expressions are PEFT's extension.
 pub(super) fn irregular_pattern(config: &AdapterConfig) -> Option<&str> {
-    let plain = |key: &str| {
-        key.bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
-    };
-    let keys = config
-        .rank_pattern
-        .keys()
-        .chain(config.alpha_pattern.keys());
+    let plain = |key: &str| key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    let keys = config.rank_pattern.keys().chain(config.alpha_pattern.keys());
     keys.map(String::as_str).find(|key| !plain(key))
 }

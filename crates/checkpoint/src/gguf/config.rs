@@ -39,9 +39,7 @@ pub(crate) struct Keys<'a> {
 
 impl Keys<'_> {
     fn get(&self, key: &str) -> Option<&Value> {
-        self.header
-            .metadata
-            .get(&format!("{}.{key}", self.architecture))
+        self.header.metadata.get(&format!("{}.{key}", self.architecture))
     }
 
     fn bad(&self, key: &str, expected: &str) -> String {
@@ -55,17 +53,12 @@ impl Keys<'_> {
     fn size(&self, key: &str) -> Result<usize, String> {
         let uniform = |values: Vec<i64>| {
             let first = *values.first()?;
-            values
-                .iter()
-                .all(|&v| v == first)
-                .then(|| u64::try_from(first).ok())?
+            values.iter().all(|&v| v == first).then(|| u64::try_from(first).ok())?
         };
         let value = self.get(key);
         let number = value.and_then(|v| v.as_u64().or_else(|| v.as_integers().and_then(uniform)));
-        (number
-            .filter(|n| (1..=1 << 31).contains(n))
-            .map(|n| n as usize))
-        .ok_or_else(|| self.bad(key, "a positive number, the same for all blocks"))
+        (number.filter(|n| (1..=1 << 31).contains(n)).map(|n| n as usize))
+            .ok_or_else(|| self.bad(key, "a positive number, the same for all blocks"))
     }
 
     fn size_or(&self, key: &str, default: usize) -> Result<usize, String> {
@@ -80,9 +73,7 @@ impl Keys<'_> {
             return Ok(None);
         };
         let number = value.as_f64().filter(|v| v.is_finite() && *v > 0.0);
-        number
-            .map(Some)
-            .ok_or_else(|| self.bad(key, "a positive number"))
+        number.map(Some).ok_or_else(|| self.bad(key, "a positive number"))
     }
 }
 
@@ -104,40 +95,23 @@ pub(crate) fn heads(keys: &Keys<'_>) -> Result<Heads, String> {
         None => return Err(format!("{query} heads don't divide a width of {hidden}")),
     };
     if dim % 2 != 0 {
-        return Err(format!(
-            "its heads are {dim} wide, an even number is needed"
-        ));
+        return Err(format!("its heads are {dim} wide, an even number is needed"));
     }
     let rotated = keys.size_or("rope.dimension_count", dim)?;
     if rotated != dim {
-        return Err(format!(
-            "it rotates {rotated} of {dim} dimensions of a head; only all of them is supported"
-        ));
+        return Err(format!("it rotates {rotated} of {dim} dimensions of a head; only all of them is supported"));
     }
-    Ok(Heads {
-        query,
-        key_value: keys.size_or("attention.head_count_kv", query)?,
-        dim,
-    })
+    Ok(Heads { query, key_value: keys.size_or("attention.head_count_kv", query)?, dim })
 }
 
 /// Makes `config.json`; `freqs` are the values of `rope_freqs.weight` if there is one.
-pub(crate) fn config(
-    keys: &Keys<'_>,
-    family: Family,
-    freqs: Option<&[f32]>,
-) -> Result<Json, String> {
+pub(crate) fn config(keys: &Keys<'_>, family: Family, freqs: Option<&[f32]>) -> Result<Json, String> {
     let heads = heads(keys)?;
-    if keys
-        .get("expert_count")
-        .and_then(Value::as_u64)
-        .unwrap_or(0)
-        > 0
-    {
+    if keys.get("expert_count").and_then(Value::as_u64).unwrap_or(0) > 0 {
         return Err("it is a mixture of experts, which is not supported from GGUF".into());
     }
-    let (embedding, _) = (keys.header.tensors.get("token_embd.weight"))
-        .ok_or("it lacks the tensor 'token_embd.weight'")?;
+    let (embedding, _) =
+        (keys.header.tensors.get("token_embd.weight")).ok_or("it lacks the tensor 'token_embd.weight'")?;
     let context = keys.size("context_length")?;
     let window = match keys.get("attention.sliding_window").and_then(Value::as_u64) {
         None | Some(0) => None,
@@ -215,10 +189,7 @@ fn token_ids(map: &mut Map<String, Json>, header: &Header) {
 /// The type a model of this file is written as: its own, or bf16 for quantised weights.
 fn torch_dtype(header: &Header) -> &'static str {
     use crate::dtype::Dtype;
-    let largest = header
-        .tensors
-        .values()
-        .max_by_key(|(_, region)| region.elements);
+    let largest = header.tensors.values().max_by_key(|(_, region)| region.elements);
     match largest.map(|(_, region)| region.dtype) {
         Some(Dtype::F32) => "float32",
         Some(Dtype::F16) => "float16",
@@ -228,12 +199,7 @@ fn torch_dtype(header: &Header) -> &'static str {
 
 /// Position scaling: linear and YaRN stand in metadata, Llama 3's in the tensor of frequency
 /// factors.
-fn scaling(
-    keys: &Keys<'_>,
-    head_dim: usize,
-    theta: f64,
-    freqs: Option<&[f32]>,
-) -> Result<Json, String> {
+fn scaling(keys: &Keys<'_>, head_dim: usize, theta: f64, freqs: Option<&[f32]>) -> Result<Json, String> {
     if let Some(freqs) = freqs {
         return llama3_scaling(keys, head_dim, theta, freqs);
     }
@@ -273,12 +239,7 @@ fn scaling(
 
 /// Finds Llama 3's scaling behind its frequency factors: the converter writes only them, and
 /// transformers computes them from four numbers of which the model's original context differs.
-fn llama3_scaling(
-    keys: &Keys<'_>,
-    head_dim: usize,
-    theta: f64,
-    freqs: &[f32],
-) -> Result<Json, String> {
+fn llama3_scaling(keys: &Keys<'_>, head_dim: usize, theta: f64, freqs: &[f32]) -> Result<Json, String> {
     if freqs.iter().all(|&f| f == 1.0) {
         return Ok(Json::Null);
     }
@@ -303,12 +264,7 @@ fn llama3_scaling(
 
 /// Divisors of the rotation frequencies (transformers' `_compute_llama3_parameters`, with its
 /// usual low and high factors 1 and 4).
-fn llama3_factors(
-    head_dim: usize,
-    theta: f64,
-    factor: f64,
-    original: f64,
-) -> impl Iterator<Item = f64> {
+fn llama3_factors(head_dim: usize, theta: f64, factor: f64, original: f64) -> impl Iterator<Item = f64> {
     let (low, high) = (1.0, 4.0);
     (0..head_dim / 2).map(move |i| {
         let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);

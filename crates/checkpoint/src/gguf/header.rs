@@ -38,9 +38,9 @@ pub(crate) fn parse(file: &DataFile) -> Result<Header> {
     if let Some(parts) = metadata.get("split.count").and_then(Value::as_u64)
         && parts > 1
     {
-        return Err(cursor.bad(format!(
-            "it is one of {parts} parts; join them with llama.cpp's `llama-gguf-split --merge`"
-        )));
+        return Err(
+            cursor.bad(format!("it is one of {parts} parts; join them with llama.cpp's `llama-gguf-split --merge`"))
+        );
     }
     let entries = entries(&mut cursor, tensor_count)?;
     let alignment = match metadata.get("general.alignment") {
@@ -68,9 +68,7 @@ fn preamble(cursor: &mut Cursor<'_>) -> Result<(u64, u64)> {
     match version {
         2 | 3 => {}
         1 => {
-            return Err(cursor.bad(
-                "it is of version 1, which nothing writes any more; convert the model again".into(),
-            ));
+            return Err(cursor.bad("it is of version 1, which nothing writes any more; convert the model again".into()));
         }
         _ if version.swap_bytes() <= 3 => {
             return Err(cursor.bad("it is big-endian; get the little-endian file".into()));
@@ -116,21 +114,15 @@ fn entries(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<Entry>> {
         let mut shape = Vec::new();
         for _ in 0..dimensions {
             let size = cursor.u64()?;
-            let size = usize::try_from(size)
-                .map_err(|_| cursor.bad(format!("tensor '{name}' has a dimension of {size}")))?;
+            let size =
+                usize::try_from(size).map_err(|_| cursor.bad(format!("tensor '{name}' has a dimension of {size}")))?;
             shape.push(size);
         }
         shape.reverse();
         let kind = u32::from_le_bytes(cursor.array()?);
-        let dtype = dtype(kind)
-            .ok_or_else(|| cursor.bad(format!("tensor '{name}' is of unknown type {kind}")))?;
+        let dtype = dtype(kind).ok_or_else(|| cursor.bad(format!("tensor '{name}' is of unknown type {kind}")))?;
         let offset = cursor.u64()?;
-        entries.push(Entry {
-            name,
-            shape,
-            dtype,
-            offset,
-        });
+        entries.push(Entry { name, shape, dtype, offset });
     }
     Ok(entries)
 }
@@ -142,66 +134,40 @@ fn place(
     start: u64,
     alignment: u64,
 ) -> Result<BTreeMap<String, (Vec<usize>, Region)>> {
-    let bad = |reason: String| Error::Gguf {
-        path: file.path().to_path_buf(),
-        reason,
-    };
+    let bad = |reason: String| Error::Gguf { path: file.path().to_path_buf(), reason };
     entries.sort_by_key(|entry| entry.offset);
     let mut tensors = BTreeMap::new();
     let mut end = start;
     for entry in entries {
-        let Entry {
-            name,
-            shape,
-            dtype,
-            offset,
-        } = entry;
+        let Entry { name, shape, dtype, offset } = entry;
         let row = shape.last().copied().unwrap_or(1);
         let size = extent(&shape, dtype).filter(|_| row.is_multiple_of(dtype.block().0));
         let (elements, bytes) = size.ok_or_else(|| {
             let kind = dtype.name();
-            bad(format!(
-                "tensor '{name}' of type {kind} can't have the shape {shape:?}"
-            ))
+            bad(format!("tensor '{name}' of type {kind} can't have the shape {shape:?}"))
         })?;
         let first = start.checked_add(offset);
         let last = first.and_then(|first| first.checked_add(bytes as u64));
-        let (first, last) = first
-            .zip(last)
-            .ok_or_else(|| bad(format!("tensor '{name}' lies at {offset}, beyond any file")))?;
+        let (first, last) =
+            first.zip(last).ok_or_else(|| bad(format!("tensor '{name}' lies at {offset}, beyond any file")))?;
         if offset % alignment != 0 || first < end {
-            return Err(bad(format!(
-                "tensor '{name}' lies at {offset}, which overlaps another or is not aligned"
-            )));
+            return Err(bad(format!("tensor '{name}' lies at {offset}, which overlaps another or is not aligned")));
         }
         end = last;
-        let region = Region {
-            offset: first,
-            elements,
-            dtype,
-            order: None,
-        };
+        let region = Region { offset: first, elements, dtype, order: None };
         if tensors.insert(name.clone(), (shape, region)).is_some() {
             return Err(bad(format!("tensor '{name}' comes twice")));
         }
     }
     if end > file.len() {
-        return Err(Error::Short {
-            path: file.path().to_path_buf(),
-            expected: end,
-            actual: file.len(),
-        });
+        return Err(Error::Short { path: file.path().to_path_buf(), expected: end, actual: file.len() });
     }
     Ok(tensors)
 }
 
 /// ggml's type numbers.
 fn dtype(kind: u32) -> Option<Dtype> {
-    let other = |name, elements, bytes| Dtype::Other {
-        name,
-        elements,
-        bytes,
-    };
+    let other = |name, elements, bytes| Dtype::Other { name, elements, bytes };
     Some(match kind {
         0 => Dtype::F32,
         1 => Dtype::F16,
@@ -265,34 +231,21 @@ macro_rules! numbers {
 
 impl<'a> Cursor<'a> {
     fn new(file: &'a DataFile) -> Self {
-        Self {
-            file,
-            buffer: Vec::new(),
-            base: 0,
-            position: 0,
-            end: file.len().min(MAX_HEADER),
-        }
+        Self { file, buffer: Vec::new(), base: 0, position: 0, end: file.len().min(MAX_HEADER) }
     }
 
     fn bad(&self, reason: String) -> Error {
-        Error::Gguf {
-            path: self.file.path().to_path_buf(),
-            reason,
-        }
+        Error::Gguf { path: self.file.path().to_path_buf(), reason }
     }
 
     /// Checks that `count` things of at least `size` bytes can still follow.
     fn expect(&self, count: u64, size: u64) -> Result<()> {
-        let needed = count
-            .checked_mul(size)
-            .and_then(|n| n.checked_add(self.position));
+        let needed = count.checked_mul(size).and_then(|n| n.checked_add(self.position));
         match needed {
             Some(needed) if needed <= self.end => Ok(()),
-            Some(needed) if needed <= MAX_HEADER => Err(Error::Short {
-                path: self.file.path().to_path_buf(),
-                expected: needed,
-                actual: self.file.len(),
-            }),
+            Some(needed) if needed <= MAX_HEADER => {
+                Err(Error::Short { path: self.file.path().to_path_buf(), expected: needed, actual: self.file.len() })
+            }
             _ => Err(self.bad(format!(
                 "{count} entries of at least {size} bytes can't follow byte {}; download it again",
                 self.position
@@ -334,12 +287,7 @@ impl<'a> Cursor<'a> {
         self.expect(len, 1)?;
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes)?;
-        String::from_utf8(bytes).map_err(|_| {
-            self.bad(format!(
-                "the string before byte {} is not UTF-8",
-                self.position
-            ))
-        })
+        String::from_utf8(bytes).map_err(|_| self.bad(format!("the string before byte {} is not UTF-8", self.position)))
     }
 
     fn bool(&mut self) -> Result<bool> {
@@ -386,11 +334,7 @@ impl<'a> Cursor<'a> {
             }
             9 if depth < MAX_DEPTH => {
                 self.expect(count, 4 + 8)?;
-                Array::Array(
-                    (0..count)
-                        .map(|_| self.values(depth + 1))
-                        .collect::<Result<_>>()?,
-                )
+                Array::Array((0..count).map(|_| self.values(depth + 1)).collect::<Result<_>>()?)
             }
             9 => return Err(self.bad(format!("arrays are nested more than {MAX_DEPTH} deep"))),
             10 => Array::U64(numbers!(self, count, u64)),

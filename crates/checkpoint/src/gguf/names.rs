@@ -16,11 +16,8 @@ const IN_BLOCK: [(&str, &str); 11] = [
 ];
 
 /// Names outside the blocks.
-const OUTSIDE: [(&str, &str); 3] = [
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
+const OUTSIDE: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// The factors by which Llama 3 divides rotation frequencies; part of the configuration in Hugging
 /// Face's layout, so no tensor there.
@@ -33,20 +30,14 @@ pub(crate) fn to_hugging_face(name: &str) -> Option<String> {
         return None;
     }
     let find = |table: &[(&str, &'static str)], stem: &str| {
-        table
-            .iter()
-            .find(|(gguf, _)| *gguf == stem)
-            .map(|(_, name)| *name)
+        table.iter().find(|(gguf, _)| *gguf == stem).map(|(_, name)| *name)
     };
     if let Some(name) = find(&OUTSIDE, stem) {
         return Some(format!("{name}.{kind}"));
     }
     let (block, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
     let block: u32 = block.parse().ok()?;
-    Some(format!(
-        "model.layers.{block}.{}.{kind}",
-        find(&IN_BLOCK, stem)?
-    ))
+    Some(format!("model.layers.{block}.{}.{kind}", find(&IN_BLOCK, stem)?))
 }
 
 #[cfg(test)]
@@ -58,22 +49,10 @@ mod tests {
         let cases = [
             ("token_embd.weight", Some("model.embed_tokens.weight")),
             ("output.weight", Some("lm_head.weight")),
-            (
-                "blk.0.attn_q.weight",
-                Some("model.layers.0.self_attn.q_proj.weight"),
-            ),
-            (
-                "blk.31.attn_k.bias",
-                Some("model.layers.31.self_attn.k_proj.bias"),
-            ),
-            (
-                "blk.7.attn_q_norm.weight",
-                Some("model.layers.7.self_attn.q_norm.weight"),
-            ),
-            (
-                "blk.7.ffn_down.weight",
-                Some("model.layers.7.mlp.down_proj.weight"),
-            ),
+            ("blk.0.attn_q.weight", Some("model.layers.0.self_attn.q_proj.weight")),
+            ("blk.31.attn_k.bias", Some("model.layers.31.self_attn.k_proj.bias")),
+            ("blk.7.attn_q_norm.weight", Some("model.layers.7.self_attn.q_norm.weight")),
+            ("blk.7.ffn_down.weight", Some("model.layers.7.mlp.down_proj.weight")),
             ("blk.7.ffn_gate_exps.weight", None),
             ("blk.x.ffn_down.weight", None),
             ("blk.7.ffn_down.scale", None),

@@ -28,58 +28,27 @@ enum Cut {
 }
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const fn plain(cut: Cut) -> PreTokenizer {
-    PreTokenizer {
-        cut,
-        compose: false,
-        ignore_merges: false,
-        adds_bos: false,
-    }
+    PreTokenizer { cut, compose: false, ignore_merges: false, adds_bos: false }
 }
 
-const LLAMA3_WAY: PreTokenizer = PreTokenizer {
-    ignore_merges: true,
-    adds_bos: true,
-    ..plain(Cut::Regex(LLAMA3))
-};
-const QWEN2_WAY: PreTokenizer = PreTokenizer {
-    compose: true,
-    ..plain(Cut::Regex(QWEN2))
-};
+const LLAMA3_WAY: PreTokenizer = PreTokenizer { ignore_merges: true, adds_bos: true, ..plain(Cut::Regex(LLAMA3)) };
+const QWEN2_WAY: PreTokenizer = PreTokenizer { compose: true, ..plain(Cut::Regex(QWEN2)) };
 
 /// Names and what they mean.
 const TABLE: [(&[&str], PreTokenizer); 7] = [
-    (
-        &["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"],
-        LLAMA3_WAY,
-    ),
+    (&["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"], LLAMA3_WAY),
     (&["smaug-bpe", "dbrx"], plain(Cut::Regex(LLAMA3))),
     (&["qwen2", "deepseek-r1-qwen", "megrez"], QWEN2_WAY),
-    (
-        &[
-            "smollm",
-            "starcoder",
-            "refact",
-            "command-r",
-            "codeshell",
-            "exaone",
-            "minerva-7b",
-        ],
-        plain(Cut::DigitsThenGpt2),
-    ),
+    (&["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], plain(Cut::DigitsThenGpt2)),
     (&["gpt-2", "olmo", "phi-2", "exaone4"], plain(Cut::Gpt2)),
-    (
-        &["tekken"],
-        PreTokenizer {
-            ignore_merges: true,
-            adds_bos: true,
-            ..plain(Cut::Regex(TEKKEN))
-        },
-    ),
+    (&["tekken"], PreTokenizer { ignore_merges: true, adds_bos: true, ..plain(Cut::Regex(TEKKEN)) }),
     (&["seed-coder"], plain(Cut::Regex(SEED_CODER))),
 ];
 
@@ -93,11 +62,7 @@ pub(crate) fn find(
     if let Some(name) = name.filter(|name| *name != "default") {
         let row = TABLE.iter().find(|(names, _)| names.contains(&name));
         return row.map(|(_, way)| (*way, None)).ok_or_else(|| {
-            let known: Vec<_> = TABLE
-                .iter()
-                .flat_map(|(names, _)| *names)
-                .copied()
-                .collect();
+            let known: Vec<_> = TABLE.iter().flat_map(|(names, _)| *names).copied().collect();
             format!(
                 "its pre-tokenizer '{name}' is unknown (known are {}); use the model's Hugging \
                  Face folder instead",

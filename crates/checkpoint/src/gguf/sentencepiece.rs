@@ -13,11 +13,7 @@ const SPACE: &str = "\u{2581}";
 
 /// Merges in order of priority.
 pub(crate) fn merges<'a>(tokens: &'a [String], scores: &[f32]) -> Vec<(&'a str, &'a str)> {
-    let ids: HashMap<&str, usize> = tokens
-        .iter()
-        .enumerate()
-        .map(|(id, token)| (token.as_str(), id))
-        .collect();
+    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     let mut merges = Vec::new();
     for (token, &score) in tokens.iter().zip(scores) {
         let first = merges.len();
@@ -32,14 +28,9 @@ pub(crate) fn merges<'a>(tokens: &'a [String], scores: &[f32]) -> Vec<(&'a str, 
     // Stable, so that pieces of one score keep their order.
     merges.sort_by(|a, b| {
         let length = |s: &str| s.chars().count();
-        (b.0.total_cmp(&a.0))
-            .then_with(|| length(b.2).cmp(&length(a.2)))
-            .then_with(|| length(b.3).cmp(&length(a.3)))
+        (b.0.total_cmp(&a.0)).then_with(|| length(b.2).cmp(&length(a.2))).then_with(|| length(b.3).cmp(&length(a.3)))
     });
-    merges
-        .into_iter()
-        .map(|(_, _, left, right)| (left, right))
-        .collect()
+    merges.into_iter().map(|(_, _, left, right)| (left, right)).collect()
 }
 
 /// `normalizer`: spaces become SentencePiece's, with one before the text.

@@ -17,13 +17,7 @@ use crate::model::TokenizerFiles;
 type Metadata = BTreeMap<String, Value>;
 
 /// Tokens that end a turn in some family.
-const TURN_ENDS: [&str; 5] = [
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|end_of_turn|>",
-];
+const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>"];
 
 /// Kinds of tokens (`tokenizer.ggml.token_type`) that matter here.
 const UNKNOWN: i64 = 2;
@@ -32,10 +26,7 @@ const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 
 /// Makes the tokenizer files, with notes on what was corrected.
-pub(super) fn build(
-    metadata: &Metadata,
-    architecture: &str,
-) -> Result<(TokenizerFiles, Vec<String>), String> {
+pub(super) fn build(metadata: &Metadata, architecture: &str) -> Result<(TokenizerFiles, Vec<String>), String> {
     let vocabulary = Vocabulary::read(metadata)?;
     let template = text(metadata, "tokenizer.chat_template");
     let mut notes = Vec::new();
@@ -44,9 +35,7 @@ pub(super) fn build(
         Some("gpt2") => bytes_bpe(metadata, architecture, &vocabulary, &mut notes)?,
         Some("llama") => pieces_bpe(metadata, &vocabulary)?,
         Some(other) => {
-            return Err(format!(
-                "its kind is '{other}'; gpt2 and llama are supported"
-            ));
+            return Err(format!("its kind is '{other}'; gpt2 and llama are supported"));
         }
         None => return Err("the file holds none; use the model's Hugging Face folder".into()),
     };
@@ -105,18 +94,11 @@ struct Vocabulary {
 
 impl Vocabulary {
     fn read(metadata: &Metadata) -> Result<Self, String> {
-        let tokens = metadata
-            .get("tokenizer.ggml.tokens")
-            .and_then(Value::as_strings);
+        let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_strings);
         let mut tokens = tokens.ok_or("it lacks 'tokenizer.ggml.tokens'")?.to_vec();
         let kinds = match metadata.get("tokenizer.ggml.token_type") {
-            Some(value) => value
-                .as_integers()
-                .ok_or("'token_type' is not a list of numbers")?,
-            None => tokens
-                .iter()
-                .map(|t| if looks_special(t) { CONTROL } else { 1 })
-                .collect(),
+            Some(value) => value.as_integers().ok_or("'token_type' is not a list of numbers")?,
+            None => tokens.iter().map(|t| if looks_special(t) { CONTROL } else { 1 }).collect(),
         };
         if kinds.len() != tokens.len() {
             let (kinds, tokens) = (kinds.len(), tokens.len());
@@ -124,10 +106,7 @@ impl Vocabulary {
         }
         // llama.cpp's converter fills the vocabulary up to the embedding's rows.
         let padding = |id: usize| kinds[id] == UNUSED && tokens[id] == format!("[PAD{id}]");
-        let used = (0..tokens.len())
-            .rev()
-            .find(|&id| !padding(id))
-            .map_or(0, |id| id + 1);
+        let used = (0..tokens.len()).rev().find(|&id| !padding(id)).map_or(0, |id| id + 1);
         tokens.truncate(used);
         let mut seen = HashSet::with_capacity(tokens.len());
         for (id, token) in tokens.iter_mut().enumerate() {
@@ -161,31 +140,17 @@ struct Special {
 }
 
 impl Special {
-    fn read(
-        metadata: &Metadata,
-        vocabulary: &Vocabulary,
-        template: Option<&str>,
-        notes: &mut Vec<String>,
-    ) -> Self {
+    fn read(metadata: &Metadata, vocabulary: &Vocabulary, template: Option<&str>, notes: &mut Vec<String>) -> Self {
         let mut id = |name: &str| {
             let key = format!("tokenizer.ggml.{name}_token_id");
             let stated = metadata.get(&key).and_then(Value::as_u64)?;
-            let id = usize::try_from(stated)
-                .ok()
-                .filter(|&id| id < vocabulary.tokens.len());
+            let id = usize::try_from(stated).ok().filter(|&id| id < vocabulary.tokens.len());
             if id.is_none() {
-                notes.push(format!(
-                    "{key} is {stated}, beyond the vocabulary; it is ignored"
-                ));
+                notes.push(format!("{key} is {stated}, beyond the vocabulary; it is ignored"));
             }
             id
         };
-        let mut special = Self {
-            bos: id("bos"),
-            eos: id("eos"),
-            unk: id("unknown"),
-            pad: id("padding"),
-        };
+        let mut special = Self { bos: id("bos"), eos: id("eos"), unk: id("unknown"), pad: id("padding") };
         if let Some(turn_end) = turn_end(vocabulary, special.eos, template) {
             let name = |id: usize| vocabulary.tokens[id].as_str();
             notes.push(format!(
@@ -216,14 +181,8 @@ fn turn_end(vocabulary: &Vocabulary, eos: Option<usize>, template: Option<&str>)
 }
 
 /// Tokens that are found in text before it is cut.
-fn added_tokens(
-    vocabulary: &Vocabulary,
-    special: &Special,
-    template: Option<&str>,
-) -> Vec<AddedToken> {
-    let marker = |token: &str| {
-        looks_special(token) && template.is_some_and(|template| template.contains(token))
-    };
+fn added_tokens(vocabulary: &Vocabulary, special: &Special, template: Option<&str>) -> Vec<AddedToken> {
+    let marker = |token: &str| looks_special(token) && template.is_some_and(|template| template.contains(token));
     let mut added = Vec::new();
     for (id, (token, &kind)) in vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate() {
         let special = matches!(kind, CONTROL | UNKNOWN) || special.contains(id) || marker(token);
@@ -263,27 +222,21 @@ fn bytes_bpe<'a>(
     let name = text(metadata, "tokenizer.ggml.pre");
     let (way, note) = pretokenizer::find(name, architecture, vocabulary.tokens.len())?;
     notes.extend(note);
-    let merges = metadata
-        .get("tokenizer.ggml.merges")
-        .and_then(Value::as_strings);
+    let merges = metadata.get("tokenizer.ggml.merges").and_then(Value::as_strings);
     let merges = merges.ok_or("it lacks 'tokenizer.ggml.merges'")?;
     let known: HashSet<&str> = vocabulary.tokens.iter().map(String::as_str).collect();
     let mut pairs = Vec::with_capacity(merges.len());
     for merge in merges {
         // A piece is never empty, but the first may start with a space.
         let second = merge.char_indices().nth(1).map_or(0, |(at, _)| at);
-        let pair = merge[second..]
-            .find(' ')
-            .map(|at| merge.split_at(second + at));
+        let pair = merge[second..].find(' ').map(|at| merge.split_at(second + at));
         let pair = pair.map(|(left, right)| (left, &right[1..]));
         let fits = |&(left, right): &(&str, &str)| {
-            known.contains(left)
-                && known.contains(right)
-                && known.contains(format!("{left}{right}").as_str())
+            known.contains(left) && known.contains(right) && known.contains(format!("{left}{right}").as_str())
         };
-        pairs.push(pair.filter(fits).ok_or_else(|| {
-            format!("the merge '{merge}' is not of two tokens that make a third")
-        })?);
+        pairs.push(
+            pair.filter(fits).ok_or_else(|| format!("the merge '{merge}' is not of two tokens that make a third"))?,
+        );
     }
     Ok(Parts {
         normalizer: way.normalizer(),
@@ -300,22 +253,15 @@ fn bytes_bpe<'a>(
 
 /// SentencePiece's pieces with scores.
 fn pieces_bpe<'a>(metadata: &'a Metadata, vocabulary: &Vocabulary) -> Result<Parts<'a>, String> {
-    let tokens = metadata
-        .get("tokenizer.ggml.tokens")
-        .and_then(Value::as_strings)
-        .unwrap_or(&[]);
-    let scores = metadata
-        .get("tokenizer.ggml.scores")
-        .and_then(Value::as_floats);
+    let tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_strings).unwrap_or(&[]);
+    let scores = metadata.get("tokenizer.ggml.scores").and_then(Value::as_floats);
     let scores = scores.ok_or("it lacks 'tokenizer.ggml.scores'")?;
     if scores.len() != tokens.len() {
         let (scores, tokens) = (scores.len(), tokens.len());
         return Err(format!("it has {tokens} tokens and {scores} scores"));
     }
     let used = vocabulary.tokens.len();
-    let prefix = metadata
-        .get("tokenizer.ggml.add_space_prefix")
-        .and_then(Value::as_bool);
+    let prefix = metadata.get("tokenizer.ggml.add_space_prefix").and_then(Value::as_bool);
     let prefix = prefix.unwrap_or(true);
     Ok(Parts {
         normalizer: sentencepiece::normalizer(prefix),
@@ -357,20 +303,11 @@ fn post_processor(vocabulary: &Vocabulary, bos: Option<usize>, eos: Option<usize
 }
 
 /// `tokenizer_config.json`.
-fn config(
-    metadata: &Metadata,
-    architecture: &str,
-    vocabulary: &Vocabulary,
-    special: &Special,
-    adds_bos: bool,
-) -> Json {
+fn config(metadata: &Metadata, architecture: &str, vocabulary: &Vocabulary, special: &Special, adds_bos: bool) -> Json {
     let mut config = json!({"add_prefix_space": false});
-    for (key, id) in [
-        ("bos_token", special.bos),
-        ("eos_token", special.eos),
-        ("pad_token", special.pad),
-        ("unk_token", special.unk),
-    ] {
+    for (key, id) in
+        [("bos_token", special.bos), ("eos_token", special.eos), ("pad_token", special.pad), ("unk_token", special.unk)]
+    {
         if let Some(id) = id {
             config[key] = vocabulary.tokens[id].as_str().into();
         }
@@ -379,9 +316,7 @@ fn config(
         config["add_bos_token"] = true.into();
     }
     config["clean_up_tokenization_spaces"] = false.into();
-    let context = metadata
-        .get(&format!("{architecture}.context_length"))
-        .and_then(Value::as_u64);
+    let context = metadata.get(&format!("{architecture}.context_length")).and_then(Value::as_u64);
     if let Some(context) = context {
         config["model_max_length"] = context.into();
     }

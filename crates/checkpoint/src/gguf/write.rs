@@ -34,16 +34,10 @@ pub fn write_gguf(
     let mut offset = 0;
     for &(name, shape, dtype, bytes) in tensors {
         let fits = extent(shape, dtype).is_some_and(|(_, size)| size == bytes.len());
-        let kind = kind(dtype)
-            .filter(|_| fits)
-            .ok_or_else(|| Error::Unwritable {
-                path: folder.path().join(file),
-                reason: format!(
-                    "{} bytes are not a tensor '{name}' of {} and shape {shape:?}",
-                    bytes.len(),
-                    dtype.name()
-                ),
-            })?;
+        let kind = kind(dtype).filter(|_| fits).ok_or_else(|| Error::Unwritable {
+            path: folder.path().join(file),
+            reason: format!("{} bytes are not a tensor '{name}' of {} and shape {shape:?}", bytes.len(), dtype.name()),
+        })?;
         put_string(&mut header, name);
         header.extend((shape.len() as u32).to_le_bytes());
         for &size in shape.iter().rev() {

@@ -29,10 +29,7 @@ impl SafetensorsFile {
     /// If the file can't be read, is a git-lfs pointer, is short, or its header is wrong.
     pub fn open(path: &Path) -> Result<Self> {
         let file = DataFile::open(path)?;
-        let malformed = |reason: String| Error::Safetensors {
-            path: path.to_path_buf(),
-            reason,
-        };
+        let malformed = |reason: String| Error::Safetensors { path: path.to_path_buf(), reason };
         let mut prefix = [0; 8];
         file.read_at(0, &mut prefix)?;
         let length = u64::from_le_bytes(prefix);
@@ -42,25 +39,16 @@ impl SafetensorsFile {
             )));
         }
         if 8 + length > file.len() {
-            return Err(Error::Short {
-                path: path.to_path_buf(),
-                expected: 8 + length,
-                actual: file.len(),
-            });
+            return Err(Error::Short { path: path.to_path_buf(), expected: 8 + length, actual: file.len() });
         }
         let mut header = vec![0; length as usize];
         file.read_at(8, &mut header)?;
-        let header: Metadata =
-            serde_json::from_slice(&header).map_err(|e| malformed(format!("its header: {e}")))?;
+        let header: Metadata = serde_json::from_slice(&header).map_err(|e| malformed(format!("its header: {e}")))?;
         let data = 8 + length;
         let expected = (header.data_len() as u64).checked_add(data);
         let expected = expected.ok_or_else(|| malformed("its sizes overflow".into()))?;
         if file.len() < expected {
-            return Err(Error::Short {
-                path: path.to_path_buf(),
-                expected,
-                actual: file.len(),
-            });
+            return Err(Error::Short { path: path.to_path_buf(), expected, actual: file.len() });
         }
         if file.len() > expected {
             let extra = file.len() - expected;
@@ -75,10 +63,7 @@ impl SafetensorsFile {
             };
             (name, (info.shape.clone(), region))
         });
-        Ok(Self {
-            tensors: tensors.collect(),
-            file,
-        })
+        Ok(Self { tensors: tensors.collect(), file })
     }
 }
 
@@ -89,15 +74,11 @@ impl TensorSource for SafetensorsFile {
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
         let (shape, region) = self.tensors.get(name)?;
-        Some(TensorInfo {
-            shape: shape.clone(),
-            dtype: region.dtype,
-        })
+        Some(TensorInfo { shape: shape.clone(), dtype: region.dtype })
     }
 
     fn read_range(&self, name: &str, range: Range<usize>, to: Dtype, dst: &mut [u8]) -> Result<()> {
-        let (_, region) =
-            (self.tensors.get(name)).ok_or_else(|| unknown(self.file.path(), name))?;
+        let (_, region) = (self.tensors.get(name)).ok_or_else(|| unknown(self.file.path(), name))?;
         region.read(&self.file, name, range, (to, dst))
     }
 }
@@ -119,16 +100,9 @@ impl ShardedSafetensors {
     pub fn open(index: &Path) -> Result<Self> {
         let folder = index.parent().unwrap_or(Path::new("")).to_path_buf();
         let by_file = read_index(index)?;
-        let missing: Vec<_> = by_file
-            .keys()
-            .filter(|file| !folder.join(file).exists())
-            .cloned()
-            .collect();
+        let missing: Vec<_> = by_file.keys().filter(|file| !folder.join(file).exists()).cloned().collect();
         if !missing.is_empty() {
-            return Err(Error::MissingShards {
-                index: index.to_path_buf(),
-                missing,
-            });
+            return Err(Error::MissingShards { index: index.to_path_buf(), missing });
         }
         let mut shards = Vec::with_capacity(by_file.len());
         let mut shard_of = BTreeMap::new();
@@ -142,11 +116,7 @@ impl ShardedSafetensors {
             }
             shards.push(shard);
         }
-        Ok(Self {
-            folder,
-            shards,
-            shard_of,
-        })
+        Ok(Self { folder, shards, shard_of })
     }
 }
 
@@ -167,10 +137,7 @@ impl TensorSource for ShardedSafetensors {
 
 /// Tensor names by file, out of an index.
 fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
-    let malformed = |reason: String| Error::Json {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let malformed = |reason: String| Error::Json { path: path.to_path_buf(), reason };
     let index = read_json(path)?;
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| malformed("expected an object 'weight_map'".into()))?;
@@ -179,11 +146,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
         let file = file
             .as_str()
             .filter(|file| is_plain_name(file))
-            .ok_or_else(|| {
-                malformed(format!(
-                    "the shard of '{name}' is {file}, expected a file name"
-                ))
-            })?;
+            .ok_or_else(|| malformed(format!("the shard of '{name}' is {file}, expected a file name")))?;
         by_file.entry(file.into()).or_default().push(name.clone());
     }
     if by_file.is_empty() {

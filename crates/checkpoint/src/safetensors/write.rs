@@ -29,22 +29,12 @@ pub struct OutTensor<'a> {
 
 impl<'a> OutTensor<'a> {
     /// A tensor whose bytes exist already, in the machine's byte order.
-    pub fn bytes(
-        name: impl Into<String>,
-        shape: impl Into<Vec<usize>>,
-        dtype: Dtype,
-        bytes: &'a [u8],
-    ) -> Self {
+    pub fn bytes(name: impl Into<String>, shape: impl Into<Vec<usize>>, dtype: Dtype, bytes: &'a [u8]) -> Self {
         Self::lazy(name, shape, dtype, move || Ok(Cow::Borrowed(bytes)))
     }
 
     /// A tensor of f32 values, written as `dtype` (f32, f16 or bf16, rounded to nearest even).
-    pub fn f32(
-        name: impl Into<String>,
-        shape: impl Into<Vec<usize>>,
-        dtype: Dtype,
-        values: &'a [f32],
-    ) -> Self {
+    pub fn f32(name: impl Into<String>, shape: impl Into<Vec<usize>>, dtype: Dtype, values: &'a [f32]) -> Self {
         Self::lazy(name, shape, dtype, move || {
             if dtype == Dtype::F32 {
                 return Ok(Cow::Borrowed(bytemuck::cast_slice(values)));
@@ -62,12 +52,7 @@ impl<'a> OutTensor<'a> {
         dtype: Dtype,
         bytes: impl FnOnce() -> Result<Cow<'a, [u8]>> + 'a,
     ) -> Self {
-        Self {
-            name: name.into(),
-            shape: shape.into(),
-            dtype,
-            bytes: Box::new(bytes),
-        }
+        Self { name: name.into(), shape: shape.into(), dtype, bytes: Box::new(bytes) }
     }
 
     fn byte_len(&self) -> Option<usize> {
@@ -84,10 +69,7 @@ impl FolderWriter {
     /// If a name comes twice, a type can't be stored, a tensor's bytes don't fill its shape, or the
     /// file can't be written. The file is then not there, or what it was before.
     pub fn tensors(&self, file: &str, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
-        let unwritable = |reason: String| Error::Unwritable {
-            path: self.path().join(file),
-            reason,
-        };
+        let unwritable = |reason: String| Error::Unwritable { path: self.path().join(file), reason };
         tensors.sort_by(|a, b| {
             let width = to_stored(b.dtype).cmp(&to_stored(a.dtype));
             width.then_with(|| a.name.cmp(&b.name))
@@ -96,10 +78,7 @@ impl FolderWriter {
         let mut offset = 0;
         for (index, tensor) in tensors.iter().enumerate() {
             if index > 0 && tensors[index - 1].name == tensor.name {
-                return Err(unwritable(format!(
-                    "two tensors are named '{}'",
-                    tensor.name
-                )));
+                return Err(unwritable(format!("two tensors are named '{}'", tensor.name)));
             }
             let stored = to_stored(tensor.dtype).zip(tensor.byte_len());
             let (dtype, bytes) = stored.ok_or_else(|| {
@@ -110,17 +89,11 @@ impl FolderWriter {
                     tensor.shape
                 ))
             })?;
-            let info = StoredInfo {
-                dtype,
-                shape: tensor.shape.clone(),
-                data_offsets: (offset, offset + bytes),
-            };
+            let info = StoredInfo { dtype, shape: tensor.shape.clone(), data_offsets: (offset, offset + bytes) };
             offset += bytes;
             infos.push((tensor.name.clone(), info));
         }
-        let format = [("format".to_owned(), "pt".to_owned())]
-            .into_iter()
-            .collect();
+        let format = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
         let header = Metadata::new(Some(format), infos).map_err(|e| unwritable(e.to_string()))?;
         let mut header = serde_json::to_vec(&header).map_err(|e| unwritable(e.to_string()))?;
         header.resize(header.len().next_multiple_of(8), b' ');
@@ -131,13 +104,9 @@ impl FolderWriter {
                 let expected = tensor.byte_len().unwrap_or(0);
                 let bytes = (tensor.bytes)()?;
                 if bytes.len() != expected {
-                    return Err(Error::Extent {
-                        name: tensor.name,
-                        unit: "bytes",
-                        expected,
-                        actual: bytes.len(),
-                    }
-                    .into());
+                    return Err(
+                        Error::Extent { name: tensor.name, unit: "bytes", expected, actual: bytes.len() }.into()
+                    );
                 }
                 out.write_all(&bytes)?;
             }
@@ -165,15 +134,8 @@ pub struct SaveModel<'a> {
 ///
 /// # Errors
 /// As [`FolderWriter::tensors`].
-pub fn write_model(
-    folder: &FolderWriter,
-    model: &SaveModel<'_>,
-    tensors: Vec<OutTensor<'_>>,
-) -> Result<()> {
-    let parameters: usize = tensors
-        .iter()
-        .map(|t| t.shape.iter().product::<usize>())
-        .sum();
+pub fn write_model(folder: &FolderWriter, model: &SaveModel<'_>, tensors: Vec<OutTensor<'_>>) -> Result<()> {
+    let parameters: usize = tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
     let mut shards = split(tensors, model.shard_bytes);
     if shards.len() <= 1 {
         folder.tensors(SINGLE, shards.pop().unwrap_or_default())?;
@@ -208,11 +170,7 @@ fn split(tensors: Vec<OutTensor<'_>>, limit: u64) -> Vec<Vec<OutTensor<'_>>> {
 }
 
 /// Writes the shards, then the index, which makes them a model.
-fn write_shards(
-    folder: &FolderWriter,
-    shards: Vec<Vec<OutTensor<'_>>>,
-    parameters: usize,
-) -> Result<()> {
+fn write_shards(folder: &FolderWriter, shards: Vec<Vec<OutTensor<'_>>>, parameters: usize) -> Result<()> {
     let count = shards.len();
     let mut weight_map = BTreeMap::new();
     let mut total = 0;
@@ -225,10 +183,7 @@ fn write_shards(
         folder.tensors(&file, tensors)?;
     }
     let metadata = json!({"total_parameters": parameters, "total_size": total});
-    folder.json(
-        INDEX,
-        &json!({"metadata": metadata, "weight_map": weight_map}),
-    )
+    folder.json(INDEX, &json!({"metadata": metadata, "weight_map": weight_map}))
 }
 
 /// `config.json` that tells the written type under the key it uses already: `dtype` since
