@@ -54,3 +54,9 @@ impl Plan {
         Ok((plan, notes))
     }
 }
+
+/// Whether the run trains: as written, or, if nothing says what is to be done, because `train` was typed.
+fn trains(s: &Settings<'_>, verb: Verb) -> bool {
+    let says_otherwise = s.is_set("do_train") || s.bool("do_eval") || s.bool("do_predict");
+    verb != Verb::Train || s.bool("do_train") || !says_otherwise
+}

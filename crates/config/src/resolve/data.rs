@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Verb;
+use super::{Verb, trains};
 use crate::plan::{BadRows, DataPlan, Mix, Packing, Stage, TemplateChoice, ValSize};
 use crate::settings::Settings;
 
@@ -54,13 +54,10 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
 }
 
 fn check_needed(s: &mut Settings<'_>, verb: Verb) {
-    let trains = match verb {
-        // Neither key written: `train` trains.
-        Verb::Train => s.bool("do_train") || !s.is_set("do_train") && !s.bool("do_eval"),
-        Verb::Data => true,
-        Verb::Chat | Verb::Export => return,
-    };
-    if trains && s.lacks("dataset") {
+    if matches!(verb, Verb::Chat | Verb::Export) {
+        return;
+    }
+    if trains(s, verb) && s.lacks("dataset") {
         s.error("dataset", "`dataset` is missing", "add `dataset: name`, a name in `dataset_info.json`");
     }
     let dir = s.text("dataset_dir");

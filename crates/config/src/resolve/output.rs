@@ -20,6 +20,10 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
     }
     let dir = s.opt_path("output_dir").unwrap_or_else(|| "trainer_output".into());
     let evaluates = s.bool("do_eval") || s.text("eval_strategy") != "no";
+    let trains = super::trains(s, verb);
+    if verb == Verb::Train {
+        check_task(s, trains, evaluates);
+    }
     OutputPlan {
         overwrite: s.bool("overwrite_output_dir"),
         resume: resume(s),
@@ -31,29 +35,19 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
         plot_loss: s.bool("plot_loss"),
         tensorboard: trackers(s).then(|| s.opt_path("logging_dir").unwrap_or_else(|| dir.join("runs"))),
         shard_bytes: SHARD_BYTES,
-        train: trains(s, verb, evaluates),
+        train: trains,
         evaluate: evaluates,
         dir,
     }
 }
 
-/// Whether the run trains: as written, or, if nothing is written, what the verb says.
-fn trains(s: &mut Settings<'_>, verb: Verb, evaluates: bool) -> bool {
-    if verb != Verb::Train || s.bool("do_train") {
-        return true;
+/// What is to be said about `do_train`.
+fn check_task(s: &mut Settings<'_>, trains: bool, evaluates: bool) {
+    if trains && !s.bool("do_train") {
+        s.note("do_train", "`do_train` is not set: `train` trains", "add `do_train: true`");
+    } else if !trains && !evaluates && !s.bool("do_predict") {
+        s.error("do_train", "the recipe asks for nothing: `do_train` and `do_eval` are off", "write `do_train: true`");
     }
-    if s.is_set("do_train") || s.bool("do_eval") {
-        if !evaluates {
-            s.error(
-                "do_train",
-                "the recipe asks for nothing: `do_train` and `do_eval` are off",
-                "write `do_train: true`",
-            );
-        }
-        return false;
-    }
-    s.note("do_train", "`do_train` is not set: `train` trains", "add `do_train: true`");
-    true
 }
 
 fn resume(s: &Settings<'_>) -> Resume {
