@@ -46,12 +46,12 @@ simd! {
         let (mut total, mut plain) = (0f64, 0f64);
         for block in z.chunks_mut(BLOCK) {
             if options.smoothing != 0.0 {
-                plain += f64::from(math::sum(block.len(), |i| block[i]));
+                plain += f64::from(math::sum(block, |x| x));
             }
             for z in block.iter_mut() {
                 *z = math::exp(*z - top);
             }
-            total += f64::from(math::sum(block.len(), |i| block[i]));
+            total += f64::from(math::sum(block, |x| x));
         }
         let n = z.len() as f64;
         let lse = f64::from(top) + total.ln();

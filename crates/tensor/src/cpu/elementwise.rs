@@ -198,7 +198,7 @@ pub fn all_finite(x: Data<'_>) -> bool {
 simd! {
     fn finite_part<X: Element>(x: &[X]) -> bool {
         // x - x is zero, or NaN where x is infinite or NaN.
-        let off = math::sum(x.len(), |i| x[i].get() - x[i].get());
+        let off = math::sum(x, |x| x - x);
         off == 0.0
     }
 }

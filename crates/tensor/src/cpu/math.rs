@@ -1,5 +1,7 @@
 //! Functions of one lane and sums over slices, written so that the compiler vectorises what contains them.
 
+use super::Element;
+
 /// `exp(x)` within 2e-7 relative; 0 below -87.3, infinite above 88.3, NaN of NaN.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial of degree 7 in r (Cephes' coefficients).
@@ -32,35 +34,72 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 /// Accumulators of a vectorised sum: one register at the widest level.
 pub(crate) const LANES: usize = 16;
 
-/// Sum of lanes, pairwise.
+/// Joins the lanes of a reduction, pairwise.
 #[inline(always)]
-pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
+pub(crate) fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            lanes[i] += lanes[i + width];
+            lanes[i] = f(lanes[i], lanes[i + width]);
         }
         width /= 2;
     }
     lanes[0]
 }
 
-/// Sum of `f(i)` for `i < n` in sixteen interleaved parts.
+/// Sum of `f` of each element, in sixteen interleaved parts.
 #[inline(always)]
-pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<X: Element>(xs: &[X], f: impl Fn(f32) -> f32) -> f32 {
+    let (blocks, rest) = xs.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
-    let whole = n - n % LANES;
-    let mut i = 0;
-    while i < whole {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
+    for x in blocks {
+        for l in 0..LANES {
+            lanes[l] += f(x[l].get());
         }
-        i += LANES;
     }
-    for (l, lane) in lanes.iter_mut().enumerate().take(n - whole) {
-        *lane += f(whole + l);
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += f(x.get());
     }
-    add_lanes(lanes)
+    fold(lanes, |a, b| a + b)
+}
+
+/// Sum of `x y`, in sixteen interleaved parts.
+#[inline(always)]
+pub(crate) fn dot<X: Element, Y: Element>(xs: &[X], ys: &[Y]) -> f32 {
+    let ((blocks, rest), (blocks_y, rest_y)) = (xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+    let mut lanes = [0.0; LANES];
+    for (x, y) in blocks.iter().zip(blocks_y) {
+        for l in 0..LANES {
+            lanes[l] += x[l].get() * y[l].get();
+        }
+    }
+    for ((lane, x), y) in lanes.iter_mut().zip(rest).zip(rest_y) {
+        *lane += x.get() * y.get();
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// Sum of `x y z`, in sixteen interleaved parts.
+#[inline(always)]
+pub(crate) fn dot3<X: Element, Y: Element, Z: Element>(xs: &[X], ys: &[Y], zs: &[Z]) -> f32 {
+    let ((blocks, rest), (blocks_y, rest_y)) = (xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+    let (blocks_z, rest_z) = zs.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for ((x, y), z) in blocks.iter().zip(blocks_y).zip(blocks_z) {
+        for l in 0..LANES {
+            lanes[l] += x[l].get() * (y[l].get() * z[l].get());
+        }
+    }
+    for (((lane, x), y), z) in lanes.iter_mut().zip(rest).zip(rest_y).zip(rest_z) {
+        *lane += x.get() * (y.get() * z.get());
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The larger of two, the first where one is NaN.
+#[inline(always)]
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// Largest element, -infinity of none; NaN elements are passed over.
@@ -70,10 +109,13 @@ pub(crate) fn max(xs: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for block in blocks {
         for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane = if x > *lane { x } else { *lane };
+            *lane = larger(*lane, x);
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    for (lane, &x) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, x);
+    }
+    fold(lanes, larger)
 }
 
 #[cfg(test)]
@@ -98,7 +140,9 @@ mod tests {
     fn sums_and_maxima_take_every_element() {
         for n in [0usize, 1, 15, 16, 17, 100] {
             let xs: Vec<f32> = (0..n).map(|i| (i as f32) - 3.0).collect();
-            assert_eq!(sum(n, |i| xs[i]), xs.iter().sum::<f32>());
+            assert_eq!(sum(&xs, |x| x), xs.iter().sum::<f32>());
+            assert_eq!(dot(&xs, &xs), xs.iter().map(|x| x * x).sum::<f32>());
+            assert_eq!(dot3(&xs, &xs, &vec![2.0; n]), xs.iter().map(|x| 2.0 * x * x).sum::<f32>());
             assert_eq!(max(&xs), xs.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
     }

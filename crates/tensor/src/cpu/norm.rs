@@ -39,7 +39,7 @@ pub fn rmsnorm_apply(x: Data<'_>, w: Data<'_>, rstd: &[f32], y: DataMut<'_>) {
 simd! {
     fn rstd_part<X: Element>(x: &[X], width: usize, eps: f32, rstd: &mut [f32]) {
         for (x, r) in x.chunks_exact(width).zip(rstd) {
-            let squares = math::sum(width, |i| x[i].get() * x[i].get());
+            let squares = math::sum(x, |x| x * x);
             *r = 1.0 / (squares / width as f32 + eps).sqrt();
         }
     }
@@ -120,7 +120,7 @@ simd! {
         let n = w.len();
         let rows = xdy.0.chunks_exact(n).zip(xdy.1.chunks_exact(n)).zip(dx.chunks_exact_mut(n)).zip(rstd);
         for (((x, dy), dx), &r) in rows {
-            let dot = math::sum(n, |i| x[i].get() * (dy[i].get() * w[i].get()));
+            let dot = math::dot3(x, dy, w);
             let pull = r * r * (dot / n as f32);
             for (((x, dy), w), dx) in x.iter().zip(dy).zip(w).zip(dx) {
                 *dx = D::put(r * (w.get() * dy.get() - x.get() * pull));

@@ -69,7 +69,7 @@ fn deltas(args: &Attention<'_>, grad: &AttentionGrad<'_>, reader: Reader, delta:
 
 simd! {
     fn dot<X: Element, Y: Element>(x: &[X], y: &[Y]) -> f32 {
-        math::sum(x.len(), |i| x[i].get() * y[i].get())
+        math::dot(x, y)
     }
 }
 
@@ -374,13 +374,19 @@ simd! {
     /// Turns scores and dP into P and scale dS, zero where the key isn't seen.
     fn score_row(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, row: (f32, f32, f32)) {
         let (scale, lse, delta) = row;
-        for x in [&mut *p, &mut *ds] {
+        // Whole registers first: what isn't seen is finite or overwritten.
+        let whole = seen.end.next_multiple_of(math::LANES);
+        let (p_blocks, _) = p[..whole].as_chunks_mut::<{ math::LANES }>();
+        let (ds_blocks, _) = ds[..whole].as_chunks_mut::<{ math::LANES }>();
+        for (p, ds) in p_blocks.iter_mut().zip(ds_blocks) {
+            for (p, ds) in p.iter_mut().zip(ds) {
+                *p = math::exp(*p * scale - lse);
+                *ds = *p * (*ds - delta) * scale;
+            }
+        }
+        for x in [p, ds] {
             x[..seen.start].fill(0.0);
             x[seen.end..].fill(0.0);
-        }
-        for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
-            *p = math::exp(*p * scale - lse);
-            *ds = *p * (*ds - delta) * scale;
         }
     }
 }

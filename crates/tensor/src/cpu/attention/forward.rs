@@ -138,11 +138,12 @@ impl Task<'_> {
     /// Turns scores into unnormalised probabilities and rescales what was summed under a smaller maximum.
     fn soften(&self, rows: &Range<usize>, keys: &Range<usize>, n: usize, scores: &mut [f32], state: &mut State<'_>) {
         let width = self.reader.padded();
+        let whole = n.next_multiple_of(math::LANES);
         for (row, p) in rows.clone().zip(scores.chunks_exact_mut(K_BLOCK)) {
             let i = row - self.rows.start;
             let seen = self.sequence.visible_in(row, keys);
             let (top, sum, factor) =
-                soften_row(self.reader.level, &mut p[..n], seen, self.args.shape.scale, state.top[i]);
+                soften_row(self.reader.level, &mut p[..whole], seen, self.args.shape.scale, state.top[i]);
             state.top[i] = top;
             state.sum[i] = state.sum[i] * factor + sum;
             if factor != 1.0 {
@@ -182,23 +183,32 @@ simd! {
     /// Replaces visible scores s by `exp(scale s - top)` and others by 0; returns the new maximum, the sum, and the
     /// factor of what was summed before. NaN scores stay NaN.
     fn soften_row(p: &mut [f32], seen: Range<usize>, scale: f32, old: f32) -> (f32, f32, f32) {
-        p[..seen.start].fill(0.0);
-        p[seen.end..].fill(0.0);
-        let p = &mut p[seen];
-        if p.is_empty() {
+        if seen.is_empty() {
+            p.fill(0.0);
             return (old, 0.0, 1.0);
         }
-        for x in p.iter_mut() {
-            *x *= scale;
+        p[..seen.start].fill(f32::NEG_INFINITY);
+        p[seen.end..].fill(f32::NEG_INFINITY);
+        let (blocks, _) = p.as_chunks_mut::<{ math::LANES }>();
+        let mut lanes = [f32::NEG_INFINITY; math::LANES];
+        for block in blocks.iter_mut() {
+            for (x, top) in block.iter_mut().zip(&mut lanes) {
+                *x *= scale;
+                *top = math::larger(*top, *x);
+            }
         }
-        let top = math::max(p).max(old);
+        let top = math::larger(old, math::fold(lanes, math::larger));
         // Nothing finite so far: any finite reference will do.
         let reference = if top == f32::NEG_INFINITY { 0.0 } else { top };
-        for x in p.iter_mut() {
-            *x = math::exp(*x - reference);
+        let mut lanes = [0.0; math::LANES];
+        for block in blocks.iter_mut() {
+            for (x, sum) in block.iter_mut().zip(&mut lanes) {
+                *x = math::exp(*x - reference);
+                *sum += *x;
+            }
         }
         let factor = if old == top { 1.0 } else { math::exp(old - reference) };
-        (top, math::sum(p.len(), |i| p[i]), factor)
+        (top, math::fold(lanes, |a, b| a + b), factor)
     }
 }
 
