@@ -1,6 +1,6 @@
 //! What a run will do, resolved: every default filled in, every cross-check made once.
 //!
-//! [`Recipe`] is what the user wrote; a [`Plan`] is what it means. Components take the
+//! [`Recipe`](crate::Recipe) is what the user wrote; a [`Plan`] is what it means. Components take the
 //! sub-struct that concerns them and never look at the recipe; nothing validates again after this.
 //! Names here are ferrotune's own: other tools' spellings are translated in `keys.rs` and nowhere else.
 
