@@ -7,7 +7,8 @@ use ferrotune_config::plan::EvalPlan;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::report::LogRow;
+use crate::report::state::{CallbackState, EarlyStoppingArgs, EarlyStoppingAttributes};
+use crate::report::{LogRow, TrainerState};
 
 /// Mean losses: since the last log row, and over the run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -130,10 +131,14 @@ impl BestTracker {
         self.state = state;
     }
 
-    /// Evaluations without progress that end the run.
-    #[must_use]
-    pub fn patience(&self) -> Option<u64> {
-        self.patience
+    /// Puts what is known into a trainer state. The best checkpoint's folder is the caller's to add, once it is there.
+    pub fn describe(&self, state: &mut TrainerState) {
+        state.best_metric = self.state.best.map(|best| best.value);
+        state.best_global_step = self.state.best.map(|best| best.step);
+        state.stateful_callbacks.early_stopping = self.patience.map(|patience| CallbackState {
+            args: EarlyStoppingArgs { early_stopping_patience: patience, early_stopping_threshold: 0.0 },
+            attributes: EarlyStoppingAttributes { early_stopping_patience_counter: self.state.stale },
+        });
     }
 }
 
@@ -157,7 +162,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures;
-    use crate::report::{Evaluation, TrainerState, When};
+    use crate::report::{Evaluation, When};
 
     fn plan() -> EvalPlan {
         EvalPlan {
@@ -221,6 +226,25 @@ mod tests {
         let mut resumed = BestTracker::new(&plan()).expect("it is asked for");
         resumed.restore(state);
         assert_eq!(resumed, tracker);
+    }
+
+    #[test]
+    fn a_trainer_state_tells_of_it_as_transformers_does() {
+        let mut tracker = BestTracker::new(&plan()).expect("it is asked for");
+        for (step, loss) in [(10, 0.5), (20, 0.75)] {
+            tracker.observe(step, &evaluation(loss)).expect("it has a loss");
+        }
+        let mut state = TrainerState::default();
+        tracker.describe(&mut state);
+        let json = serde_json::to_value(&state).expect("it serialises");
+        assert_eq!((json["best_metric"].as_f64(), json["best_global_step"].as_u64()), (Some(0.5), Some(10)));
+        assert_eq!(
+            json["stateful_callbacks"]["EarlyStoppingCallback"].to_string(),
+            r#"{"args":{"early_stopping_patience":2,"early_stopping_threshold":0.0},"#.to_owned()
+                + r#""attributes":{"early_stopping_patience_counter":1}}"#
+        );
+        let back: TrainerState = serde_json::from_value(json).expect("its own text");
+        assert_eq!(back, state);
     }
 
     #[test]
