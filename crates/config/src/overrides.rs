@@ -60,7 +60,7 @@ impl<'a> Words<'a> {
         let (word, at) = self.take()?;
         let bare = word.strip_prefix("--");
         if let Some((name, value)) = bare.unwrap_or(word).split_once('=') {
-            let before = (word.len() - value.len()).min(word.len());
+            let before = word.len() - value.len();
             let start = at.column + word[..before].chars().count();
             let value_at = At { column: start, len: value.chars().count().max(1), ..at };
             return Some(build(name, at, read(kind_of(name), value, value_at)));
