@@ -99,6 +99,20 @@ pub enum Error {
         /// Whether recomputation was counted on.
         recompute: bool,
     },
+    /// A checkpoint that this run can't go on from.
+    #[error("cannot resume from {}: {reason}", path.display())]
+    CannotResume {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Why, and the cure.
+        reason: String,
+    },
+    /// The output folder holds a finished model and no checkpoint.
+    #[error("{} already holds a trained model and no checkpoint to resume from; choose another output_dir, or overwrite_output_dir: true", path.display())]
+    OutputInUse {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A schedule's options contradict each other.
     #[error("lr_scheduler_type {kind}: {reason}")]
     Schedule {

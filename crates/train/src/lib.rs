@@ -1,14 +1,29 @@
-//! Training: the schedule of rates, what is measured on the way, and the files a run leaves behind.
+//! Training: the engine that holds weights, gradients and optimiser states; the step; the loop; what is measured on the
+//! way, and the files a run leaves behind.
 #![forbid(unsafe_code)]
 
 pub mod clock;
 pub mod engine;
 pub mod error;
+mod evaluate;
+mod event;
+mod memory;
+mod order;
+mod outputs;
 pub mod report;
+mod run;
+pub mod save;
 pub mod schedule;
+mod step;
 pub mod track;
 
 #[cfg(test)]
 mod fixtures;
 
 pub use error::{Error, Result};
+pub use evaluate::evaluate;
+pub use event::{Event, Start};
+pub use memory::{MemoryPlan, decide, predict};
+pub use order::Order;
+pub use run::{Finished, Job, longest_batch, run, step_options};
+pub use step::{Outcome, Sample, StepOptions, step};

@@ -4,7 +4,7 @@ use crate::engine::Engine;
 use crate::step::{Sample, StepOptions, step};
 use crate::{Error, Result};
 use ferrotune_config::plan::Recompute;
-use ferrotune_data::Row;
+use ferrotune_data::rows::Row;
 use ferrotune_dist::Solo;
 use ferrotune_model::Model;
 use ferrotune_tensor::{Device, Track, cpu};

@@ -7,7 +7,7 @@
 use crate::engine::{Engine, Update};
 use crate::{Error, Result};
 use ferrotune_config::plan::{AdamWPlan, LoraPlus};
-use ferrotune_data::Row;
+use ferrotune_data::rows::Row;
 use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings, Sequence};
 use ferrotune_tensor::{Kind, Segment, Tape, Tensor};
 use std::rc::Rc;
@@ -104,13 +104,14 @@ fn accumulate(model: &Model, engine: &Engine, samples: &[Sample<'_>], loss: Loss
 
 /// Lays samples end to end on the engine's device.
 pub(crate) fn batch(model: &Model, engine: &Engine, samples: &[Sample<'_>], noise: Option<NoiseSettings>) -> Rc<Batch> {
-    let sequence = |s: &Sample<'_>| -> Sequence<'_> {
-        let Row { input_ids, labels, segments, isolated, .. } = s.row;
-        // SAFETY-free narrowing: data sets of over four billion rows repeat their noise, which harms nothing.
-        Sequence { input_ids, labels, segments, isolated, sample: s.index as u32 }
-    };
     let sequences: Vec<Sequence<'_>> = samples.iter().map(sequence).collect();
     Rc::new(Batch::new(engine.device(), model.config(), &sequences, noise))
+}
+
+fn sequence<'a>(sample: &'a Sample<'_>) -> Sequence<'a> {
+    let Row { input_ids, labels, segments, isolated, .. } = sample.row;
+    // Data sets of over four billion rows repeat their noise, which harms nothing.
+    Sequence { input_ids, labels, segments, isolated, sample: sample.index as u32 }
 }
 
 /// Names the first part of the model that went wrong, and the rows that make it do so by themselves.

@@ -8,7 +8,7 @@
 use super::elementwise::{add_assign, add_column_sums, cast};
 use super::matmul::{Term, flipped, matmul, plain};
 use super::noise::{Noise, dropped};
-use super::{dora, elementwise};
+use super::dora;
 use crate::tape::{Grads, Saved};
 use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
 use std::rc::Rc;
@@ -163,8 +163,16 @@ pub fn merge_lora(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f32) {
         let count = BAND.min(rows - start);
         let band = weight.rows(start, count);
         let sum = device.empty([count, cols], DType::F32, Kind::Work);
-        elementwise::cast(&sum, &band);
+        cast(&sum, &band);
         matmul(&sum, 1.0, Term::new(scale, plain(&b.rows(start, count)), plain(a)), None, None);
-        elementwise::cast(&band, &sum);
+        cast(&band, &sum);
     }
+}
+
+/// `W += scale (B A)'`, in f32, rounded once: the update of an embedding W `[vocab, width]` by A `[r, vocab]`, B `[width, r]`.
+pub fn merge_embedding_lora(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f32) {
+    let sum = weight.device().empty(weight.shape(), DType::F32, Kind::Work);
+    cast(&sum, weight);
+    matmul(&sum, 1.0, Term::new(scale, flipped(a), flipped(b)), None, None);
+    cast(weight, &sum);
 }

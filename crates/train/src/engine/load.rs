@@ -2,57 +2,64 @@
 
 use super::Engine;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{Dtype, TensorSource};
+use ferrotune_checkpoint::{Adapter, Dtype, HostTensor, TensorSource};
 use ferrotune_model::{Parameter, Role, Source};
 use ferrotune_tensor::{DType, Kind, Tensor, ops};
 
-/// An adapter's tensors by the names of the model's parameters, with its own scale.
-pub struct AdapterWeights<'a> {
-    /// The tensors.
-    pub tensors: &'a dyn TensorSource,
-    /// Name in the file of a parameter of ours, if the file has it.
-    pub file_name: &'a dyn Fn(&str) -> Option<String>,
-    /// alpha / r, or alpha / sqrt(r).
-    pub scale: f32,
-    /// For errors.
-    pub path: &'a str,
+/// An adapter and where it was read, for errors.
+pub struct LoadedAdapter {
+    /// Its folder, as the user named it.
+    pub path: String,
+    /// What it holds.
+    pub adapter: Adapter,
 }
 
 impl Engine {
-    /// Gives every parameter its first value. Adapters in `merged` are added to the weights that they adapt, in order; `continued`
-    /// replaces the fresh adapter. `seed` is that of new adapters.
-    pub fn load(&self, files: &dyn TensorSource, merged: &[AdapterWeights<'_>], continued: Option<&AdapterWeights<'_>>, seed: u64) -> Result<()> {
+    /// Gives every parameter its first value. Adapters in `merged` are added to the weights that they adapt, in order;
+    /// `continued` replaces the fresh adapter. `seed` is that of new adapters.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape, an adapter doesn't fit, or a file can't be read.
+    pub fn load(
+        &self,
+        files: &dyn TensorSource,
+        merged: &[LoadedAdapter],
+        continued: Option<&LoadedAdapter>,
+        seed: u64,
+    ) -> Result<()> {
+        for given in merged.iter().chain(continued) {
+            given.adapter.check_fits(given.path.as_ref(), files)?;
+        }
         for parameter in self.parameters() {
+            let value = self.value(&parameter.param);
             match &parameter.source {
                 Source::File(name) => {
-                    self.read(files, name, parameter)?;
-                    for adapter in merged {
-                        self.merge(adapter, parameter)?;
+                    read(files, name, parameter, &value)?;
+                    for given in merged {
+                        self.merge(given, parameter);
                     }
                 }
-                Source::Uniform { bound } => ops::fill_uniform(&self.value(&parameter.param), *bound, seed, parameter.param.id as u64),
+                Source::Uniform { bound } => ops::fill_uniform(&value, *bound, seed, parameter.param.id as u64),
                 Source::Zeros | Source::RowNorms { .. } => {}
             }
-            if let Some(adapter) = continued {
-                self.overlay(adapter, parameter)?;
+            if let Some(given) = continued {
+                self.overlay(given, parameter)?;
             }
         }
-        self.fill_magnitudes(continued)?;
+        self.fill_magnitudes(continued);
         self.copy_masters();
         Ok(())
     }
 
     /// DoRA's magnitudes start at the norms of the merged rows, so they come last.
-    fn fill_magnitudes(&self, continued: Option<&AdapterWeights<'_>>) -> Result<()> {
+    fn fill_magnitudes(&self, continued: Option<&LoadedAdapter>) {
         for parameter in self.parameters() {
             let Source::RowNorms { weight, a, b, scale } = &parameter.source else { continue };
-            let given = continued.is_some_and(|adapter| (adapter.file_name)(&parameter.param.name).is_some());
-            if !given {
+            if continued.is_none_or(|given| part(&given.adapter, parameter).is_none()) {
                 let of = |id: usize| self.value(&self.parameters()[id].param);
                 ops::copy(&self.value(&parameter.param), &ops::row_norms(&of(*weight), &of(*a), &of(*b), *scale));
             }
         }
-        Ok(())
     }
 
     fn copy_masters(&self) {
@@ -64,74 +71,65 @@ impl Engine {
         }
     }
 
-    fn read(&self, files: &dyn TensorSource, name: &str, parameter: &Parameter) -> Result<()> {
-        let want = parameter.param.shape;
-        let found = files.info(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned(), shape: want.dims().to_vec() })?;
-        if found.shape != want.dims() {
-            let (name, expected) = (name.to_owned(), want.dims().to_vec());
-            return Err(Error::TensorShape { name, found: found.shape, expected });
-        }
-        read_into(files, name, &self.value(&parameter.param))
-    }
-
     /// Adds an adapter's update to the base weight that it adapts, or replaces a module that it trained whole.
-    fn merge(&self, adapter: &AdapterWeights<'_>, parameter: &Parameter) -> Result<()> {
-        let name = &parameter.param.name;
-        if let Some(file_name) = (adapter.file_name)(name) {
-            return read_into(adapter.tensors, &file_name, &self.value(&parameter.param));
+    fn merge(&self, given: &LoadedAdapter, parameter: &Parameter) {
+        let (adapter, weight) = (&given.adapter, self.value(&parameter.param));
+        if let Some(saved) = adapter.saved.get(&parameter.param.name) {
+            weight.write_f32(&saved.data);
+            return;
         }
-        let Some(module) = name.strip_suffix(".weight") else { return Ok(()) };
-        let names = ["lora_A", "lora_B"].map(|part| (adapter.file_name)(&format!("{module}.{part}.weight")));
-        let [Some(a), Some(b)] = names else { return Ok(()) };
-        let (a, b) = (self.scratch(adapter, &a)?, self.scratch(adapter, &b)?);
-        let weight = self.value(&parameter.param);
-        let (rows, cols) = (weight.dims()[0], weight.dims()[1]);
-        if a.dims()[1] != cols || b.dims()[0] != rows || a.dims()[0] != b.dims()[1] {
-            let (path, module) = (adapter.path.to_owned(), module.to_owned());
-            return Err(Error::AdapterShape { path, module, found: vec![b.dims()[0], a.dims()[1]], expected: vec![rows, cols] });
+        let module = parameter.param.name.strip_suffix(".weight");
+        let Some((module, lora)) = module.and_then(|m| adapter.modules.get(m).map(|lora| (m, lora))) else { return };
+        let upload = |host: &HostTensor| Tensor::from_f32(self.device(), &host.data, &host.shape[..], Kind::Work);
+        let (a, b) = (upload(&lora.a), upload(&lora.b));
+        let scale = adapter.config.scaling(module) as f32;
+        match &lora.magnitude {
+            // An embedding's A is [r, vocabulary]: its update is (B A)'.
+            None if lora.embedding => ops::merge_embedding_lora(&weight, &a, &b, scale),
+            None => ops::merge_lora(&weight, &a, &b, scale),
+            Some(magnitude) => ops::merge_dora(&weight, &a, &b, scale, &upload(magnitude)),
         }
-        let magnitude = (adapter.file_name)(&format!("{module}.lora_magnitude_vector"));
-        let magnitude = magnitude.map(|m| self.scratch(adapter, &m)).transpose()?;
-        match magnitude {
-            None => ops::merge_lora(&weight, &a, &b, adapter.scale),
-            Some(magnitude) => ops::merge_dora(&weight, &a, &b, adapter.scale, &magnitude),
-        }
-        Ok(())
-    }
-
-    fn scratch(&self, adapter: &AdapterWeights<'_>, name: &str) -> Result<Tensor> {
-        let info = adapter.tensors.info(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned(), shape: Vec::new() })?;
-        let tensor = self.device().empty(&info.shape[..], DType::F32, Kind::Work);
-        read_into(adapter.tensors, name, &tensor)?;
-        Ok(tensor)
     }
 
     /// Takes an adapter's tensors as the first values of the parameters that train.
-    fn overlay(&self, adapter: &AdapterWeights<'_>, parameter: &Parameter) -> Result<()> {
+    fn overlay(&self, given: &LoadedAdapter, parameter: &Parameter) -> Result<()> {
         let param = &parameter.param;
-        match (adapter.file_name)(&param.name) {
-            Some(name) => {
-                let found = adapter.tensors.info(&name).map(|info| info.shape).unwrap_or_default();
-                if found != param.shape.dims() {
-                    let (path, module) = (adapter.path.to_owned(), param.name.clone());
-                    return Err(Error::AdapterShape { path, module, found, expected: param.shape.dims().to_vec() });
-                }
-                read_into(adapter.tensors, &name, &self.value(param))
+        match part(&given.adapter, parameter) {
+            Some(host) if host.shape == param.shape.dims() => self.value(param).write_f32(&host.data),
+            Some(host) => {
+                let (path, module) = (given.path.clone(), param.name.clone());
+                let (found, expected) = (host.shape.clone(), param.shape.dims().to_vec());
+                return Err(Error::AdapterShape { path, module, found, expected });
             }
             None if matches!(parameter.role, Role::LoraA | Role::LoraB) => {
-                Err(Error::AdapterLacks { path: adapter.path.to_owned(), name: param.name.clone() })
+                return Err(Error::AdapterLacks { path: given.path.clone(), name: param.name.clone() });
             }
-            None => Ok(()),
+            None => {}
         }
+        Ok(())
     }
 }
 
-fn read_into(source: &dyn TensorSource, name: &str, to: &Tensor) -> Result<()> {
-    let dtype = match to.dtype() {
-        DType::Bf16 => Dtype::Bf16,
-        _ => Dtype::F32,
-    };
+/// The adapter's tensor for a parameter of this run.
+fn part<'a>(adapter: &'a Adapter, parameter: &Parameter) -> Option<&'a HostTensor> {
+    let name = &parameter.param.name;
+    let lora = |ending: &str| name.strip_suffix(ending).and_then(|module| adapter.modules.get(module));
+    match parameter.role {
+        Role::Base => adapter.saved.get(name),
+        Role::LoraA => lora(".lora_A.weight").map(|l| &l.a),
+        Role::LoraB => lora(".lora_B.weight").map(|l| &l.b),
+        Role::Magnitude => lora(".lora_magnitude_vector").and_then(|l| l.magnitude.as_ref()),
+    }
+}
+
+fn read(files: &dyn TensorSource, name: &str, parameter: &Parameter, to: &Tensor) -> Result<()> {
+    let want = parameter.param.shape.dims().to_vec();
+    let Some(found) = files.info(name) else { return Err(Error::MissingTensor { name: name.to_owned(), shape: want }) };
+    if found.shape != want {
+        return Err(Error::TensorShape { name: name.to_owned(), found: found.shape, expected: want });
+    }
+    let dtype = if to.dtype() == DType::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
     let mut result = Ok(());
-    to.with_bytes_mut(|bytes| result = source.read(name, dtype, bytes));
+    to.with_bytes_mut(|bytes| result = files.read(name, dtype, bytes));
     Ok(result?)
 }

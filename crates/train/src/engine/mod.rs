@@ -7,7 +7,7 @@
 mod load;
 mod state;
 
-pub use load::AdapterWeights;
+pub use load::LoadedAdapter;
 pub use state::NamedState;
 
 use crate::Result;
@@ -157,7 +157,7 @@ impl Engine {
     }
 
     /// A trained parameter's gradient, in f32.
-    fn gradient(&self, param: &Param) -> Option<Tensor> {
+    pub fn gradient(&self, param: &Param) -> Option<Tensor> {
         let place = self.places[param.id];
         let training = self.groups[place.group].training.as_ref()?;
         Some(training.grads.view(place.offset * 4 / param.dtype.bytes(1), param.shape, DType::F32))

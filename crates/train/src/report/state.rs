@@ -153,9 +153,15 @@ impl TrainerState {
     /// # Errors
     /// [`Error::Io`] if the file can't be written; an earlier one is then left as it was.
     pub fn write(&self, folder: &Path) -> Result<()> {
+        Ok(write_atomic(&folder.join(TRAINER_STATE), &self.bytes())?)
+    }
+
+    /// The file's content.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
         let mut text = json::indented(self, 2);
         text.push(b'\n');
-        Ok(write_atomic(&folder.join(TRAINER_STATE), &text)?)
+        text
     }
 
     /// Reads `trainer_state.json` of `folder`; keys that older versions lack get their defaults.

@@ -1,0 +1,69 @@
+//! The files that a run writes beside its model while it goes on and when it ends: logs, event files, results, pictures,
+//! the model card.
+
+use crate::Result;
+use crate::clock::Progress;
+use crate::report::tensorboard::Writer;
+use crate::report::{EventFile, LogRow, ModelCard, TrainerLog, TrainerState, write_chart, write_results};
+use crate::save::Saver;
+use ferrotune_config::plan::Plan;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Open logs of a run.
+pub(crate) struct Outputs {
+    dir: PathBuf,
+    log: TrainerLog,
+    events: Option<EventFile>,
+}
+
+impl Outputs {
+    /// Begins the logs, or goes on with them after `done` steps.
+    pub(crate) fn open(plan: &Plan, done: u64, recipe: &str) -> Result<Self> {
+        let dir = plan.output.dir.clone();
+        let log = if done > 0 { TrainerLog::resume(&dir, done, true)? } else { TrainerLog::create(&dir, true)? };
+        let events = plan.output.tensorboard.as_ref().map(|folder| -> Result<EventFile> {
+            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".into());
+            let writer = Writer { host: host.trim(), process: std::process::id(), time: now() };
+            let mut events = EventFile::create(folder, writer, (done > 0).then_some(done))?;
+            events.text("recipe", recipe, now())?;
+            Ok(events)
+        });
+        Ok(Self { dir, log, events: events.transpose()? })
+    }
+
+    pub(crate) fn row(&mut self, row: &LogRow, progress: &Progress) -> Result<()> {
+        self.log.append(row, progress)?;
+        self.events.as_mut().map_or(Ok(()), |events| events.row(row, now()))
+    }
+
+    /// `train_results.json` or `eval_results.json`, and `all_results.json`.
+    pub(crate) fn results(&self, split: &str, row: &LogRow) -> Result<()> {
+        write_results(&self.dir, split, row)
+    }
+
+    /// Pictures and the model card.
+    pub(crate) fn close(self, plan: &Plan, saver: &Saver<'_>, state: &TrainerState) -> Result<()> {
+        if plan.output.plot_loss {
+            write_chart(&self.dir, state, "loss")?;
+            write_chart(&self.dir, state, "eval_loss")?;
+        }
+        let name = self.dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+        let card = ModelCard {
+            name: &name,
+            base_model: saver.base_name,
+            datasets: &plan.data.datasets,
+            tuning: saver.tuning,
+            train: &plan.train,
+            eval_batch: plan.eval.batch,
+            ranks: 1,
+            state,
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        card.write(&self.dir)
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+}

@@ -1,0 +1,385 @@
+//! The loop, top to bottom: next rows, step, log?, evaluate?, save? No callbacks and no hooks; whoever listens gets
+//! [`Event`]s.
+
+use crate::clock::Pace;
+use crate::engine::Engine;
+use crate::evaluate::evaluate;
+use crate::event::{Event, Start};
+use crate::memory::MemoryPlan;
+use crate::order::Order;
+use crate::outputs::Outputs;
+use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
+use crate::save::{RunState, Saver, holds_model, read_state, write_state};
+use crate::schedule::LearningRate;
+use crate::step::{Outcome, Sample, StepOptions, step};
+use crate::track::BestTracker;
+use crate::{Error, Result};
+use ferrotune_checkpoint::{Snapshot, SnapshotWriter, latest_snapshot};
+use ferrotune_config::plan::{Interval, Plan, Resume};
+use ferrotune_data::rows::Rows;
+use ferrotune_model::Model;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Everything a run needs, made ready.
+pub struct Job<'a> {
+    /// What is to be done.
+    pub plan: &'a Plan,
+    /// The model.
+    pub model: &'a Model,
+    /// Its weights, loaded.
+    pub engine: &'a Engine,
+    /// How it is saved.
+    pub saver: Saver<'a>,
+    /// Rows to train on.
+    pub train: &'a Rows,
+    /// Rows to evaluate on, by name.
+    pub eval: &'a [(String, Rows)],
+    /// Memory as predicted, and whether blocks are recomputed.
+    pub memory: MemoryPlan,
+    /// The recipe as written.
+    pub recipe: &'a str,
+    /// Set by the caller to end the run after the step under way, with a checkpoint.
+    pub stop: &'a AtomicBool,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// Steps done.
+    pub steps: u64,
+    /// Steps that the recipe asks for.
+    pub total: u64,
+    /// Mean loss of all steps.
+    pub train_loss: f64,
+    /// Time of this session.
+    pub runtime: Duration,
+    /// Tokens a second of this session.
+    pub tokens_per_second: f64,
+    /// Whether it was stopped before its end.
+    pub stopped: bool,
+}
+
+/// Options of a plan's steps.
+pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
+    let plus = match &plan.tuning {
+        ferrotune_config::plan::Tuning::Lora(lora) => lora.plus,
+        _ => None,
+    };
+    StepOptions {
+        optimizer: plan.train.optimizer,
+        max_norm: plan.train.max_grad_norm,
+        smoothing: plan.train.label_smoothing as f32,
+        embedding_alpha: plan.train.neftune_alpha.unwrap_or(0.0) as f32,
+        seed: plan.train.seed,
+        plus,
+        recompute,
+    }
+}
+
+/// Lengths, in tokens, of the longest micro-batch that `order` can make of `rows`: the longest rows together.
+pub fn longest_batch(rows: &Rows, micro_batch: usize) -> Vec<usize> {
+    let mut lengths: Vec<usize> = (0..rows.len()).map(|i| rows.size(i).0).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.truncate(micro_batch);
+    lengths
+}
+
+/// Trains.
+///
+/// # Errors
+/// If something isn't finite, a file can't be written, or memory runs out; the last checkpoint is whole in every case.
+pub fn run(job: &Job<'_>, hear: &mut dyn FnMut(Event)) -> Result<Finished> {
+    Session::begin(job, hear)?.train()
+}
+
+/// A run under way.
+struct Session<'a, 'h> {
+    job: &'a Job<'a>,
+    hear: &'h mut dyn FnMut(Event),
+    options: StepOptions,
+    order: Order,
+    rates: LearningRate,
+    best: Option<BestTracker>,
+    run: RunState,
+    state: TrainerState,
+    outputs: Outputs,
+    snapshots: SnapshotWriter,
+    pace: Pace,
+    start: Instant,
+    /// Seconds and operations of earlier sessions.
+    earlier: (f64, f64),
+    /// Evaluated after this step already.
+    evaluated: Option<u64>,
+}
+
+impl<'a, 'h> Session<'a, 'h> {
+    fn begin(job: &'a Job<'a>, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
+        let plan = job.plan;
+        let comm = job.engine.comm();
+        let order = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world());
+        let total = order.shape().total_steps();
+        let mut rates = LearningRate::new(&plan.train.schedule, total)?;
+        let mut best = BestTracker::new(&plan.eval);
+        let snapshots = SnapshotWriter::open(&plan.output.dir)?;
+        let mut run = RunState { rows: job.train.len() as u64, recipe: job.recipe.to_owned(), ..RunState::default() };
+        let mut state = fresh_state(plan, &order);
+        if let Some(snapshot) = to_resume(plan)? {
+            let read = read_state(job.engine, &snapshot)?;
+            if read.rows != run.rows {
+                hear(Event::Warning(format!(
+                    "{} was trained on {} rows, the data now has {}; the order of rows is another",
+                    snapshot.path().display(),
+                    read.rows,
+                    run.rows
+                )));
+            }
+            state = TrainerState { log_history: TrainerState::read(snapshot.path())?.log_history, ..state };
+            state.log_history.retain(|row| row.when.step <= read.step);
+            best.iter_mut().for_each(|tracker| tracker.restore(read.best));
+            read.plateau.iter().for_each(|plateau| rates.restore(*plateau));
+            run = RunState { recipe: run.recipe, rows: run.rows, ..read };
+            hear(Event::Resumed(snapshot.path().to_path_buf()));
+        }
+        let outputs = Outputs::open(plan, run.step, job.recipe)?;
+        let earlier = (run.seconds, run.flops);
+        let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
+        let options = step_options(plan, job.memory.recompute);
+        let (trainable, parameters) = job.engine.counts();
+        hear(Event::Started(Start {
+            trainable,
+            parameters,
+            memory: job.memory.clone(),
+            done: run.step,
+            total,
+            epochs: total as f64 / order.shape().steps_per_epoch() as f64,
+            rows: job.train.len(),
+            rows_per_step: order.rows_per_step(),
+        }));
+        let (start, evaluated) = (Instant::now(), None);
+        Ok(Self { job, hear, options, order, rates, best, run, state, outputs, snapshots, pace, start, earlier, evaluated })
+    }
+
+    fn train(mut self) -> Result<Finished> {
+        let total = self.order.shape().total_steps();
+        let flops_before = self.job.engine.device().track().flops;
+        if self.job.plan.eval.on_start && self.run.step == 0 {
+            self.evaluate()?;
+        }
+        let mut stopped = false;
+        while self.run.step < total && !stopped {
+            let (outcome, rate) = self.step()?;
+            self.run.flops = self.earlier.1 + self.job.engine.device().track().flops - flops_before;
+            self.run.seconds = self.earlier.0 + self.start.elapsed().as_secs_f64();
+            self.log(&outcome, rate)?;
+            let asked = self.job.stop.load(Ordering::Relaxed);
+            let enough = self.due(self.job.plan.eval.every) && self.evaluate()?;
+            stopped = enough || asked;
+            let last = self.run.step == total && matches!(self.job.plan.output.save, Interval::Steps(_));
+            if self.due(self.job.plan.output.save) || last || asked {
+                self.save()?;
+            }
+            if asked {
+                return self.stopped(total);
+            }
+        }
+        self.finish(total, stopped)
+    }
+
+    /// One optimiser step.
+    fn step(&mut self) -> Result<(Outcome, f64)> {
+        let number = self.run.step + 1;
+        let rate = self.rates.rate(self.run.step);
+        let sample = |index| Sample { row: self.job.train.get(index), index };
+        let micro_batches: Vec<Vec<Sample<'_>>> =
+            self.order.step_rows(number).into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
+        let outcome = step(self.job.model, self.job.engine, &self.options, &micro_batches, number, rate)?;
+        if !outcome.updated {
+            let rows: Vec<_> = micro_batches.iter().flatten().map(|s| s.row.source.1).collect();
+            (self.hear)(Event::Warning(format!(
+                "step {number}: no token of rows {rows:?} has a label, so nothing was learnt from them; was the answer cut off by cutoff_len?"
+            )));
+        }
+        self.run.step = number;
+        self.run.tokens += outcome.tokens;
+        self.run.losses.add(outcome.loss);
+        self.pace.step(self.start.elapsed(), outcome.tokens);
+        (self.hear)(Event::Stepped(self.pace.progress(self.start.elapsed()), outcome.loss));
+        Ok((outcome, rate))
+    }
+
+    fn when(&self) -> When {
+        When { step: self.run.step, epoch: self.order.shape().epoch_after(self.run.step) }
+    }
+
+    fn due(&self, interval: Interval) -> bool {
+        match interval {
+            Interval::Never => false,
+            Interval::Steps(every) => self.run.step.is_multiple_of(every),
+            Interval::Epoch => self.order.ends_epoch(self.run.step),
+        }
+    }
+
+    fn log(&mut self, outcome: &Outcome, rate: f64) -> Result<()> {
+        let plan = &self.job.plan.output;
+        let due = self.due(Interval::Steps(plan.logging_steps)) || (plan.logging_first_step && self.run.step == 1);
+        if !due {
+            return Ok(());
+        }
+        let loss = self.run.losses.take().unwrap_or(outcome.loss);
+        self.record(LogRow::step(self.when(), loss, outcome.grad_norm, rate))
+    }
+
+    fn record(&mut self, row: LogRow) -> Result<()> {
+        self.outputs.row(&row, &self.pace.progress(self.start.elapsed()))?;
+        self.state.log_history.push(row.clone());
+        (self.hear)(Event::Logged(row));
+        Ok(())
+    }
+
+    /// Evaluates on every set; true if the run has been without progress for long enough.
+    fn evaluate(&mut self) -> Result<bool> {
+        let plan = &self.job.plan.eval;
+        let several = self.job.plan.data.eval_each && self.job.eval.len() > 1;
+        let mut rows = Vec::new();
+        for (name, set) in self.job.eval {
+            let found = evaluate(self.job.model, self.job.engine, set, plan.batch)?;
+            let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.accuracy), ..found };
+            let name = several.then(|| name.clone());
+            let row = LogRow::evaluation(self.when(), name.as_deref(), &found);
+            rows.push(row.clone());
+            self.record(row)?;
+            (self.hear)(Event::Evaluated { step: self.run.step, name, found });
+        }
+        self.evaluated = Some(self.run.step);
+        if let Some(loss) = rows.first().and_then(|row| row.values().find(|(k, _)| k.ends_with("_loss")).map(|(_, v)| v)) {
+            self.rates.observe(loss);
+        }
+        let (step, best) = (self.run.step, &mut self.best);
+        match best {
+            Some(tracker) if step > 0 && !rows.is_empty() => Ok(tracker.observe(step, &rows)?.stop),
+            _ => Ok(false),
+        }
+    }
+
+    /// Brings the trainer state up to where the run stands.
+    fn settle(&mut self) {
+        let When { step, epoch } = self.when();
+        self.state.global_step = step;
+        self.state.epoch = epoch;
+        self.state.total_flos = self.run.flops;
+        self.state.num_input_tokens_seen = self.run.tokens;
+        if let Some(best) = &self.best {
+            best.describe(&mut self.state);
+            self.run.best = best.state();
+            let folder = self.run.best.best.map(|b| self.snapshots.dir().join(format!("checkpoint-{}", b.step)));
+            self.state.best_model_checkpoint =
+                folder.filter(|f| f.exists()).and_then(|f| f.to_str().map(str::to_owned));
+        }
+        self.run.plateau = self.rates.state();
+    }
+
+    fn save(&mut self) -> Result<()> {
+        self.settle();
+        let (engine, saver, run, state) = (self.job.engine, &self.job.saver, &self.run, &self.state);
+        let only_model = self.job.plan.output.save_only_model;
+        let path = self.snapshots.write(run.step, |folder| {
+            saver.write(engine, folder)?;
+            folder.bytes(crate::report::state::TRAINER_STATE, &state.bytes())?;
+            if only_model { Ok(()) } else { write_state(engine, run, folder) }
+        })?;
+        (self.hear)(Event::Saved(path));
+        if let Some(keep) = self.job.plan.output.save_total_limit {
+            let protect: Vec<u64> = self.run.best.best.filter(|_| self.job.plan.eval.load_best).map(|b| b.step).into_iter().collect();
+            self.snapshots.prune(keep, &protect)?;
+        }
+        Ok(())
+    }
+
+    fn finished(&self, total: u64, stopped: bool) -> Finished {
+        Finished {
+            steps: self.run.step,
+            total,
+            train_loss: self.run.losses.mean(),
+            runtime: self.start.elapsed(),
+            tokens_per_second: self.pace.progress(self.start.elapsed()).tokens_per_second,
+            stopped,
+        }
+    }
+
+    /// Ends a run that the user stopped: its checkpoint is written, nothing else is claimed.
+    fn stopped(mut self, total: u64) -> Result<Finished> {
+        self.settle();
+        self.state.write(&self.job.plan.output.dir)?;
+        Ok(self.finished(total, true))
+    }
+
+    fn finish(mut self, total: u64, stopped: bool) -> Result<Finished> {
+        let plan = self.job.plan;
+        let summary = Summary {
+            train_loss: self.run.losses.mean(),
+            total_flos: self.run.flops,
+            samples: self.order.shape().samples(self.job.train.len() as u64, self.order.rows_per_step() as u64),
+            steps: self.run.step,
+            runtime: self.start.elapsed(),
+        };
+        let finished = self.finished(total, stopped);
+        self.settle();
+        if plan.eval.load_best
+            && let Some(best) = self.run.best.best
+        {
+            let path = self.snapshots.dir().join(format!("checkpoint-{}", best.step));
+            read_state(self.job.engine, &Snapshot::open(&path)?)?;
+        }
+        let row = LogRow::summary(self.when(), &summary);
+        self.record(row.clone())?;
+        let folder = ferrotune_checkpoint::FolderWriter::new(&plan.output.dir)?;
+        self.job.saver.write(self.job.engine, &folder)?;
+        self.outputs.results("train", &row)?;
+        if plan.output.evaluate && !self.job.eval.is_empty() {
+            if self.evaluated != Some(self.run.step) || plan.eval.load_best {
+                self.evaluate()?;
+            }
+            let last = self.state.log_history.iter().rev().find(|row| row.get("eval_loss").is_some()).cloned();
+            if let Some(row) = last {
+                self.outputs.results("eval", &row)?;
+            }
+        }
+        self.settle();
+        self.state.write(&plan.output.dir)?;
+        self.outputs.close(plan, &self.job.saver, &self.state)?;
+        Ok(finished)
+    }
+}
+
+fn fresh_state(plan: &Plan, order: &Order) -> TrainerState {
+    let every = |interval| match interval {
+        Interval::Steps(steps) => Some(steps),
+        Interval::Never | Interval::Epoch => None,
+    };
+    let mut state = TrainerState {
+        logging_steps: plan.output.logging_steps,
+        max_steps: order.shape().total_steps(),
+        num_train_epochs: order.shape().epochs(),
+        train_batch_size: plan.train.micro_batch as u64,
+        ..TrainerState::default()
+    };
+    state.eval_steps = every(plan.eval.every).unwrap_or(state.eval_steps);
+    state.save_steps = every(plan.output.save).unwrap_or(state.save_steps);
+    state
+}
+
+/// The checkpoint to go on from.
+fn to_resume(plan: &Plan) -> Result<Option<Snapshot>> {
+    let dir = &plan.output.dir;
+    match &plan.output.resume {
+        Resume::Never => Ok(None),
+        Resume::From(path) => Ok(Some(Snapshot::open(path)?)),
+        Resume::Auto if plan.output.overwrite => Ok(None),
+        Resume::Auto => match latest_snapshot(dir)? {
+            Some(snapshot) => Ok(Some(snapshot)),
+            None if holds_model(dir) => Err(Error::OutputInUse { path: dir.clone() }),
+            None => Ok(None),
+        },
+    }
+}
