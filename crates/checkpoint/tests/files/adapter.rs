@@ -114,8 +114,11 @@ fn embeddings_and_saved_modules_have_pefts_names() {
     assert_eq!(read.config.to_json(), sample.config.to_json());
 }
 
+/// A tensor's name, its shape, and the value of all its elements.
+type Filled<'a> = (&'a str, &'a [usize], f32);
+
 /// Reads `sample()` with other tensors or another configuration.
-fn read_changed(tensors: &[(&str, &[usize], f32)], config: Value) -> String {
+fn read_changed(tensors: &[Filled<'_>], config: &Value) -> String {
     let dir = tempfile::tempdir().unwrap();
     let folder = FolderWriter::new(dir.path()).unwrap();
     let data: Vec<_> = tensors.iter().map(|(_, s, v)| vec![*v; s.iter().product()]).collect();
@@ -134,12 +137,12 @@ fn read_changed(tensors: &[(&str, &[usize], f32)], config: Value) -> String {
 
 #[test]
 fn what_cannot_be_right_is_refused() {
-    let a: (&str, &[usize], f32) = ("q.lora_A.weight", &[2, 6], 1.0);
-    let b: (&str, &[usize], f32) = ("q.lora_B.weight", &[4, 2], 1.0);
-    let m: (&str, &[usize], f32) = ("q.lora_magnitude_vector", &[4], 1.0);
+    let a: Filled<'_> = ("q.lora_A.weight", &[2, 6], 1.0);
+    let b: Filled<'_> = ("q.lora_B.weight", &[4, 2], 1.0);
+    let m: Filled<'_> = ("q.lora_magnitude_vector", &[4], 1.0);
     let none = json!({});
-    assert_eq!(read_changed(&[a, b], none.clone()), "read");
-    let cases: [(&[(&str, &[usize], f32)], Value, &str); 16] = [
+    assert_eq!(read_changed(&[a, b], &none), "read");
+    let cases: [(&[Filled<'_>], Value, &str); 16] = [
         (&[], none.clone(), "holds no tensor"),
         (&[a], none.clone(), "'q' lacks its tensor 'lora_B.weight'"),
         (&[b], none.clone(), "'q' lacks its tensor 'lora_A.weight'"),
@@ -158,7 +161,7 @@ fn what_cannot_be_right_is_refused() {
         (&[a, b], json!({"r": -1}), "adapter_config.json: "),
     ];
     for (tensors, config, expected) in cases {
-        let message = read_changed(tensors, config.clone());
+        let message = read_changed(tensors, &config);
         assert!(message.contains(expected), "{config}: {message}");
     }
     let dir = tempfile::tempdir().unwrap();

@@ -132,6 +132,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_is_an_error_that_leaves_the_last_snapshot() {
+    // Without the right to mount, `a_failed_save_leaves_everything_as_it_was` covers the same way out.
     let Some(disk) = SmallDisk::mount() else {
         eprintln!("not run: mounting a small disk needs root");
         return;
