@@ -1,2 +1,70 @@
-//! The ferrotune program.
-fn main() {}
+//! The ferrotune program: arguments in, exit code out. The only crate that prints, reads the environment or exits.
+
+mod commands;
+mod environment;
+mod failure;
+mod prepare;
+mod ui;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Fine-tunes large language models from LLaMA-Factory recipes.
+#[derive(Debug, Parser)]
+#[command(name = "ferrotune", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Arguments of a verb that works on a recipe.
+#[derive(Debug, clap::Args)]
+struct RecipeArgs {
+    /// A recipe (.yaml, .yml, .json), then overrides: `key=value` or `--key value`. Or overrides alone.
+    #[arg(value_name = "RECIPE | KEY=VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Trains as a recipe says; started again, goes on from the last checkpoint.
+    Train(RecipeArgs),
+    /// Shows how the rows of a recipe are encoded, and what is wrong with them.
+    Data {
+        /// Print `{"index", "input_ids", "labels", "text"}` a line a row instead of the coloured view.
+        #[arg(long, value_name = "FORMAT", value_parser = ["jsonl"])]
+        format: Option<String>,
+        /// How many rows the coloured view shows.
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        rows: usize,
+        #[command(flatten)]
+        recipe: RecipeArgs,
+    },
+    /// Talks to a model, with or without an adapter.
+    Chat(RecipeArgs),
+    /// Merges adapters into a model and writes it as a Hugging Face folder.
+    Export(RecipeArgs),
+    /// Prints what this program and this machine are.
+    Env,
+    /// Prints the version.
+    Version,
+    /// Prints this help.
+    Help,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Train(recipe) => commands::train(&recipe.args),
+        Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
+        Command::Chat(recipe) => commands::chat(&recipe.args),
+        Command::Export(recipe) => commands::export(&recipe.args),
+        Command::Env => commands::env(),
+        Command::Version => commands::version(),
+        Command::Help => commands::help(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

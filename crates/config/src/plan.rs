@@ -475,6 +475,8 @@ pub struct OutputPlan {
     pub save_total_limit: Option<usize>,
     /// Checkpoints without optimiser states; they can't resume.
     pub save_only_model: bool,
+    /// Prompts that are answered before and after the training.
+    pub sample_prompts: Vec<String>,
     /// Draw `training_loss.png`.
     pub plot_loss: bool,
     /// Write TensorBoard event files here.

@@ -100,6 +100,7 @@ fn expected_lora_example() -> Plan {
             save: Interval::Steps(500),
             save_total_limit: None,
             save_only_model: false,
+            sample_prompts: Vec::new(),
             plot_loss: true,
             tensorboard: None,
             shard_bytes: 5_000_000_000,

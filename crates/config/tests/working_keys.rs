@@ -107,6 +107,7 @@ const OTHER: &[(&str, &str)] = &[
     ("save_steps", "50"),
     ("save_total_limit", "2"),
     ("save_only_model", "true"),
+    ("sample_prompts", "[Who are you?]"),
     ("plot_loss", "true"),
     ("report_to", "tensorboard"),
     ("logging_dir", "l; report_to: tensorboard"),

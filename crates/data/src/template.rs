@@ -5,6 +5,7 @@
 //! boundaries fall where the slots' do: that is part of the format.
 
 mod derive;
+mod modelfile;
 mod resolve;
 mod table;
 mod think;

@@ -49,6 +49,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     works("save_total_limit", Int(1), "null", "how many checkpoints stay"),
     works("save_only_model", Bool, "false", "checkpoints without optimiser states; they can't resume"),
+    works("sample_prompts", List, "null", "prompts that are answered before and after the training"),
     works("plot_loss", Bool, "false", "draw `training_loss.png`"),
     works("report_to", List, "none", "`tensorboard` writes event files; other trackers get a note"),
     works("logging_dir", Path, "null", "where the event files go; `runs` in `output_dir` if not set"),

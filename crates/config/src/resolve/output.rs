@@ -32,6 +32,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
         save: save(s),
         save_total_limit: s.opt_count("save_total_limit"),
         save_only_model: s.bool("save_only_model"),
+        sample_prompts: s.list("sample_prompts"),
         plot_loss: s.bool("plot_loss"),
         tensorboard: trackers(s).then(|| s.opt_path("logging_dir").unwrap_or_else(|| dir.join("runs"))),
         shard_bytes: SHARD_BYTES,

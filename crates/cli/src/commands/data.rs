@@ -1,0 +1,47 @@
+//! `data`: how rows are encoded. Needs only the tokenizer's files.
+
+use crate::failure::Failure;
+use crate::{prepare, ui};
+use ferrotune_config::Verb;
+use ferrotune_data::prepare::{json_lines, prepare as encode, spans};
+use ferrotune_data::rows::Rows;
+use ferrotune_data::tokenizer::Tokenizer;
+use std::io::{BufWriter, Write, stdout};
+
+/// Prints rows as JSON lines, or coloured with the report.
+pub(crate) fn data(args: &[String], json: bool, count: usize) -> Result<(), Failure> {
+    let resolved = prepare::resolve(args, Verb::Data)?;
+    let plan = &resolved.plan;
+    let mut tokenizer = prepare::open_tokenizer_only(&plan.model)?;
+    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default())?;
+    let sets = prepared.train.iter().chain(prepared.eval.iter().map(|(_, rows)| rows));
+    if json {
+        let mut out = BufWriter::new(stdout().lock());
+        for rows in sets.take(1) {
+            for line in json_lines(rows, &plan.data, &tokenizer) {
+                serde_json::to_writer(&mut out, &line?).map_err(std::io::Error::from)?;
+                out.write_all(b"\n")?;
+            }
+        }
+        return Ok(out.flush()?);
+    }
+    for rows in sets.take(1) {
+        show(rows, &tokenizer, count)?;
+    }
+    Ok(ui::text(&prepared.report.render())?)
+}
+
+/// Shows the first rows: what is trained on in green, or between brackets where there are no colours.
+fn show(rows: &Rows, tokenizer: &Tokenizer, count: usize) -> Result<(), Failure> {
+    let colours = std::io::IsTerminal::is_terminal(&stdout()) && ui::colours();
+    let (on, off) = if colours { ("\x1b[32m", "\x1b[0m") } else { ("⟦", "⟧") };
+    for (index, row) in rows.iter().enumerate().take(count) {
+        ui::line(&format!("--- row {index}: {} tokens", row.input_ids.len()))?;
+        for span in spans(&row, tokenizer)? {
+            let text = if span.trained { format!("{on}{}{off}", span.text) } else { span.text };
+            ui::text(&text)?;
+        }
+        ui::line("")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! `env`, `version`, `help`: what this program and this machine are.
+
+use crate::failure::Failure;
+use crate::{Cli, environment, ui};
+use clap::CommandFactory;
+
+/// Prints the version.
+pub(crate) fn version() -> Result<(), Failure> {
+    Ok(ui::line(concat!("ferrotune ", env!("CARGO_PKG_VERSION")))?)
+}
+
+/// Prints the help.
+pub(crate) fn help() -> Result<(), Failure> {
+    Ok(ui::text(&Cli::command().render_help().to_string())?)
+}
+
+/// Prints a report that can be copied into an issue.
+pub(crate) fn env() -> Result<(), Failure> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |p| p.1.trim());
+    let memory = environment::available_memory().map_or_else(|| "unknown".into(), ui::bytes);
+    ui::line(concat!("- `ferrotune` version: ", env!("CARGO_PKG_VERSION")))?;
+    ui::line(&format!("- Platform: {} {}", std::env::consts::OS, std::env::consts::ARCH))?;
+    ui::line(&format!("- Processor: {model}, {} threads", rayon::current_num_threads()))?;
+    ui::line(&format!("- Instructions used: {:?}", ferrotune_tensor::cpu::features()))?;
+    ui::line(&format!("- Memory available: {memory}"))?;
+    for (name, _) in ferrotune_config::env::ALL {
+        let secret = name.contains("TOKEN") && !name.ends_with("PATH");
+        if let Some(value) = environment::var(name).filter(|_| *name != "HOME") {
+            ui::line(&format!("- {name}={}", if secret { "(set)" } else { &value }))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! One file a verb.
+
+mod chat;
+mod data;
+mod export;
+mod info;
+mod train;
+
+pub(crate) use chat::chat;
+pub(crate) use data::data;
+pub(crate) use export::export;
+pub(crate) use info::{env, help, version};
+pub(crate) use train::train;

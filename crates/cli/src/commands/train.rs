@@ -1,0 +1,225 @@
+//! `train`: config, data, model, trainer, in this order.
+
+use super::chat::Talk;
+use crate::failure::Failure;
+use crate::prepare::{self, Resolved};
+use crate::{environment, ui};
+use anyhow::anyhow;
+use ferrotune_config::Verb;
+use ferrotune_config::plan::{GenerationPlan, Plan};
+use ferrotune_data::prepare::{Prepared, prepare as encode};
+use ferrotune_data::tokenizer::Tokenizer;
+use ferrotune_model::Model;
+use ferrotune_train::engine::Engine;
+use ferrotune_train::save::Saver;
+use ferrotune_train::{Event, Finished, Job, decide, longest_batch, run, step_options};
+use indicatif::ProgressBar;
+use std::sync::atomic::AtomicBool;
+
+/// Tokens of a sample answer.
+const SAMPLE_TOKENS: usize = 64;
+
+/// Trains as a recipe says.
+pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
+    let resolved = prepare::resolve(args, Verb::Train)?;
+    let plan = &resolved.plan;
+    let (located, files) = prepare::open(&plan.model)?;
+    let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
+    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default())?;
+    ui::say(prepared.report.render().trim_end());
+    let (model, engine) = prepare::open_for_training(plan, &files)?;
+    check_vocabulary(&model, &tokenizer, &prepared)?;
+    let saver = Saver {
+        tuning: &plan.tuning,
+        base: &files,
+        base_name: &located.name,
+        revision: located.revision.as_deref(),
+        tokenizer: &files.tokenizer,
+        shard_bytes: plan.output.shard_bytes,
+    };
+    let session = Session { resolved: &resolved, prepared: &prepared, model: &model, engine: &engine, tokenizer: &tokenizer };
+    session.go(saver)
+}
+
+struct Session<'a> {
+    resolved: &'a Resolved,
+    prepared: &'a Prepared,
+    model: &'a Model,
+    engine: &'a Engine,
+    tokenizer: &'a Tokenizer,
+}
+
+impl Session<'_> {
+    fn go(&self, saver: Saver<'_>) -> Result<(), Failure> {
+        let plan = &self.resolved.plan;
+        let Some(rows) = self.prepared.train.as_ref().filter(|_| plan.output.train) else {
+            return self.evaluate_only();
+        };
+        let options = step_options(plan, false);
+        let lengths = longest_batch(rows, plan.train.micro_batch);
+        let held = self.engine.device().track().total();
+        let available = environment::available_memory().map(|free| free + held);
+        let memory = decide(self.model, &options, plan.model.recompute, &lengths, available)?;
+        let before = self.samples()?;
+        let stop = AtomicBool::new(false);
+        let (model, engine, eval) = (self.model, self.engine, &self.prepared.eval[..]);
+        let job = Job { plan, model, engine, saver, train: rows, eval, memory, recipe: &self.resolved.text, stop: &stop };
+        let mut screen = Screen::default();
+        let finished = run(&job, &mut |event| screen.show(event));
+        screen.bar.finish_and_clear();
+        let finished = finished?;
+        self.close(&finished, &before, &screen)
+    }
+
+    /// Answers to the recipe's sample prompts, with the likeliest token each time.
+    fn samples(&self) -> Result<Vec<String>, Failure> {
+        let plan = &self.resolved.plan;
+        if plan.output.sample_prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let generation = GenerationPlan { do_sample: false, max_new_tokens: SAMPLE_TOKENS, ..plan.generation.clone() };
+        let greedy = Plan { generation, ..plan.clone() };
+        let mut talk = Talk::new(&greedy, self.model, self.engine, self.tokenizer, &self.prepared.template);
+        let mut answer = |prompt: &String| {
+            talk.clear();
+            talk.answer(prompt, |_| Ok(()))
+        };
+        plan.output.sample_prompts.iter().map(&mut answer).collect()
+    }
+
+    /// What the user wants to see at the end.
+    fn close(&self, finished: &Finished, before: &[String], screen: &Screen) -> Result<(), Failure> {
+        let plan = &self.resolved.plan;
+        let dir = plan.output.dir.display();
+        ui::line("")?;
+        if finished.stopped && finished.steps < finished.total {
+            ui::line(&format!("Stopped after step {} of {}.", finished.steps, finished.total))?;
+        }
+        ui::line(&format!(
+            "{} steps in {:.1} s, {:.0} tokens/s, mean loss {:.4}",
+            finished.steps,
+            finished.runtime.as_secs_f64(),
+            finished.tokens_per_second,
+            finished.train_loss
+        ))?;
+        if let (Some(first), Some(last)) = (screen.first_eval, screen.last_eval)
+            && plan.eval.on_start
+        {
+            ui::line(&format!("Loss on rows that were held out: {first:.4} before, {last:.4} after."))?;
+        }
+        for (prompt, (old, new)) in plan.output.sample_prompts.iter().zip(before.iter().zip(self.samples()?)) {
+            ui::line(&format!("\n  {prompt}\n    before: {}\n    after:  {}", one_line(old), one_line(&new)))?;
+        }
+        let recipe = self.resolved.file.as_deref().unwrap_or("RECIPE");
+        let adapter = if matches!(plan.tuning, ferrotune_config::plan::Tuning::Lora(_)) {
+            format!("adapter_name_or_path={dir}")
+        } else {
+            format!("model_name_or_path={dir}")
+        };
+        ui::line(&format!("\nEverything is in {dir}. To go on:"))?;
+        ui::line(&format!("  ferrotune chat {recipe} {adapter}"))?;
+        Ok(ui::line(&format!("  ferrotune export {recipe} {adapter} export_dir={dir}-merged"))?)
+    }
+
+    fn evaluate_only(&self) -> Result<(), Failure> {
+        let plan = &self.resolved.plan;
+        if self.prepared.eval.is_empty() {
+            return Err(Failure::Other(anyhow!("there is nothing to train or to evaluate on: set do_train: true or eval_dataset")));
+        }
+        for (name, rows) in &self.prepared.eval {
+            let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch)?;
+            ui::line(&format!("{name}: loss {:.4}, perplexity {:.3}, {} rows", found.loss, found.loss.exp(), found.samples))?;
+        }
+        Ok(())
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Ids beyond the embedding would read other parameters' memory; they are a matter of mismatched files.
+fn check_vocabulary(model: &Model, tokenizer: &Tokenizer, prepared: &Prepared) -> Result<(), Failure> {
+    let size = model.config().vocab_size;
+    let sets = prepared.train.iter().chain(prepared.eval.iter().map(|(_, rows)| rows));
+    let largest = sets.flat_map(|rows| rows.iter()).flat_map(|row| row.input_ids.iter().copied()).max();
+    match largest {
+        Some(id) if id as usize >= size => {
+            let token = tokenizer.id_to_token(id).unwrap_or_default();
+            Err(Failure::Other(anyhow!(
+                "token `{token}` has id {id}, but the model's embedding has {size} rows; the tokenizer is of another model, or \
+                 new tokens were added that the model has no row for"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a run shows while it goes on.
+struct Screen {
+    bar: ProgressBar,
+    first_eval: Option<f64>,
+    last_eval: Option<f64>,
+}
+
+impl Default for Screen {
+    fn default() -> Self {
+        Self { bar: ProgressBar::hidden(), first_eval: None, last_eval: None }
+    }
+}
+
+impl Screen {
+    fn show(&mut self, event: Event) {
+        match event {
+            Event::Started(start) => {
+                let share = 100.0 * start.trainable as f64 / start.parameters as f64;
+                let memory = &start.memory;
+                self.say(&format!(
+                    "trainable params: {} || all params: {} || trainable%: {share:.4}",
+                    ui::grouped(start.trainable),
+                    ui::grouped(start.parameters)
+                ));
+                self.say(&format!(
+                    "{} rows, {} a step, {} steps ({:.2} epochs); {} of memory at the longest batch{}",
+                    start.rows,
+                    start.rows_per_step,
+                    start.total,
+                    start.epochs,
+                    ui::bytes(memory.predicted.peak + memory.constant),
+                    if memory.recompute { ", blocks recomputed" } else { "" }
+                ));
+                if start.done == start.total {
+                    self.say(&format!("all {} steps are done already: this run is finished", start.total));
+                }
+                let template = "{bar:30} {pos}/{len} {msg} {elapsed}<{eta}";
+                self.bar = ui::bar(start.total, template);
+                self.bar.set_position(start.done);
+            }
+            Event::Stepped(progress, loss) => {
+                self.bar.set_position(progress.step);
+                self.bar.set_message(format!("loss {loss:.4} {:.0} tokens/s", progress.recent_tokens_per_second));
+            }
+            Event::Logged(row) => {
+                let mut text: Vec<String> = row.values().map(|(name, value)| format!("'{name}': {}", short(value))).collect();
+                text.push(format!("'epoch': {}", short(row.when.epoch)));
+                self.say(&format!("{{{}}}", text.join(", ")));
+            }
+            Event::Evaluated { found, .. } => {
+                self.first_eval.get_or_insert(found.loss);
+                self.last_eval = Some(found.loss);
+            }
+            Event::Saved(path) => self.say(&format!("saved {}", path.display())),
+            Event::Resumed(path) => self.say(&format!("going on from {}", path.display())),
+            Event::Warning(text) => self.bar.suspend(|| ui::warning(&text)),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| ui::say(text));
+    }
+}
+
+/// Four significant digits, as transformers' log lines show.
+fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-3 { format!("{value:.3e}") } else { format!("{}", (value * 1e4).round() / 1e4) }
+}

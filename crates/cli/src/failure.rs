@@ -1,0 +1,44 @@
+//! How a failure reaches the user: messages on stderr, and an exit code by kind.
+
+use crate::ui;
+use ferrotune_config::Diagnostics;
+use std::process::ExitCode;
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something is wrong with the recipe or the command line: exit code 2.
+    Recipe(Diagnostics),
+    /// Anything else: exit code 1.
+    Other(anyhow::Error),
+    /// The reader of our output went away, as `| head` does: no failure.
+    ClosedPipe,
+}
+
+impl Failure {
+    /// Prints it and says how to exit.
+    pub(crate) fn report(self) -> ExitCode {
+        match self {
+            Failure::Recipe(diagnostics) => {
+                ui::error_text(&diagnostics.render(ui::colours()));
+                ExitCode::from(2)
+            }
+            Failure::Other(error) => {
+                // Messages of our crates carry their cause already, so only foreign layers are added.
+                ui::error(&format!("{error:#}"));
+                ExitCode::FAILURE
+            }
+            Failure::ClosedPipe => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = anyhow::Error::new(error);
+        match error.downcast_ref::<std::io::Error>() {
+            Some(io) if io.kind() == std::io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
+            _ => error.downcast().map_or_else(Failure::Other, Failure::Recipe),
+        }
+    }
+}

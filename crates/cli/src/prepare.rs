@@ -1,0 +1,164 @@
+//! From arguments to a plan, and from a plan to an opened model, tokenizer and engine: what several verbs need.
+
+use crate::failure::Failure;
+use crate::{environment, ui};
+use anyhow::{Context, anyhow};
+use ferrotune_checkpoint::hub::{self, HubSettings, Want};
+use ferrotune_checkpoint::{Adapter, OpenModel, open_model, open_tokenizer};
+use ferrotune_config::plan::{ModelPlan, Plan, Precision, Tuning};
+use ferrotune_config::{Recipe, Verb, env, launcher::Launch};
+use ferrotune_data::tokenizer::Tokenizer;
+use ferrotune_dist::Solo;
+use ferrotune_model::{Config, Model};
+use ferrotune_tensor::{DType, Device};
+use ferrotune_train::engine::{Engine, LoadedAdapter};
+use std::path::Path;
+use std::rc::Rc;
+
+/// A plan and the recipe's own text.
+pub(crate) struct Resolved {
+    pub(crate) plan: Plan,
+    pub(crate) text: String,
+    /// What was typed, for the commands to go on with.
+    pub(crate) file: Option<String>,
+}
+
+/// Reads a recipe file and overrides, or overrides alone, and says the notes.
+pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> {
+    let (_, notes) = Launch::from_env(environment::var)?;
+    let is_file = |arg: &String| {
+        let extension = Path::new(arg).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+        !arg.contains('=') && matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
+    };
+    let file = args.first().filter(|arg| is_file(arg)).cloned();
+    let (recipe, text) = match &file {
+        Some(path) => {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read the recipe {path}")).map_err(Failure::Other)?;
+            let mut recipe = Recipe::parse(path, &bytes)?;
+            recipe.apply(&args[1..])?;
+            (recipe, String::from_utf8_lossy(&bytes).into_owned())
+        }
+        None => (Recipe::from_args(args)?, args.join(" ")),
+    };
+    let unknown = environment::var(env::ALLOW_EXTRA_ARGS).is_some_and(|v| env::is_on(&v));
+    let recipe = recipe.with_home(environment::home()).with_unknown_keys(unknown);
+    let (plan, more) = Plan::resolve(&recipe, verb)?;
+    for note in notes.iter().chain(&more) {
+        ui::error_text(&note.render(ui::colours()));
+    }
+    Ok(Resolved { plan, text, file })
+}
+
+/// A model's files on this machine.
+pub(crate) struct Located {
+    pub(crate) path: std::path::PathBuf,
+    /// What users and servers call it.
+    pub(crate) name: String,
+    pub(crate) revision: Option<String>,
+}
+
+/// Finds the model's files, downloading what is missing.
+pub(crate) fn locate(plan: &ModelPlan, want: Want) -> Result<Located, Failure> {
+    let home = environment::home().ok_or_else(|| Failure::Other(anyhow!("HOME is not set")))?;
+    let mut settings = HubSettings::from_vars(environment::var, home);
+    if let Some(folder) = &plan.cache_dir {
+        settings = settings.with_cache_dir(folder);
+    }
+    if plan.revision != "main" {
+        settings.revision = Some(plan.revision.clone());
+    }
+    if let Some(token) = &plan.hub_token {
+        settings.hugging_face.token = hub::Token::Given(hub::Secret::new(token));
+    }
+    let found = hub::resolve(&plan.source, &settings, want, &ui::Downloads::default())?;
+    let catalogue = hub::CATALOGUE.iter().find(|entry| entry.name == plan.source);
+    let name = match (&found.origin, catalogue) {
+        (hub::Origin::HuggingFace { id, .. } | hub::Origin::ModelScope { id, .. }, _) => id.clone(),
+        (_, Some(entry)) => entry.hugging_face.to_owned(),
+        _ => plan.source.clone(),
+    };
+    let revision = matches!(found.origin, hub::Origin::HuggingFace { .. }).then(|| plan.revision.clone());
+    Ok(Located { path: found.path, name, revision: revision.filter(|r| r != "main") })
+}
+
+/// The tokenizer of a model's files.
+pub(crate) fn tokenizer(plan: &ModelPlan, files: &ferrotune_checkpoint::TokenizerFiles) -> Result<Tokenizer, Failure> {
+    let mut tokenizer =
+        Tokenizer::from_parts(&files.tokenizer_json, &files.tokenizer_config, files.chat_template.clone())?;
+    tokenizer.add_tokens(&plan.add_tokens, false);
+    tokenizer.add_tokens(&plan.add_special_tokens, true);
+    Ok(tokenizer)
+}
+
+/// The tokenizer alone, for verbs that need no weights.
+pub(crate) fn open_tokenizer_only(plan: &ModelPlan) -> Result<Tokenizer, Failure> {
+    let located = locate(plan, Want::TokenizerOnly)?;
+    tokenizer(plan, &open_tokenizer(&located.path)?)
+}
+
+/// Opens the model's files and says what was corrected in them.
+pub(crate) fn open(plan: &ModelPlan) -> Result<(Located, OpenModel), Failure> {
+    let located = locate(plan, Want::Everything)?;
+    let files = open_model(&located.path)?;
+    files.notes.iter().for_each(|note| ui::note(note));
+    Ok((located, files))
+}
+
+/// Element type of a precision.
+pub(crate) fn dtype(precision: Precision) -> DType {
+    match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::Bf16,
+    }
+}
+
+/// The model's configuration, with the recipe's position scaling for rows of `cutoff_len` tokens.
+pub(crate) fn configuration(plan: &Plan, files: &OpenModel) -> Result<Config, Failure> {
+    let mut config = Config::from_json(&files.config)?;
+    if let Some(kind) = plan.model.rope_scaling {
+        let trained = config.max_position_embeddings;
+        if config.rope.stretch(kind, trained, plan.data.cutoff_len) {
+            ui::note(&format!("rope_scaling: positions are stretched from {trained} to {}", plan.data.cutoff_len));
+        } else {
+            ui::note(&format!("rope_scaling has no effect: the model was made for {trained} positions"));
+        }
+    }
+    Ok(config)
+}
+
+/// Reads the adapters of a plan.
+pub(crate) fn adapters(plan: &ModelPlan) -> Result<Vec<LoadedAdapter>, Failure> {
+    let read = |path: &String| Ok(LoadedAdapter { path: path.clone(), adapter: Adapter::read(Path::new(path))? });
+    plan.adapters.iter().map(read).collect()
+}
+
+/// A model ready to answer: adapters merged, nothing trains.
+pub(crate) fn open_for_answers(plan: &Plan) -> Result<(Located, OpenModel, Model, Engine), Failure> {
+    let (located, files) = open(&plan.model)?;
+    let config = configuration(plan, &files)?;
+    let model = Model::new(config, dtype(plan.model.precision), None, false)?;
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
+    engine.load(&*files.tensors, &adapters(&plan.model)?, None, plan.train.seed)?;
+    Ok((located, files, model, engine))
+}
+
+/// A model ready to train: all adapters but the last merged, the last one continued unless a new one is wanted.
+pub(crate) fn open_for_training(plan: &Plan, files: &OpenModel) -> Result<(Model, Engine), Failure> {
+    let config = configuration(plan, files)?;
+    let model = Model::new(config, dtype(plan.model.precision), Some(&plan.tuning), plan.train.pure_bf16)?;
+    let plus = matches!(&plan.tuning, Tuning::Lora(lora) if lora.plus.is_some());
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), plus);
+    let mut given = adapters(&plan.model)?;
+    let fresh = !matches!(&plan.tuning, Tuning::Lora(lora) if !lora.create_new);
+    let continued = if fresh { None } else { given.pop() };
+    if !given.is_empty() {
+        let names: Vec<&str> = given.iter().map(|g| g.path.as_str()).collect();
+        ui::warning(&format!(
+            "{} merged into the weights for this run; the new adapter is only right on top of them: serve it over a model \
+             exported with them",
+            names.join(", ")
+        ));
+    }
+    engine.load(&*files.tensors, &given, continued.as_ref(), plan.train.seed)?;
+    Ok((model, engine))
+}

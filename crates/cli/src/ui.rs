@@ -1,0 +1,150 @@
+//! The terminal: notes, errors, bars. Colours and bars only where a person looks.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Whether stderr is a terminal that may be coloured.
+pub(crate) fn colours() -> bool {
+    stderr().is_terminal() && crate::environment::var(ferrotune_config::env::NO_COLOR).is_none_or(|v| v.is_empty())
+}
+
+/// Whether a person follows on stderr.
+pub(crate) fn watched() -> bool {
+    stderr().is_terminal()
+}
+
+/// Writes a line to stdout.
+///
+/// # Errors
+/// If nobody reads it any more.
+pub(crate) fn line(text: &str) -> std::io::Result<()> {
+    writeln!(stdout(), "{text}")
+}
+
+/// Writes text to stdout at once.
+///
+/// # Errors
+/// If nobody reads it any more.
+pub(crate) fn text(text: &str) -> std::io::Result<()> {
+    let mut out = stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Says something that the user should know.
+pub(crate) fn note(text: &str) {
+    let head = if colours() { "\x1b[36mnote\x1b[0m" } else { "note" };
+    say(&format!("{head}: {text}"));
+}
+
+/// Says something that the user should look at.
+pub(crate) fn warning(text: &str) {
+    let head = if colours() { "\x1b[33mwarning\x1b[0m" } else { "warning" };
+    say(&format!("{head}: {text}"));
+}
+
+/// Says why the program ends.
+pub(crate) fn error(text: &str) {
+    let head = if colours() { "\x1b[1;31merror\x1b[0m" } else { "error" };
+    say(&format!("{head}: {text}"));
+}
+
+/// Writes messages that are laid out already.
+pub(crate) fn error_text(text: &str) {
+    say(text.trim_end());
+}
+
+/// Writes a line to stderr; there is nobody to tell if that fails.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(stderr(), "{text}");
+}
+
+/// A bar over a known number of steps; nothing where nobody looks.
+pub(crate) fn bar(total: u64, template: &str) -> ProgressBar {
+    if !watched() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(total);
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar.enable_steady_tick(Duration::from_millis(250));
+    bar
+}
+
+/// Bars of a download.
+#[derive(Default)]
+pub(crate) struct Downloads {
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl Downloads {
+    fn with(&self, act: impl FnOnce(&mut Option<ProgressBar>)) {
+        act(&mut self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+}
+
+impl ferrotune_checkpoint::hub::Progress for Downloads {
+    fn begin(&self, what: &str, total: Option<u64>) {
+        let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let new = bar(total.unwrap_or(0), template);
+        new.set_message(what.to_owned());
+        if !watched() {
+            say(what);
+        }
+        self.with(|bar| *bar = Some(new));
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.with(|bar| bar.iter().for_each(|bar| bar.inc(bytes)));
+    }
+
+    fn end(&self) {
+        self.with(|bar| bar.take().iter().for_each(ProgressBar::finish_and_clear));
+    }
+
+    fn waiting(&self, lock: &std::path::Path) {
+        note(&format!("waiting for another process that holds {}", lock.display()));
+    }
+}
+
+/// A bar over rows being encoded.
+#[derive(Default)]
+pub(crate) struct Encoding {
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+impl ferrotune_data::prepare::Progress for Encoding {
+    fn encoding(&self, set: &str, done: u64, total: u64) {
+        let mut slot = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bar = slot.get_or_insert_with(|| bar(total, "encoding {msg} {bar:30} {pos}/{len} rows {per_sec} {eta}"));
+        bar.set_message(set.to_owned());
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.finish_and_clear();
+            *slot = None;
+        }
+    }
+}
+
+/// Bytes as people read them.
+pub(crate) fn bytes(count: u64) -> String {
+    let gib = count as f64 / (1u64 << 30) as f64;
+    if gib >= 1.0 { format!("{gib:.2} GiB") } else { format!("{:.0} MiB", gib * 1024.0) }
+}
+
+/// A number with thousands apart.
+pub(crate) fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
