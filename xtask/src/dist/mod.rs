@@ -79,7 +79,7 @@ fn can_build(machine: &Machine, native: bool) -> Result<()> {
         ensure!(machine.name == std::env::consts::ARCH, "--native builds for {} only", std::env::consts::ARCH);
         return Ok(());
     }
-    let found = cargo(&["zigbuild", "--version"]).output().is_ok_and(|output| output.status.success());
+    let found = Command::new("cargo-zigbuild").arg("--version").output().is_ok_and(|output| output.status.success());
     ensure!(
         found,
         "no cargo-zigbuild: `cargo install --locked cargo-zigbuild` and `pip install ziglang`, or build with --native on \
