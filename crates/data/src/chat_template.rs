@@ -172,24 +172,28 @@ fn escape_non_ascii(json: &str) -> String {
 /// a block that is always written, so that white space around it is treated the same.
 fn without_generation_blocks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (tag, after) = tag.split_at(end + 2);
-        let inside = &tag[2..tag.len() - 2];
-        match inside.trim_matches(['-', '+']).trim() {
-            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(tag),
+    let mut pieces = source.split("{%");
+    out.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        out.push_str("{%");
+        match generation_tag(piece) {
+            Some((tag, block)) => out.push_str(&piece.replacen(tag, block, 1)),
+            None => out.push_str(piece),
         }
-        rest = after;
     }
-    out + rest
+    out
+}
+
+/// The word of a tag that begins or ends a generation block, and what to write instead; `piece`
+/// follows the tag's `{%`.
+fn generation_tag(piece: &str) -> Option<(&'static str, &'static str)> {
+    const SIGNS: [char; 2] = ['-', '+'];
+    let inside = piece.strip_prefix(SIGNS).unwrap_or(piece).trim_start();
+    let (word, block) = [("generation", "if true"), ("endgeneration", "endif")]
+        .into_iter()
+        .find(|(word, _)| inside.starts_with(word))?;
+    let rest = inside[word.len()..].trim_start();
+    rest.strip_prefix(SIGNS).unwrap_or(rest).starts_with("%}").then_some((word, block))
 }
 
 #[cfg(test)]

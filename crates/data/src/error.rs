@@ -6,6 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::encode::EncodeError;
+
 /// Why data can't be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -237,6 +239,17 @@ pub enum DataError {
         /// What is wrong and how to cure it.
         problem: String,
     },
+    /// The folder for encoded rows can't be made or written to.
+    #[error("can't write to {}, where encoded rows are kept: {source}; `tokenized_path` names another folder", path.display())]
+    CacheFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Tokenizer or template can't be used.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
     /// The thread pool can't be made.
     #[error("can't start {workers} encoding threads: {message}")]
     Threads {

@@ -7,9 +7,12 @@ mod convert;
 mod digest;
 pub mod encode;
 pub mod error;
+#[cfg(test)]
+mod golden;
 mod mix;
 mod numpy;
 mod pack;
+pub mod prepare;
 mod pyjson;
 mod read;
 pub mod registry;

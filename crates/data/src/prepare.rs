@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
 
-pub use view::{JsonLine, Span, ViewRow, json_line, view};
+pub use view::{JsonLine, Span, json_lines, spans};
 
 use crate::clock::Moment;
 use crate::error::DataError;
@@ -72,12 +72,25 @@ const CACHE: &str = ".ferrotune-cache";
 /// # Errors
 /// See [`DataError`]; a row that can't be used is none, unless the plan says so.
 pub fn prepare(plan: &DataPlan, tokenizer: &mut Tokenizer, observer: &dyn Progress) -> Result<Prepared, DataError> {
+    prepare_on(Moment::now(), plan, tokenizer, observer)
+}
+
+/// [`prepare`] on another day, for templates that write the date. Rows in the cache keep theirs.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn prepare_on(
+    now: Moment,
+    plan: &DataPlan,
+    tokenizer: &mut Tokenizer,
+    observer: &dyn Progress,
+) -> Result<Prepared, DataError> {
     if plan.datasets.is_empty() && plan.eval_datasets.is_empty() {
         return Err(DataError::NoDataset);
     }
     let (datasets, mut notes) = datasets::find(plan)?;
     tokenizer.set_split_special_tokens(plan.split_special_tokens);
-    let resolved = Template::resolve(&TemplateOptions::from_plan(plan, Moment::now()), tokenizer)?;
+    let resolved = Template::resolve(&TemplateOptions::from_plan(plan, now), tokenizer)?;
     notes.extend(resolved.notes.iter().cloned());
 
     let folder = plan.cache_dir.clone().unwrap_or_else(|| plan.dir.join(CACHE));
@@ -141,10 +154,10 @@ impl Run<'_> {
     fn encode(
         &self,
         mut datasets: Vec<Dataset>,
-        notes: Vec<String>,
+        mut notes: Vec<String>,
         key: &crate::digest::Digest,
     ) -> Result<rows::Cached, DataError> {
-        encode::check_cutoff(self.plan, self.tokenizer, self.template)?;
+        notes.extend(encode::check_cutoff(self.plan, self.tokenizer, self.template)?);
         let scratch = self.path.parent().unwrap_or(Path::new("."));
         let mut random = Legacy::new(self.plan.seed);
         for dataset in &mut datasets {

@@ -171,7 +171,7 @@ impl Source {
             Some(b'[') => Layout::List,
             _ if file_type == FileType::JsonLines || first_line_is_object(&head[start as usize..]) => {
                 self.spans = scan::lines(open(from)?, from).map_err(io)?;
-                return Ok(());
+                return self.refuse_wrapped_list();
             }
             Some(b'{') => Layout::Objects,
             Some(other) => {
@@ -186,10 +186,11 @@ impl Source {
             }
         };
         let mut rows = scan::rows(open(from)?, from, layout, None).map_err(io)?;
-        if let (true, Some(&last)) = (rows.open, rows.spans.last()) {
+        if let (true, Some(&last)) = (rows.open, rows.spans.last())
+            && let Some(indent) = self.indent(rows.spans[0]).map_err(io)?
+        {
             // The rest of the file went into one row that never closes. A row stands at the indentation of the first.
-            let indent = self.indent(rows.spans[0]).map_err(io)?;
-            let again = scan::rows(open(last)?, last, layout, indent).map_err(io)?;
+            let again = scan::rows(open(last)?, last, layout, Some(indent)).map_err(io)?;
             rows.spans.pop();
             rows.spans.extend(again.spans);
             rows.after_end = rows.after_end.or(again.after_end);

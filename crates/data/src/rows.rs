@@ -42,9 +42,6 @@ pub struct Row<'a> {
     pub source: (u32, u64),
 }
 
-/// The label of a token without a loss.
-pub const NO_LABEL: i32 = -100;
-
 impl Rows {
     fn new(map: Arc<Map>, first: usize, len: usize, isolated: bool) -> Self {
         let index = &map.index()[first..first + len];

@@ -93,6 +93,10 @@ mod tests {
         }
     }
 
+    const PINNED_0: [usize; 10] = [5, 8, 3, 1, 4, 2, 6, 9, 0, 7];
+    const PINNED_1: [usize; 10] = [8, 4, 7, 1, 5, 6, 0, 3, 2, 9];
+    const PINNED_FAR: usize = 868_812;
+
     #[test]
     fn order_is_pinned() {
         // A change here would silently change what resumed runs train on.
@@ -101,11 +105,6 @@ mod tests {
         assert_eq!(epoch(Sampler::new(4, 42, false), 9), [0, 1, 2, 3]);
         assert_eq!(Sampler::new(1_000_003, 7, true).row(2, 999_999), PINNED_FAR);
     }
-
-    const PINNED_0: [usize; 10] = [5, 8, 3, 1, 4, 2, 6, 9, 0, 7];
-    const PINNED_1: [usize; 10] = [0; 10];
-    const PINNED_1: [usize; 10] = [0; 10];
-    const PINNED_FAR: usize = 0;
 
     #[test]
     fn rows_land_everywhere_equally_often() {

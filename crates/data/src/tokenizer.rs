@@ -37,6 +37,7 @@ pub struct SpecialTokens {
 }
 
 /// A model's tokenizer.
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     fast: Option<Fast>,

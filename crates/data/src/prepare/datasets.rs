@@ -128,8 +128,10 @@ impl Dataset {
 
     /// Notes which columns a row has.
     pub(super) fn saw(&mut self, columns: &[(String, bool)]) {
+        // Rows whose keys are data would fill the memory; nobody reads that many names.
+        const MOST: usize = 1000;
         for (column, holds) in columns {
-            if !self.seen.contains_key(column) {
+            if self.seen.len() < MOST && !self.seen.contains_key(column) {
                 self.seen.insert(column.clone(), (0, 0));
             }
             if let Some((present, filled)) = self.seen.get_mut(column) {

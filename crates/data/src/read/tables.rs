@@ -69,6 +69,8 @@ pub(super) fn csv(file: &File, path: &Path, scratch: &Path) -> Result<Spool, Dat
     input.seek(SeekFrom::Start(start)).map_err(io)?;
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(BufReader::with_capacity(1 << 20, input));
     let columns = csv_header(&mut reader, path)?;
+    // The csv crate counts the line feed of `\r\n` to the record after it.
+    let crlf = head.split_inclusive(|&byte| byte == b'\n').next().is_some_and(|line| line.ends_with(b"\r\n"));
     let mut spooler = Spooler::new(scratch)?;
     let mut record = csv::ByteRecord::new();
     let mut last = None;
@@ -79,6 +81,7 @@ pub(super) fn csv(file: &File, path: &Path, scratch: &Path) -> Result<Spool, Dat
             Err(error) => return Err(csv_error(path, error)),
         }
         let (line, offset) = record.position().map_or((0, 0), |position| (position.line(), position.byte()));
+        let line = line + u64::from(crlf);
         last = Some((line, start + offset));
         csv_row(&mut spooler, &columns, &record, line)?;
     }

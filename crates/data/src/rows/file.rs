@@ -1,6 +1,6 @@
 //! Writing and opening the file of encoded rows.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{NO_LABEL, Row, Rows};
+use super::{Row, Rows};
 use crate::digest::{self, Digest};
+use crate::encode::IGNORE;
 use crate::error::DataError;
 use crate::read::read_at;
 use crate::report::Report;
@@ -224,7 +225,7 @@ impl<'a> Writer<'a> {
     pub(crate) fn push(&mut self, row: Row<'_>) -> Result<(), DataError> {
         assert_eq!(row.input_ids.len(), row.labels.len(), "a label a token");
         debug_assert_eq!(row.segments.iter().map(|&len| len as usize).sum::<usize>(), row.input_ids.len());
-        let labels = row.labels.iter().filter(|&&label| label != NO_LABEL).count();
+        let labels = row.labels.iter().filter(|&&label| label != IGNORE).count();
         self.index.push(IndexEntry {
             offset: self.words,
             row: row.source.1,
@@ -284,7 +285,7 @@ impl<'a> Writer<'a> {
 /// Makes the rename itself durable.
 fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
-        fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     }
     Ok(())
 }

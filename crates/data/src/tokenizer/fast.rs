@@ -2,6 +2,7 @@
 //! known here. Whatever is not recognised is encoded by the `tokenizers` crate; ids are the same.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ahash::AHashMap;
@@ -15,10 +16,11 @@ use super::bpe::Bpe;
 use super::scan::{GPT2, LLAMA3, Pattern, QWEN2};
 
 /// A recognised tokenizer.
+#[derive(Clone)]
 pub(super) struct Fast {
     nfc: bool,
     pattern: Pattern,
-    bpe: Bpe,
+    bpe: Arc<Bpe>,
     added: AddedTokens,
 }
 
@@ -106,7 +108,7 @@ impl Fast {
         };
         let pattern = pattern_of(spec.pre_tokenizer.as_ref()?)?;
         let bpe = bpe_of(&spec.model)?;
-        Some(Self { nfc, pattern, bpe, added: AddedTokens::default() })
+        Some(Self { nfc, pattern, bpe: Arc::new(bpe), added: AddedTokens::default() })
     }
 
     /// Takes over the added tokens; false if one of them asks for more than a plain match.
@@ -238,14 +240,14 @@ fn is_stable(c: char) -> bool {
 
 /// Tokens that are cut out of the text before anything else: those that match the text as it
 /// stands, then those that match the normalised text.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct AddedTokens {
     verbatim: Matcher,
     normalized: Matcher,
 }
 
 /// Finds the leftmost of a set of strings, and of those the longest.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Matcher {
     by_first: AHashMap<u8, Vec<(Box<[u8]>, u32)>>,
     is_first: Option<Box<[bool; 256]>>,

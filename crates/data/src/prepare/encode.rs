@@ -1,0 +1,271 @@
+//! Rows of one set, read, converted, encoded and packed on all cores, written in order.
+
+use ferrotune_config::plan::{DataPlan, Packing, Stage};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::slice::ParallelSlice;
+
+use super::datasets::{Dataset, columns_of};
+use super::{Progress, stop_at};
+use crate::conversation::{Conversation, Message, Role};
+use crate::convert::Converter;
+use crate::encode::{Blocks, EncodeError, EncodeOptions, Encoded, Encoder, TextEncoder};
+use crate::error::DataError;
+use crate::mix::Place;
+use crate::pack::{BATCH, pack};
+use crate::report::{Fault, Quirks, Reject, SetReport};
+use crate::rows::{Row, Writer};
+use crate::template::Template;
+use crate::tokenizer::Tokenizer;
+
+/// Refuses a `cutoff_len` that the template fills by itself. One that it fills only with its
+/// default system prompt is noted: LLaMA-Factory cuts the prompt then and goes on, and so do we.
+pub(super) fn check_cutoff(
+    plan: &DataPlan,
+    tokenizer: &Tokenizer,
+    template: &Template,
+) -> Result<Option<String>, DataError> {
+    if plan.stage == Stage::Pretrain {
+        return Ok(None);
+    }
+    // A template that refuses an empty conversation says nothing about its length.
+    let bare = Template { default_system: String::new(), ..template.clone() };
+    if let Some(tokens) = template_tokens(plan, tokenizer, &bare).filter(|&tokens| tokens >= capacity(plan)) {
+        return Err(DataError::CutoffTooShort { cutoff_len: plan.cutoff_len, template: tokens });
+    }
+    let whole = template_tokens(plan, tokenizer, template).filter(|&tokens| tokens >= capacity(plan));
+    Ok(whole.map(|tokens| {
+        format!(
+            "the template with its system prompt takes {tokens} tokens, `cutoff_len: {}` cuts into it in every row",
+            plan.cutoff_len
+        )
+    }))
+}
+
+/// Tokens around an empty question and an empty answer.
+fn template_tokens(plan: &DataPlan, tokenizer: &Tokenizer, template: &Template) -> Option<usize> {
+    const NEVER_REACHED: usize = 1 << 30;
+    let options = EncodeOptions { cutoff_len: NEVER_REACHED, ..EncodeOptions::from_plan(plan) };
+    let empty = Conversation {
+        messages: vec![Message::new(Role::User, ""), Message::new(Role::Assistant, "")],
+        ..Conversation::default()
+    };
+    let row = Encoder::new(tokenizer, template, &options).encode(&empty).ok()?;
+    Some(row.input_ids.len())
+}
+
+/// Longest encoded row: LLaMA-Factory keeps one place of a pack for padding.
+fn capacity(plan: &DataPlan) -> usize {
+    let reserved = usize::from(plan.stage == Stage::Sft && plan.packing != Packing::Off);
+    plan.cutoff_len.saturating_sub(reserved)
+}
+
+/// Encodes the rows of a set.
+pub(super) struct SetEncoder<'a> {
+    plan: &'a DataPlan,
+    tokenizer: &'a Tokenizer,
+    template: &'a Template,
+    options: EncodeOptions,
+}
+
+/// What became of one row.
+struct Outcome<T> {
+    place: Place,
+    /// The row of the dataset's files.
+    row: u64,
+    columns: Vec<(String, bool)>,
+    result: Result<(T, Quirks), Reject>,
+}
+
+/// Where finished rows go.
+struct Sink<'a, 'w> {
+    plan: &'a DataPlan,
+    datasets: &'a mut [Dataset],
+    writer: &'a mut Writer<'w>,
+    report: SetReport,
+}
+
+impl<'a> SetEncoder<'a> {
+    pub(super) fn new(plan: &'a DataPlan, tokenizer: &'a Tokenizer, template: &'a Template) -> Self {
+        let options = EncodeOptions { cutoff_len: capacity(plan), ..EncodeOptions::from_plan(plan) };
+        Self { plan, tokenizer, template, options }
+    }
+
+    /// Encodes `places` into the set that `writer` has begun.
+    pub(super) fn encode(
+        &self,
+        name: &str,
+        places: &[Place],
+        datasets: &mut [Dataset],
+        writer: &mut Writer<'_>,
+        observer: &dyn Progress,
+    ) -> Result<SetReport, DataError> {
+        let report = SetReport { name: name.to_owned(), ..SetReport::default() };
+        let mut sink = Sink { plan: self.plan, datasets, writer, report };
+        let total = places.len() as u64;
+        observer.encoding(name, 0, total);
+        // Whole batches, so that packs and blocks don't depend on the number of threads.
+        let window = BATCH * rayon::current_num_threads().clamp(2, 16);
+        for places in places.chunks(window) {
+            match self.plan.stage {
+                Stage::Sft => self.conversations(places, &mut sink)?,
+                Stage::Pretrain => self.texts(places, &mut sink)?,
+            }
+            observer.encoding(name, sink.report.rows_used, total);
+        }
+        Ok(sink.report)
+    }
+
+    fn conversations(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
+        let encoder = Encoder::new(self.tokenizer, self.template, &self.options);
+        let outcomes = read_all(places, sink.datasets, |converter, row, line| {
+            let (conversation, quirks) = converter.conversation(row, line)?;
+            let reject = |fault, detail| Reject { line, fault, detail };
+            let encoded =
+                encoder.encode(&conversation).map_err(|reason| reject(Fault::Template, reason.to_string()))?;
+            let len = encoded.input_ids.len();
+            if len == 0 {
+                return Err(reject(Fault::NoTokens, String::new()));
+            }
+            if self.plan.packing != Packing::Off && len > self.options.cutoff_len {
+                let detail = format!("{len} tokens, {} fit", self.options.cutoff_len);
+                return Err(reject(Fault::TooLong, detail));
+            }
+            Ok((encoded, quirks))
+        });
+        let mut outcomes = outcomes.into_iter();
+        loop {
+            let batch: Vec<_> = outcomes.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let kept = sink.sort_out(batch)?;
+            kept.iter().for_each(|(_, row)| sink.count_cut(row));
+            if self.plan.packing == Packing::Off {
+                kept.iter().try_for_each(|(place, row)| sink.push(&[row], *place))?;
+            } else {
+                let lengths: Vec<usize> = kept.iter().map(|(_, row)| row.input_ids.len()).collect();
+                for knapsack in pack(&lengths, self.options.cutoff_len) {
+                    let rows: Vec<&Encoded> = knapsack.iter().map(|&i| &kept[i].1).collect();
+                    sink.push(&rows, kept[knapsack[0]].0)?;
+                }
+            }
+        }
+    }
+
+    fn texts(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
+        let packing = self.plan.packing != Packing::Off;
+        let encoder = TextEncoder::new(self.tokenizer, self.template, self.options.cutoff_len, packing);
+        let outcomes = read_all(places, sink.datasets, |converter, row, line| converter.text(row, line));
+        let mut batches = Vec::new();
+        let mut outcomes = outcomes.into_iter();
+        loop {
+            let batch: Vec<_> = outcomes.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                break;
+            }
+            batches.push(sink.sort_out(batch)?);
+        }
+        // Without packing every text is a group of its own.
+        let groups: Vec<&[(Place, String)]> =
+            batches.iter().flat_map(|batch| batch.chunks(if packing { BATCH } else { 1 })).collect();
+        let blocks: Vec<Result<Blocks, EncodeError>> =
+            groups.par_iter().map(|group| encoder.encode_group(group.iter().map(|(_, text)| text.as_str()))).collect();
+        for (group, blocks) in groups.iter().zip(blocks) {
+            let blocks = blocks?;
+            let cut = blocks.cut_tokens as u64;
+            if packing {
+                sink.report.tail_tokens += cut;
+            } else if cut > 0 {
+                sink.report.rows_cut += 1;
+                sink.report.tokens_cut += cut;
+                sink.report.eos_lost += 1;
+            }
+            for input_ids in blocks.rows {
+                let labels = bytemuck::cast_slice(&input_ids).to_vec();
+                let row = Encoded { input_ids, labels, ..Encoded::default() };
+                sink.count_length(&row);
+                sink.push(&[&row], group[0].0)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads and converts rows on all cores; what comes out is in order.
+fn read_all<T: Send>(
+    places: &[Place],
+    datasets: &[Dataset],
+    convert: impl Fn(Converter<'_>, &serde_json::Value, u64) -> Result<(T, Quirks), Reject> + Sync,
+) -> Vec<Outcome<T>> {
+    const AT_ONCE: usize = 16;
+    let read = |&place: &Place| {
+        let dataset = &datasets[place.0 as usize];
+        let row = dataset.row(place.1);
+        let (value, line) = dataset.read(row);
+        let columns = value.as_ref().map(columns_of).unwrap_or_default();
+        let result = value.and_then(|value| convert(Converter::new(&dataset.entry), &value, line));
+        Outcome { place, row, columns, result }
+    };
+    let parts = places.par_chunks(AT_ONCE).map(|part| part.iter().map(read).collect::<Vec<_>>());
+    parts.collect::<Vec<_>>().into_iter().flatten().collect()
+}
+
+impl Sink<'_, '_> {
+    /// Keeps count of rows, and those that can be used.
+    fn sort_out<T>(&mut self, outcomes: Vec<Outcome<T>>) -> Result<Vec<(Place, T)>, DataError> {
+        let mut kept = Vec::with_capacity(outcomes.len());
+        for outcome in outcomes {
+            let dataset = &mut self.datasets[outcome.place.0 as usize];
+            dataset.saw(&outcome.columns);
+            dataset.used();
+            self.report.rows_used += 1;
+            match outcome.result {
+                Ok((row, quirks)) => {
+                    dataset.kept(quirks);
+                    self.report.rows_kept += 1;
+                    kept.push((outcome.place, row));
+                }
+                Err(reject) => {
+                    let dropped = dataset.dropped(outcome.row, reject);
+                    stop_at(self.plan, &dropped)?;
+                }
+            }
+        }
+        Ok(kept)
+    }
+
+    fn count_cut(&mut self, row: &Encoded) {
+        self.count_length(row);
+        self.report.rows_cut += u64::from(row.cut_tokens > 0);
+        self.report.tokens_cut += row.cut_tokens as u64;
+        self.report.eos_lost += u64::from(row.eos_lost);
+    }
+
+    fn count_length(&mut self, row: &Encoded) {
+        self.report.count_length(row.input_ids.len());
+        if row.labels.iter().all(|&label| label == crate::encode::IGNORE) {
+            self.report.rows_without_labels += 1;
+        }
+    }
+
+    /// Writes sequences as one row; `place` is where the first comes from.
+    fn push(&mut self, sequences: &[&Encoded], place: Place) -> Result<(), DataError> {
+        let joined;
+        let (input_ids, labels) = match sequences {
+            [one] => (one.input_ids.as_slice(), one.labels.as_slice()),
+            _ => {
+                let ids: Vec<u32> = sequences.iter().flat_map(|row| row.input_ids.iter().copied()).collect();
+                let labels: Vec<i32> = sequences.iter().flat_map(|row| row.labels.iter().copied()).collect();
+                joined = (ids, labels);
+                (joined.0.as_slice(), joined.1.as_slice())
+            }
+        };
+        let segments: Vec<u32> = sequences.iter().map(|row| row.input_ids.len() as u32).collect();
+        self.report.rows += 1;
+        self.report.tokens += input_ids.len() as u64;
+        self.report.label_tokens += labels.iter().filter(|&&label| label != crate::encode::IGNORE).count() as u64;
+        self.report.longest = self.report.longest.max(input_ids.len() as u64);
+        let source = (place.0, self.datasets[place.0 as usize].row(place.1));
+        self.writer.push(Row { input_ids, labels, segments: &segments, isolated: false, source })
+    }
+}
