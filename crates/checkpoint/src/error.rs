@@ -107,7 +107,7 @@ pub enum Error {
         name: String,
     },
     /// A tensor stored in a type that can't be read as asked.
-    #[error("tensor '{name}' is stored as {from}, which can't be read as {to}")]
+    #[error("tensor '{name}' is stored as {from}, which can't be read as {to}; get the model in F32, F16 or BF16")]
     Conversion {
         /// The tensor.
         name: String,

@@ -30,6 +30,9 @@ use crate::source::{TensorInfo, TensorSource, unknown};
 use config::{Family, Keys};
 use header::Header;
 
+/// Types that can be read, as told to the user.
+const READABLE: &str = "F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1 and Q4_0";
+
 /// An open GGUF file of a supported family.
 #[derive(Debug)]
 pub struct Gguf {
@@ -125,6 +128,15 @@ impl GgufTensors {
         for (stored, (shape, mut region)) in header.tensors {
             if stored == names::ROPE_FREQS {
                 continue;
+            }
+            if !region.dtype.converts_to(Dtype::F32) {
+                return Err(Error::Gguf {
+                    path: file.path().to_path_buf(),
+                    reason: format!(
+                        "its tensor '{stored}' is of type {}; {READABLE} can be read: get the model in one of these",
+                        region.dtype.name()
+                    ),
+                });
             }
             let name = names::to_hugging_face(&stored).ok_or_else(|| Error::Gguf {
                 path: file.path().to_path_buf(),

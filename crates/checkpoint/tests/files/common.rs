@@ -116,3 +116,11 @@ pub(crate) fn dump(source: &dyn TensorSource) -> Vec<(String, Vec<usize>, Vec<f3
     };
     source.names().into_iter().map(tensor).collect()
 }
+
+/// Replaces a file's content in place. Truncating it first, as `fs::write` does, makes ext4 flush
+/// it when it is closed, thousands of times in some tests.
+pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
+    let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+}

@@ -7,7 +7,7 @@ use ferrotune_checkpoint::gguf::{Array, Gguf, GgufTensor, Value};
 use ferrotune_checkpoint::{Dtype, OpenModel, open_model};
 use serde_json::{Value as Json, json};
 
-use crate::common::{Random, dump, fixture, gguf_in, model_metadata, read_json, toy_tokenizer};
+use crate::common::{Random, dump, fixture, gguf_in, model_metadata, overwrite, read_json, toy_tokenizer};
 
 const QUANTISED: [Dtype; 8] =
     [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
@@ -267,6 +267,9 @@ fn what_is_not_supported_is_named() {
         let tensor = (name, &[32, 64][..], Dtype::F32, &bytes[..]);
         open_with(&metadata("llama"), &[tensor]).err().unwrap()
     };
+    let ids = ("blk.0.ffn_up.weight", &[2][..], Dtype::I64, &[0; 16][..]);
+    let message = open_with(&metadata("llama"), &[ids]).err().unwrap();
+    assert!(message.contains("'blk.0.ffn_up.weight' is of type I64; F32, F16, BF16, Q8_0"), "{message}");
     assert!(error("blk.0.ssm_a").contains("'blk.0.ssm_a' belongs to no supported model"));
     assert!(error("blk.0.attn_q.weight").contains("[32, 64], 64 rows were expected"));
 }
@@ -318,7 +321,7 @@ fn broken_files_never_panic() {
     let expected = dump(&*open_model(&path).unwrap().tensors);
     // The file's last bytes are padding after the last tensor.
     for len in 0..bytes.len() - 16 {
-        fs::write(&path, &bytes[..len]).unwrap();
+        overwrite(&path, &bytes[..len]);
         assert!(open_model(&path).is_err(), "cut to {len} of {}", bytes.len());
     }
     let header = bytes.len() - 3 * 64 * 4 - 96;
@@ -329,7 +332,7 @@ fn broken_files_never_panic() {
             let at = random.below(header);
             broken[at] = if random.below(2) == 0 { random.next() as u8 } else { 0xff };
         }
-        fs::write(&path, &broken).unwrap();
+        overwrite(&path, &broken);
         if let Ok(model) = open_model(&path) {
             for name in model.tensors.names() {
                 let info = model.tensors.info(&name).unwrap();
@@ -339,7 +342,7 @@ fn broken_files_never_panic() {
             }
         }
     }
-    fs::write(&path, &bytes).unwrap();
+    overwrite(&path, &bytes);
     assert!(dump(&*open_model(&path).unwrap().tensors) == expected);
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{Random, dump, fixture};
+use crate::common::{Random, dump, fixture, overwrite};
 use ferrotune_checkpoint::{
     Dtype, Error, FolderWriter, OutTensor, SafetensorsFile, SaveModel, ShardedSafetensors, TensorSource,
     TokenizerFiles, open_model, write_model,
@@ -78,7 +78,7 @@ fn what_does_not_fit_or_convert_is_refused() {
     let told = |result: ferrotune_checkpoint::Result<()>| result.unwrap_err().to_string();
     assert_eq!(
         told(file.read("ids", Dtype::F32, &mut [0; 8])),
-        "tensor 'ids' is stored as I64, which can't be read as F32"
+        "tensor 'ids' is stored as I64, which can't be read as F32; get the model in F32, F16 or BF16"
     );
     assert_eq!(told(file.read("ids", Dtype::I64, &mut [0; 15])), "tensor 'ids': 15 bytes asked for where 16 fit");
     assert_eq!(
@@ -155,7 +155,7 @@ fn broken_files_never_panic() {
     folder.tensors("m.safetensors", tensors).unwrap();
     let whole = fs::read(&path).unwrap();
     for len in 0..whole.len() {
-        fs::write(&path, &whole[..len]).unwrap();
+        overwrite(&path, &whole[..len]);
         assert!(SafetensorsFile::open(&path).is_err(), "cut to {len}");
     }
     let mut random = Random(11);
@@ -165,7 +165,7 @@ fn broken_files_never_panic() {
         for _ in 0..=random.below(3) {
             broken[random.below(header)] = random.next() as u8;
         }
-        fs::write(&path, &broken).unwrap();
+        overwrite(&path, &broken);
         if let Ok(file) = SafetensorsFile::open(&path) {
             for name in file.names() {
                 let info = file.info(&name).unwrap();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ferrotune_checkpoint::{
     Dtype, Error, FolderWriter, OutTensor, Snapshot, SnapshotState, SnapshotWriter, TensorSource, latest_snapshot,
@@ -131,7 +131,7 @@ impl Drop for SmallDisk {
 }
 
 #[test]
-fn a_full_disk_is_an_error_that_leaves_the_last_snapshot() {
+fn a_full_or_read_only_disk_is_an_error_that_leaves_the_last_snapshot() {
     // Without the right to mount, `a_failed_save_leaves_everything_as_it_was` covers the same way out.
     let Some(disk) = SmallDisk::mount() else {
         eprintln!("not run: mounting a small disk needs root");
@@ -144,6 +144,12 @@ fn a_full_disk_is_an_error_that_leaves_the_last_snapshot() {
     assert!(matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull), "{error}");
     assert!(error.to_string().contains("optimizer.safetensors"), "{error}");
     assert_eq!(names(dir), ["checkpoint-1"]);
+    check(&latest_snapshot(dir).unwrap().unwrap());
+
+    let remount = Command::new("mount").args(["-o", "remount,ro"]).arg(dir).status().unwrap();
+    assert!(remount.success());
+    let error = writer.write(2, |folder| fill(folder, 2, 5)).unwrap_err();
+    assert!(error.to_string().starts_with("cannot create"), "{error}");
     check(&latest_snapshot(dir).unwrap().unwrap());
 }
 
@@ -210,7 +216,12 @@ fn child_that_saves() {
 fn killed_at_any_moment() {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random(99);
-    let mut last = 0;
+    let newest = || list_snapshots(dir.path()).unwrap().last().map_or(0, |s| s.step);
+    let unfinished = || {
+        let of_a_save = |name: &String| [".tmp-", ".old-", ".gone-"].iter().any(|mark| name.contains(mark));
+        names(dir.path()).iter().filter(|name| of_a_save(name)).count()
+    };
+    let (mut last, mut interrupted) = (0, 0);
     for round in 0..25 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "snapshot::child_that_saves", "--ignored"])
@@ -219,22 +230,23 @@ fn killed_at_any_moment() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_micros(5_000 + random.below(60_000) as u64));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while newest() <= last && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(random.below(20_000) as u64));
         child.kill().unwrap();
         child.wait().unwrap();
-        // What is whole before anything is swept stays; nothing else looks whole.
+        interrupted += unfinished();
         drop(SnapshotWriter::open(dir.path()).unwrap());
+        assert_eq!(unfinished(), 0, "round {round}");
         let found = list_snapshots(dir.path()).unwrap();
         for snapshot in &found {
             assert_eq!(snapshot.state, SnapshotState::Whole, "round {round}");
             check(&Snapshot::open(&snapshot.path).unwrap());
         }
-        let newest = found.last().map_or(0, |s| s.step);
-        assert!(newest >= last, "round {round}: {last} was there, now {newest}");
-        assert!(
-            names(dir.path()).iter().all(|n| !n.contains(".tmp-") && !n.contains(".old-") && !n.contains(".gone-"))
-        );
-        last = newest;
+        assert!(newest() > last, "round {round}: {last} was there, now {}", newest());
+        last = newest();
     }
-    assert!(last > 0, "no child lived long enough to save");
+    assert!(interrupted > 0, "no kill met a save");
 }
