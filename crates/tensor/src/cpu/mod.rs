@@ -162,6 +162,19 @@ macro_rules! by_type {
 }
 use by_type;
 
+/// Asks for the cache lines of `len` elements from `at` on, which may point anywhere.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: *const T, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..len * size_of::<T>()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_byte_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, len);
+}
+
 /// A pointer that tasks of one kernel call share to write disjoint parts of one slice.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared<T>(*mut T, usize);
@@ -174,6 +187,12 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub(crate) fn new(slice: &mut [T]) -> Self {
         Self(slice.as_mut_ptr(), slice.len())
+    }
+
+    /// Asks for the cache lines of the elements from `start` on, `len` of them.
+    #[inline]
+    pub(crate) fn prefetch(&self, start: usize, len: usize) {
+        prefetch(self.0.wrapping_add(start), len);
     }
 
     /// The elements from `start`, `len` of them.

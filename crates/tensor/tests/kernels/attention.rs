@@ -25,7 +25,10 @@ impl Case {
         }
     }
     fn tokens(&self) -> (usize, usize) {
-        (*self.cu_q.last().expect("borders begin with 0") as usize, *self.cu_k.last().unwrap() as usize)
+        (
+            *self.cu_q.last().expect("borders begin with 0") as usize,
+            *self.cu_k.last().expect("borders begin with 0") as usize,
+        )
     }
 }
 

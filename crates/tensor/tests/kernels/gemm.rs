@@ -49,12 +49,17 @@ fn check(case: Case) {
         bias: case.bias.then(|| bias.data()),
     };
     gemm(&args, c.data_mut(), ldc);
+    let rows_a: Vec<f64> =
+        (0..m * k).map(|e| (e / k, e % k)).map(|(i, p)| a.at(if ta { p * lda + i } else { i * lda + p })).collect();
+    let columns_b: Vec<f64> =
+        (0..n * k).map(|e| (e / k, e % k)).map(|(j, p)| b.at(if tb { j * ldb + p } else { p * ldb + j })).collect();
     for i in 0..m {
         for j in 0..n {
-            let x = |p: usize| a.at(if ta { p * lda + i } else { i * lda + p });
-            let y = |p: usize| b.at(if tb { j * ldb + p } else { p * ldb + j });
-            let mut want: f64 = 0.5 * (0..k).map(|p| x(p) * y(p)).sum::<f64>();
-            let mut size: f64 = 0.5 * (0..k).map(|p| (x(p) * y(p)).abs()).sum::<f64>();
+            let (mut want, mut size) = (0.0, 0.0);
+            for (x, y) in rows_a[i * k..][..k].iter().zip(&columns_b[j * k..][..k]) {
+                want += 0.5 * x * y;
+                size += 0.5 * (x * y).abs();
+            }
             if case.second.is_some() {
                 want += 2.0 * (0..k2).map(|p| a2.at(i * lda2 + p) * b2.at(j * ldb2 + p)).sum::<f64>();
                 size += 2.0 * (0..k2).map(|p| (a2.at(i * lda2 + p) * b2.at(j * ldb2 + p)).abs()).sum::<f64>();

@@ -140,6 +140,7 @@ impl Reader {
             a_halves: a.halves,
             b: b.start,
             ldb: b.ld,
+            b_halves: false,
             c: out.to.as_mut_ptr(),
             ldc: out.ld,
             accumulate: out.accumulate,

@@ -18,7 +18,8 @@ const STRIP: usize = 48;
 const SEGMENT: usize = 256;
 /// Rows of A that are packed, multiplied and stored together.
 const CHUNK: usize = 64;
-/// Rows of a task with one strip; the sums of a task fit in the same space whatever its number of strips.
+/// Most rows of a task. Where the reduction takes several passes their sums are kept between them, in a space that
+/// holds so many rows of one strip, or fewer of several.
 const ROWS: usize = 512;
 /// Strips that share a packed chunk of A.
 const SHARED_STRIPS: usize = 4;
@@ -42,7 +43,9 @@ pub(super) fn blocked(args: &Gemm<'_>, task: &Task) {
     let serial = args.m * args.n * args.product.k <= SERIAL;
     let threads = if serial { 1 } else { rayon::current_num_threads() };
     // Enough tasks for every thread, by halving rows; the sums don't depend on it.
-    let mut rows = (ROWS / per_task).min(args.m.next_multiple_of(CHUNK));
+    let one_pass = segments(args, task.kernels.per_word).count() <= SLOTS / per_task;
+    let most = if one_pass { ROWS } else { ROWS / per_task };
+    let mut rows = most.min(args.m.next_multiple_of(CHUNK));
     while rows > CHUNK && groups * args.m.div_ceil(rows) < 2 * threads && threads > groups {
         rows = (rows / 2).next_multiple_of(CHUNK);
     }
@@ -85,7 +88,8 @@ struct Work<'a> {
     strips: Range<usize>,
 }
 
-/// Where the words of an operand are: start, stride, and for A how the stride counts.
+/// Where the words of an operand are: start, stride, whether A's rows are neighbours, and whether the stride counts
+/// bf16 elements.
 struct Operand {
     start: *const u32,
     ld: usize,
@@ -93,26 +97,30 @@ struct Operand {
     halves: bool,
 }
 
-impl<'a> Work<'a> {
-    fn segments(&self) -> impl Iterator<Item = Segment<'a>> + Clone + use<'a> {
-        let step = SEGMENT * self.task.kernels.per_word;
-        let cut = move |product: &'a Product<'a>, second| {
-            let count = product.k.div_ceil(step).max(1);
-            (0..count).map(move |i| Segment { product, second, steps: i * step..product.k.min((i + 1) * step) })
-        };
-        let second = self.args.second.as_ref().map(move |p| cut(p, true));
-        cut(&self.args.product, false).chain(second.into_iter().flatten())
-    }
+/// The reductions of both products, in order; each has a segment even if it is empty.
+fn segments<'a>(args: &'a Gemm<'a>, per_word: usize) -> impl Iterator<Item = Segment<'a>> + Clone + use<'a> {
+    let step = SEGMENT * per_word;
+    let cut = move |product: &'a Product<'a>, second| {
+        let count = product.k.div_ceil(step).max(1);
+        (0..count).map(move |i| Segment { product, second, steps: i * step..product.k.min((i + 1) * step) })
+    };
+    let second = args.second.as_ref().map(move |p| cut(p, true));
+    cut(&args.product, false).chain(second.into_iter().flatten())
+}
 
+impl Work<'_> {
     fn run(&self, buffer: &mut [u32]) {
         let (packed, rest) = buffer.split_at_mut(B_WORDS);
         let (chunk_a, rest) = rest.split_at_mut(A_WORDS);
         let sums: &mut [f32] = bytemuck::cast_slice_mut(&mut rest[..2 * SUM_WORDS]);
         let (main, second) = sums.split_at_mut(SUM_WORDS);
         let slots = SLOTS / self.strips.len();
-        let total = self.segments().count();
+        let all = segments(self.args, self.task.kernels.per_word);
+        let total = all.clone().count();
+        // With one pass the sums of a chunk are stored at once, and stay in the first-level cache.
+        let kept = if total <= slots { CHUNK } else { self.rows.len().next_multiple_of(CHUNK) };
         for pass in (0..total).step_by(slots) {
-            let segments = self.segments().skip(pass).take(slots);
+            let segments = all.clone().skip(pass).take(slots);
             for (slot, segment) in segments.clone().enumerate() {
                 for (s, strip) in self.strips.clone().enumerate() {
                     let at = (slot * self.strips.len() + s) * SEGMENT * STRIP;
@@ -122,27 +130,30 @@ impl<'a> Work<'a> {
             let last = pass + slots >= total;
             for first in self.rows.clone().step_by(CHUNK) {
                 let chunk = first..(first + CHUNK).min(self.rows.end);
-                // With one pass the sums of a chunk are stored at once, and stay in the first-level cache.
-                let base = if total <= slots { 0 } else { first - self.rows.start };
+                let sums_at = |strip: usize| (strip * kept + (first - self.rows.start) % kept) * STRIP;
+                if last {
+                    for strip in self.strips.clone() {
+                        let columns = self.columns(strip);
+                        self.task.target.prefetch((first, columns.start), (chunk.len(), columns.len()));
+                    }
+                }
                 for (slot, segment) in segments.clone().enumerate() {
                     let sums = if segment.second { &mut *second } else { &mut *main };
                     let a = self.operand_a(&segment, chunk.clone(), chunk_a);
                     for (s, strip) in self.strips.clone().enumerate() {
                         let at = (slot * self.strips.len() + s) * SEGMENT * STRIP;
                         let b = self.operand_b(&segment, strip, &packed[at..at + SEGMENT * STRIP]);
-                        let c = &mut sums[self.sums_at(s, base)..];
+                        let c = &mut sums[sums_at(s)..];
                         self.multiply(&segment, chunk.len(), (&a, &b), c, self.width(strip));
                     }
                 }
                 if last {
-                    self.store(&chunk, base, main, second);
+                    for (s, strip) in self.strips.clone().enumerate() {
+                        self.store(&chunk, strip, &main[sums_at(s)..], &second[sums_at(s)..]);
+                    }
                 }
             }
         }
-    }
-
-    fn sums_at(&self, strip: usize, row: usize) -> usize {
-        (strip * self.rows.len().next_multiple_of(CHUNK) + row) * STRIP
     }
 
     fn columns(&self, strip: usize) -> Range<usize> {
@@ -164,19 +175,22 @@ impl<'a> Work<'a> {
 
     /// B's words where they lie, if that serves the kernel.
     fn b_in_place(&self, segment: &Segment<'_>, strip: usize) -> Option<*const u32> {
-        let Mat { data: Data::F32(s), ld, trans: false } = segment.product.b else { return None };
+        let Mat { data, ld, trans: false } = segment.product.b else { return None };
         let columns = self.columns(strip);
+        let at = segment.steps.start * ld + columns.start;
         let whole = columns.len() == self.width(strip) && self.task.kernels.per_word == 1;
-        (whole && self.args.m <= FEW_ROWS && !segment.steps.is_empty())
-            .then(|| s[segment.steps.start * ld + columns.start..].as_ptr().cast())
+        (whole && self.args.m <= FEW_ROWS && !segment.steps.is_empty()).then(|| match data {
+            Data::F32(s) => s[at..].as_ptr().cast(),
+            Data::Bf16(s) => s[at..].as_ptr().cast(),
+        })
     }
 
     fn operand_b(&self, segment: &Segment<'_>, strip: usize, packed: &[u32]) -> Operand {
-        let (start, ld) = match self.b_in_place(segment, strip) {
-            Some(start) => (start, segment.product.b.ld),
-            None => (packed.as_ptr(), STRIP),
-        };
-        Operand { start, ld, columns: false, halves: false }
+        let Mat { data, ld, .. } = segment.product.b;
+        match self.b_in_place(segment, strip) {
+            Some(start) => Operand { start, ld, columns: false, halves: matches!(data, Data::Bf16(_)) },
+            None => Operand { start: packed.as_ptr(), ld: STRIP, columns: false, halves: false },
+        }
     }
 
     fn operand_a(&self, segment: &Segment<'_>, rows: Range<usize>, packed: &mut [u32]) -> Operand {
@@ -213,6 +227,7 @@ impl<'a> Work<'a> {
             a_halves: a.halves,
             b: b.start,
             ldb: b.ld,
+            b_halves: b.halves,
             c: c.as_mut_ptr(),
             ldc: STRIP,
             accumulate: segment.steps.start > 0,
@@ -222,18 +237,12 @@ impl<'a> Work<'a> {
         unsafe { (kernels.block)(&block) };
     }
 
-    fn store(&self, chunk: &Range<usize>, base: usize, main: &[f32], second: &[f32]) {
-        for (s, strip) in self.strips.clone().enumerate() {
-            let columns = self.columns(strip);
-            let tile = Tile {
-                at: (chunk.start, columns.start),
-                size: (chunk.len(), columns.len()),
-                ld: STRIP,
-                main: &main[self.sums_at(s, base)..],
-                second: self.args.second.map(|_| &second[self.sums_at(s, base)..]),
-            };
-            // SAFETY: tasks cover disjoint rectangles of C, and chunks and strips disjoint parts of those.
-            unsafe { self.task.target.store(self.task.level, self.args, &tile) };
-        }
+    fn store(&self, chunk: &Range<usize>, strip: usize, main: &[f32], second: &[f32]) {
+        let columns = self.columns(strip);
+        let second = self.args.second.map(|_| second);
+        let (at, size) = ((chunk.start, columns.start), (chunk.len(), columns.len()));
+        let tile = Tile { at, size, ld: STRIP, main, second };
+        // SAFETY: tasks cover disjoint rectangles of C, and chunks and strips disjoint parts of those.
+        unsafe { self.task.target.store(self.task.level, self.args, &tile) };
     }
 }

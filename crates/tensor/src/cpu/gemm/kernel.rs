@@ -31,8 +31,10 @@ pub(crate) struct Block {
     pub(crate) a_halves: bool,
     /// Word (p, j) of B lies at `p * ldb + j`.
     pub(crate) b: *const u32,
-    /// Row stride of B in words.
+    /// Row stride of B in words (in bf16 elements if `b_halves`).
     pub(crate) ldb: usize,
+    /// B is bf16 that is widened as it is read; f32 kernels only.
+    pub(crate) b_halves: bool,
     /// Row-major C.
     pub(crate) c: *mut f32,
     /// Row stride of C.
@@ -160,16 +162,18 @@ unsafe fn rows<V: Vector, const W: usize>(b: &Block, strides: Strides, j: usize)
 unsafe fn columns<V: Vector, const R: usize, const W: usize>(b: &Block, s: Strides, i: usize, j: usize) {
     // SAFETY: the caller's contract.
     unsafe {
-        if b.a_columns {
-            tile::<V, R, W>(b, Strides { row: 4, word: s.word }, i, j);
-        } else {
-            tile::<V, R, W>(b, Strides { row: s.row, word: 4 }, i, j);
+        let widens = V::PER_WORD == 1 && b.b_halves;
+        match (b.a_columns, widens) {
+            (true, false) => tile::<V, R, W, false>(b, Strides { row: 4, word: s.word }, i, j),
+            (false, false) => tile::<V, R, W, false>(b, Strides { row: s.row, word: 4 }, i, j),
+            (true, true) => tile::<V, R, W, true>(b, Strides { row: 4, word: s.word }, i, j),
+            (false, true) => tile::<V, R, W, true>(b, Strides { row: s.row, word: 4 }, i, j),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn tile<V: Vector, const R: usize, const W: usize>(blk: &Block, s: Strides, i: usize, j: usize) {
+unsafe fn tile<V: Vector, const R: usize, const W: usize, const H: bool>(blk: &Block, s: Strides, i: usize, j: usize) {
     // SAFETY: by the contract of `Kernels::block` all words of rows i..i+R of A, columns j..j+W*LANES of B and the
     // same tile of C exist, and the processor supports V.
     unsafe {
@@ -183,11 +187,13 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize>(blk: &Block, s: Stride
             }
         }
         let mut a = blk.a.cast::<u8>().add(i * s.row);
-        let mut b = blk.b.add(j);
+        let unit = if H { 2 } else { 4 };
+        let mut b = blk.b.cast::<u8>().add(j * unit);
         for _ in 0..blk.k {
             let mut bs = [V::zero(); W];
             for (w, reg) in bs.iter_mut().enumerate() {
-                *reg = V::words(b.add(w * V::LANES));
+                let at = b.add(w * V::LANES * unit);
+                *reg = if H { V::widened(at.cast(), V::LANES) } else { V::words(at.cast()) };
             }
             for (r, row) in acc.iter_mut().enumerate() {
                 let x = V::splat(a.add(r * s.row).cast());
@@ -196,7 +202,7 @@ unsafe fn tile<V: Vector, const R: usize, const W: usize>(blk: &Block, s: Stride
                 }
             }
             a = a.add(s.word);
-            b = b.add(blk.ldb);
+            b = b.add(blk.ldb * unit);
         }
         for (r, row) in acc.iter().enumerate() {
             for (w, &reg) in row.iter().enumerate() {

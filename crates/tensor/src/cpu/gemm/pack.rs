@@ -3,7 +3,7 @@
 //! "Along" and "across" say how the matrix lies in memory relative to the reduction: rows that run along it hold
 //! neighbouring reduction elements, rows across it hold one reduction step each.
 
-use super::super::{Data, Element, Level, level::simd};
+use super::super::{Data, Element, Level, level::simd, prefetch};
 use super::transpose::{Words, transpose};
 use std::ops::Range;
 
@@ -50,6 +50,9 @@ pub(crate) fn pack_along(level: Level, part: &Part<'_>, per_word: usize, dst: &m
     }
 }
 
+/// Rows that are fetched ahead where only a strip of each is read: they lie in different pages.
+const AHEAD: usize = 16;
+
 simd! {
     fn copy_across<T: Element>(src: &[T], part: &Part<'_>, per_word: usize, dst: &mut [u32], width: usize) {
         let row = |step: usize| &src[step * part.ld + part.outer.start..step * part.ld + part.outer.end];
@@ -58,6 +61,7 @@ simd! {
             let (out, pad) = out.split_at_mut(n);
             pad.fill(0);
             let step = part.steps.start + p * per_word;
+            prefetch(src.as_ptr().wrapping_add((step + AHEAD) * part.ld + part.outer.start), n);
             if per_word == 1 {
                 for (o, x) in out.iter_mut().zip(row(step)) {
                     *o = x.get().to_bits();
@@ -107,8 +111,8 @@ const STAGE: usize = 16;
 
 fn gather_along<T: Element>(level: Level, src: &[T], part: &Part<'_>, per_word: usize, dst: &mut [u32], width: usize) {
     let (n, words) = (part.outer.len(), part.words(per_word));
-    for row in dst.chunks_exact_mut(width).take(words) {
-        row[n..].fill(0);
+    if n < width {
+        dst.chunks_exact_mut(width).take(words).for_each(|row| row[n..].fill(0));
     }
     if n == 0 || words == 0 {
         return;

@@ -47,6 +47,19 @@ impl Target {
         Self { flipped: !self.flipped, ..self }
     }
 
+    /// Asks for the cache lines of a tile that will be stored soon: its rows are far apart in memory.
+    pub(super) fn prefetch(&self, (row, col): (usize, usize), (rows, cols): (usize, usize)) {
+        if self.flipped {
+            return;
+        }
+        for i in row..row + rows {
+            match self.data {
+                Storage::F32(c) => c.prefetch(i * self.ld + col, cols),
+                Storage::Bf16(c) => c.prefetch(i * self.ld + col, cols),
+            }
+        }
+    }
+
     /// Stores a finished tile.
     ///
     /// # Safety
@@ -79,12 +92,9 @@ impl Target {
                 store_column(level, out, tile, j, &bias, factors);
             }
         } else {
-            for i in 0..tile.size.0 {
-                let start = (tile.at.0 + i) * self.ld + tile.at.1;
-                // SAFETY: the row segment belongs to this task's tile.
-                let out = unsafe { c.slice(start, count) };
-                store_row(level, out, tile, i, &bias, factors);
-            }
+            // SAFETY: the rows' segments belong to this task's tile.
+            let row = |i: usize| unsafe { c.slice((tile.at.0 + i) * self.ld + tile.at.1, count) };
+            store_rows(level, &row, tile, &bias, factors);
         }
     }
 }
@@ -99,29 +109,33 @@ struct Factors {
     beta: f32,
 }
 
+/// Rows of C, handed out one by one.
+type RowOf<'a, T> = dyn Fn(usize) -> &'a mut [T] + 'a;
+
 simd! {
-    fn store_row<T: Element>(
-        out: &mut [T], tile: &Tile<'_>, i: usize, bias: &[f32; MAX_SIDE], f: Factors,
+    fn store_rows<T: Element>(
+        row: &RowOf<'_, T>, tile: &Tile<'_>, bias: &[f32; MAX_SIDE], f: Factors,
     ) {
-        let n = out.len();
-        let sums = &tile.main[i * tile.ld..i * tile.ld + n];
-        let bias = &bias[..n];
-        match tile.second {
-            None if f.beta == 0.0 => {
-                for ((o, s), b) in out.iter_mut().zip(sums).zip(bias) {
-                    *o = T::put(f.alpha * s + b);
+        for i in 0..tile.size.0 {
+            let out = row(i);
+            let sums = &tile.main[i * tile.ld..i * tile.ld + out.len()];
+            match tile.second {
+                None if f.beta == 0.0 => {
+                    for ((o, s), b) in out.iter_mut().zip(sums).zip(bias) {
+                        *o = T::put(f.alpha * s + b);
+                    }
                 }
-            }
-            None => {
-                for ((o, s), b) in out.iter_mut().zip(sums).zip(bias) {
-                    *o = T::put(f.beta * o.get() + (f.alpha * s + b));
+                None => {
+                    for ((o, s), b) in out.iter_mut().zip(sums).zip(bias) {
+                        *o = T::put(f.beta * o.get() + (f.alpha * s + b));
+                    }
                 }
-            }
-            Some(second) => {
-                let second = &second[i * tile.ld..i * tile.ld + n];
-                for (((o, s), s2), b) in out.iter_mut().zip(sums).zip(second).zip(bias) {
-                    let old = if f.beta == 0.0 { 0.0 } else { f.beta * o.get() };
-                    *o = T::put(old + (f.alpha * s + f.alpha2 * s2 + b));
+                Some(second) => {
+                    let second = &second[i * tile.ld..i * tile.ld + out.len()];
+                    for (((o, s), s2), b) in out.iter_mut().zip(sums).zip(second).zip(bias) {
+                        let old = if f.beta == 0.0 { 0.0 } else { f.beta * o.get() };
+                        *o = T::put(old + (f.alpha * s + f.alpha2 * s2 + b));
+                    }
                 }
             }
         }
