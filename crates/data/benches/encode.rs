@@ -35,6 +35,13 @@ impl Random {
     }
 }
 
+/// A word that stands in no list: names and rare words keep the table of seen words from answering all.
+fn rare(random: &mut Random) -> String {
+    const SYLLABLES: [&str; 16] =
+        ["ka", "ro", "min", "ter", "sel", "vo", "qui", "bra", "nor", "den", "lu", "phi", "stan", "go", "wer", "ix"];
+    (0..2 + random.below(3)).map(|_| SYLLABLES[random.below(SYLLABLES.len())]).collect()
+}
+
 fn prose(random: &mut Random, words: usize) -> String {
     let vocabulary: Vec<_> = ENGLISH.split_whitespace().collect();
     let mut out = String::new();
@@ -47,6 +54,7 @@ fn prose(random: &mut Random, words: usize) -> String {
             1 => out.push_str(&format!(". {}{}", word[..1].to_uppercase(), &word[1..])),
             2 => out.push_str(&format!(", {word}")),
             3 => out.push_str(&format!(" {word}'s")),
+            5 | 6 => out.extend([" ", rare(random).as_str()]),
             4 if i % 3 == 0 => out.push_str(&format!(".\n{}. {word}", i % 9)),
             _ => out.extend([" ", word]),
         }

@@ -10,7 +10,7 @@ use serde_json::{Number, Value};
 
 /// `value` as `json.dumps(value, ensure_ascii=False, indent=indent)` writes it: `", "` and `": "`
 /// between items on one line; with an indent, an item a line. Keys stay in their order.
-pub fn dumps(value: &Value, indent: Option<usize>) -> String {
+pub(crate) fn dumps(value: &Value, indent: Option<usize>) -> String {
     let mut out = String::new();
     let layout = match indent {
         None => Layout { item: ", ", colon: ": ", indent: None },
@@ -21,24 +21,24 @@ pub fn dumps(value: &Value, indent: Option<usize>) -> String {
 }
 
 /// `value` in JSON with chosen separators (`json.dumps(..., separators=(item, colon))`).
-pub fn dumps_with(value: &Value, layout: &Layout<'_>) -> String {
+pub(crate) fn dumps_with(value: &Value, layout: &Layout<'_>) -> String {
     let mut out = String::new();
     write_json(&mut out, value, layout, 0);
     out
 }
 
 /// Separators and indentation of JSON text.
-pub struct Layout<'a> {
+pub(crate) struct Layout<'a> {
     /// Between items; a new line and the indentation follow if there is one.
-    pub item: &'a str,
+    pub(crate) item: &'a str,
     /// Between a key and its value.
-    pub colon: &'a str,
+    pub(crate) colon: &'a str,
     /// Spaces a level; `None` writes one line.
-    pub indent: Option<usize>,
+    pub(crate) indent: Option<usize>,
 }
 
 /// `value` as `str(value)` writes it: a string as it stands, the rest in Python's spelling.
-pub fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
         other => {
@@ -50,7 +50,7 @@ pub fn text(value: &Value) -> String {
 }
 
 /// Whether Python takes `value` for true.
-pub fn truthy(value: &Value) -> bool {
+pub(crate) fn truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(b) => *b,

@@ -16,8 +16,8 @@ impl Random {
         (self.0 % n as u64) as usize
     }
 
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len())]
+    fn piece(&mut self) -> &'static str {
+        PIECES[self.below(PIECES.len())]
     }
 }
 
@@ -143,7 +143,7 @@ fn text(random: &mut Random) -> String {
             0 => out.extend((0..random.below(4)).filter_map(|_| char::from_u32(random.below(0x110000) as u32))),
             1 => out.extend((0..random.below(6)).filter_map(|_| char::from_u32(random.below(0x3400) as u32))),
             2 => out.extend((0..random.below(9)).map(|_| char::from(random.below(0x80) as u8))),
-            _ => out.push_str(random.pick(PIECES)),
+            _ => out.push_str(random.piece()),
         }
     }
     out

@@ -39,6 +39,9 @@ struct ModelSpec<'a> {
     dropout: Option<f64>,
     continuing_subword_prefix: Option<&'a str>,
     end_of_word_suffix: Option<&'a str>,
+    unk_token: Option<&'a str>,
+    #[serde(default)]
+    fuse_unk: bool,
     #[serde(default)]
     byte_fallback: bool,
     #[serde(default)]
@@ -177,8 +180,9 @@ fn bpe_of(model: &ModelSpec<'_>) -> Option<Bpe> {
     }
     let alphabet = alphabet();
     let mut bytes = [0; 256];
-    for (byte, c) in alphabet.iter().enumerate() {
-        bytes[byte] = *model.vocab.get(c.encode_utf8(&mut [0; 4]) as &str)?;
+    for (byte, c) in (0..=255u8).zip(alphabet) {
+        let id = model.vocab.get(c.encode_utf8(&mut [0; 4]) as &str).copied();
+        bytes[usize::from(byte)] = id.or_else(|| id_of_missing(byte, model))?;
     }
     let mut merges = AHashMap::with_capacity(model.merges.len());
     let mut merged = String::new();
@@ -200,6 +204,15 @@ fn bpe_of(model: &ModelSpec<'_>) -> Option<Bpe> {
         whole.extend(model.vocab.iter().filter_map(|(token, id)| Some((in_bytes(&token.0)?, *id))));
     }
     Some(Bpe { bytes, merges, whole, identity: IDENTITIES.fetch_add(1, Ordering::Relaxed) })
+}
+
+/// The unknown token stands for a byte that the vocabulary lacks. Bytes that no UTF-8 text has may
+/// be missing without one.
+fn id_of_missing(byte: u8, model: &ModelSpec<'_>) -> Option<u32> {
+    match model.unk_token {
+        Some(unk) if !model.fuse_unk => model.vocab.get(unk).copied(),
+        _ => matches!(byte, 0xc0 | 0xc1 | 0xf5..=0xff).then_some(0),
+    }
 }
 
 /// The character that stands for each byte in a byte-level vocabulary (GPT-2): printable Latin-1
