@@ -85,12 +85,21 @@ pub fn open_model(path: &Path) -> Result<OpenModel> {
     })
 }
 
-/// Opens only the tokenizer of a folder or of a `.gguf` file; weights may be absent.
+/// Opens only the tokenizer of a folder or of a `.gguf` file; weights may be absent. What was corrected or assumed is
+/// told as a warning.
 ///
 /// # Errors
 /// As [`open_model`].
 pub fn open_tokenizer(path: &Path) -> Result<TokenizerFiles> {
-    if path.is_dir() { read_tokenizer(path) } else { Gguf::open(path)?.tokenizer().map(|(files, _)| files) }
+    if path.is_dir() {
+        read_tokenizer(path)
+    } else {
+        let (files, notes) = Gguf::open(path)?.tokenizer()?;
+        for note in notes {
+            tracing::warn!(path = %path.display(), "{note}");
+        }
+        Ok(files)
+    }
 }
 
 fn no_config(folder: &Path) -> Error {
