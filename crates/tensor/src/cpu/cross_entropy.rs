@@ -49,7 +49,7 @@ simd! {
                 plain += f64::from(math::sum(block, |x| x));
             }
             for z in block.iter_mut() {
-                *z = math::exp(*z - top);
+                *z = math::exp::<M>(*z - top);
             }
             total += f64::from(math::sum(block, |x| x));
         }

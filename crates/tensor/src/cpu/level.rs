@@ -75,7 +75,8 @@ fn detect() -> Level {
 
 /// Defines a function whose body is compiled once per [`Level`] and vectorised by the compiler for each.
 ///
-/// The generated function takes the level as an additional first argument. The body must be plain safe code: it is
+/// The generated function takes the level as an additional first argument, and its body may name the type `M`, the
+/// level's way to multiply and add ([`super::math::MulAdd`]). The body must be plain safe code: it is
 /// inlined into one `#[target_feature]` function per level, so helpers it calls must be `#[inline(always)]`.
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($gen:ident: $bound:path),*>)? ($($arg:ident: $ty:ty),* $(,)?)
@@ -84,13 +85,17 @@ macro_rules! simd {
         #[inline]
         $vis fn $name $(<$($gen: $bound),*>)? (level: $crate::cpu::Level, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body<M: $crate::cpu::math::MulAdd, $($($gen: $bound),*)?>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512 $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx512 $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::cpu::math::Fused, $($($gen),*)?>($($arg),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$($gen: $bound),*>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body::<$crate::cpu::math::Fused, $($($gen),*)?>($($arg),*)
+                }
                 // SAFETY: a level is only ever one that the processor was found to support.
                 unsafe {
                     match level {
@@ -102,7 +107,7 @@ macro_rules! simd {
             }
             #[cfg(not(target_arch = "x86_64"))]
             let _ = level;
-            body($($arg),*)
+            body::<$crate::cpu::math::Native, $($($gen),*)?>($($arg),*)
         }
     };
 }

@@ -2,23 +2,56 @@
 
 use super::Element;
 
+/// How a level multiplies and adds.
+pub(crate) trait MulAdd {
+    /// `a b + c`.
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// In one instruction with one rounding; only for levels that have it.
+pub(crate) struct Fused;
+
+/// In two roundings.
+pub(crate) struct Separate;
+
+impl MulAdd for Fused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+impl MulAdd for Separate {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+}
+
+/// What the compilation target does best.
+#[cfg(target_arch = "aarch64")]
+pub(crate) type Native = Fused;
+/// What the compilation target does best.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) type Native = Separate;
+
 /// `exp(x)` within 2e-7 relative; 0 below -87.3, infinite above 88.3, NaN of NaN.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2, and a polynomial of degree 7 in r (Cephes' coefficients).
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp<M: MulAdd>(x: f32) -> f32 {
     /// Adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = M::mul_add(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = (x - n * LN2_HIGH) - n * LN2_LOW;
+    let r = M::mul_add(n, -LN2_LOW, M::mul_add(n, -LN2_HIGH, x));
     let mut p = 1.987_569_2e-4;
     for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
+        p = M::mul_add(p, r, c);
     }
-    let mantissa = p * (r * r) + r + 1.0;
+    let mantissa = M::mul_add(p, r * r, r) + 1.0;
     let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     let value = mantissa * f32::from_bits(power);
     let value = if x < -87.3 { 0.0 } else { value };
@@ -27,8 +60,8 @@ pub(crate) fn exp(x: f32) -> f32 {
 
 /// `1 / (1 + exp(-x))`.
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+pub(crate) fn sigmoid<M: MulAdd>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<M>(-x))
 }
 
 /// Accumulators of a vectorised sum: one register at the widest level.
@@ -124,6 +157,12 @@ mod tests {
 
     #[test]
     fn exp_is_accurate_over_its_range() {
+        check_exp::<Fused>();
+        check_exp::<Separate>();
+    }
+
+    fn check_exp<M: MulAdd>() {
+        let exp = exp::<M>;
         let mut x = -87.2f32;
         while x < 88.2 {
             let want = f64::from(x).exp();

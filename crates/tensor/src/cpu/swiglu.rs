@@ -21,7 +21,7 @@ simd! {
     fn forward_part<X: Element, U: Element, Y: Element>(gate: &[X], up: &[U], y: &mut [Y]) {
         for ((g, u), y) in gate.iter().zip(up).zip(y) {
             let g = g.get();
-            *y = Y::put(g * math::sigmoid(g) * u.get());
+            *y = Y::put(g * math::sigmoid::<M>(g) * u.get());
         }
     }
 }
@@ -55,7 +55,7 @@ simd! {
         let inputs = dy.iter().zip(from.0).zip(from.1);
         for (((dy, g), u), (dg, du)) in inputs.zip(to.0.iter_mut().zip(to.1)) {
             let (dy, g) = (dy.get(), g.get());
-            let s = math::sigmoid(g);
+            let s = math::sigmoid::<M>(g);
             *du = T::put(dy * (g * s));
             *dg = T::put(dy * u.get() * (s * (1.0 + g * (1.0 - s))));
         }

@@ -3,6 +3,8 @@
 //! Operands are seen as 32-bit words: one f32, or two neighbouring bf16 along the reduction. [`Vector::fma`] then adds
 //! one or two products per lane, and kernels, packing and blocking are written once for both.
 
+use super::math::{MulAdd, Native};
+
 /// A register of f32 lanes and what a word of its operands means.
 pub(crate) trait Vector: Copy + 'static {
     /// The register.
@@ -40,17 +42,6 @@ pub(crate) trait Vector: Copy + 'static {
 /// f32 with whatever the target guarantees, vectorised by the compiler.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
-
-#[cfg(target_arch = "aarch64")]
-#[inline(always)]
-fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-    a.mul_add(b, c)
-}
-#[cfg(not(target_arch = "aarch64"))]
-#[inline(always)]
-fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-    a * b + c
-}
 
 impl Vector for Portable {
     type Reg = [f32; 4];
@@ -102,7 +93,7 @@ impl Vector for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| mul_add(a[i], b[i], c[i]))
+        std::array::from_fn(|i| Native::mul_add(a[i], b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn sum(v: [f32; 4]) -> f32 {

@@ -380,7 +380,7 @@ simd! {
         let (ds_blocks, _) = ds[..whole].as_chunks_mut::<{ math::LANES }>();
         for (p, ds) in p_blocks.iter_mut().zip(ds_blocks) {
             for (p, ds) in p.iter_mut().zip(ds) {
-                *p = math::exp(*p * scale - lse);
+                *p = math::exp::<M>(*p * scale - lse);
                 *ds = *p * (*ds - delta) * scale;
             }
         }

@@ -203,11 +203,11 @@ simd! {
         let mut lanes = [0.0; math::LANES];
         for block in blocks.iter_mut() {
             for (x, sum) in block.iter_mut().zip(&mut lanes) {
-                *x = math::exp(*x - reference);
+                *x = math::exp::<M>(*x - reference);
                 *sum += *x;
             }
         }
-        let factor = if old == top { 1.0 } else { math::exp(old - reference) };
+        let factor = if old == top { 1.0 } else { math::exp::<M>(old - reference) };
         (top, math::fold(lanes, |a, b| a + b), factor)
     }
 }
