@@ -137,6 +137,7 @@ fn printed(value: &Value) -> Option<String> {
 }
 
 /// The `tojson` filter of `transformers`: Python's `json.dumps` without escaping for HTML.
+#[expect(clippy::needless_pass_by_value, reason = "the engine hands filters their options by value")]
 fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let invalid = |what: String| Error::new(ErrorKind::InvalidOperation, what);
     let mut json = serde_json::to_value(value).map_err(|e| invalid(format!("tojson: {e}")))?;

@@ -45,7 +45,7 @@ pub struct Encoded {
     pub labels: Vec<i32>,
     /// Tokens left out because of `cutoff_len`.
     pub cut_tokens: usize,
-    /// Whether the end of the last answer was cut, so that the row doesn't show how to stop.
+    /// Whether the last answer of the row lost its end, so that the row breaks off.
     pub eos_lost: bool,
 }
 
@@ -123,8 +123,8 @@ impl<'a> Encoder<'a> {
             row.labels.extend(answer[..answer_len].iter().map(|&id| if trained { label(id) } else { IGNORE }));
             row.cut_tokens += prompt.len() - prompt_len + answer.len() - answer_len;
         }
-        row.eos_lost =
-            exchanges.iter().zip(&lengths).next_back().is_some_and(|((_, answer), kept)| kept.1 < answer.len());
+        let last = exchanges.iter().zip(&lengths).rev().find(|(_, kept)| kept.0 + kept.1 > 0);
+        row.eos_lost = last.is_none_or(|((_, answer), kept)| kept.1 < answer.len());
         if let Some(eos) = late_eos {
             row.input_ids.push(eos.id);
             row.labels.push(label(eos.id));

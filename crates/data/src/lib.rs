@@ -1,4 +1,8 @@
-//! data
+//! From dataset files to token ids and labels.
+//!
+//! [`prepare`] is the whole way: registry, readers, converters, mix and split, template and
+//! tokenizer, packing, and a memory-mapped cache. Ids are `u32` and labels `i32`; tensors are
+//! other crates' business.
 
 pub mod chat_template;
 pub mod clock;
@@ -7,8 +11,6 @@ mod convert;
 mod digest;
 pub mod encode;
 pub mod error;
-#[cfg(test)]
-mod golden;
 mod mix;
 mod numpy;
 mod pack;

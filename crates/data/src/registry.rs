@@ -67,6 +67,15 @@ impl Columns {
         column.as_deref()
     }
 
+    /// The mapped columns that rows of this formatting are read from: (name in the registry, column).
+    pub fn read_by(&self, formatting: Formatting) -> impl Iterator<Item = (&'static str, &str)> {
+        let unread: &[&str] = match formatting {
+            Formatting::Alpaca => &["messages"],
+            Formatting::ShareGpt | Formatting::OpenAi => &["prompt", "query", "response", "history"],
+        };
+        self.mapped().filter(move |(name, _)| !unread.contains(name))
+    }
+
     /// The mapped columns: (name in the registry, column of the rows).
     pub fn mapped(&self) -> impl Iterator<Item = (&'static str, &str)> {
         Self::NAMES.into_iter().filter_map(|name| Some((name, self.get(name)?)))

@@ -217,3 +217,43 @@ fn unusual_rows_are_counted() {
     assert!(quirks(history.clone(), json!({"p": "a", "r": "b", "h": "[]"})).history_ignored);
     assert!(!quirks(history, json!({"p": "a", "r": "b", "h": ""})).history_ignored);
 }
+
+#[test]
+fn values_of_any_kind_anywhere_never_panic() {
+    let turn = |role: Value, content: Value| json!({"from": role, "value": content, "role": role, "content": content, "tool_calls": content});
+    let plain = [
+        json!(null),
+        json!(true),
+        json!(-1e300),
+        json!(""),
+        json!("text"),
+        json!([]),
+        json!({}),
+        json!([[]]),
+        json!([["q", "r"], ["q"]]),
+        json!([{"function": {}}]),
+        json!([{"type": "text", "text": "x"}]),
+    ];
+    let mut values = plain.to_vec();
+    for role in ["human", "gpt", "system", "observation", "function_call", "x"] {
+        for content in &plain {
+            values.push(json!([turn(json!("human"), json!("q")), turn(json!(role), content.clone())]));
+            values.push(json!([turn(content.clone(), json!(role))]));
+        }
+    }
+    let columns = json!({"prompt": "p", "query": "q", "response": "r", "history": "h", "messages": "m", "system": "s",
+        "tools": "t", "images": "i"});
+    for formatting in ["alpaca", "sharegpt", "openai"] {
+        let entry = entry(json!({"formatting": formatting, "columns": columns}));
+        let converter = Converter::new(&entry);
+        for value in &values {
+            for column in ["p", "q", "r", "h", "m", "s", "t", "i"] {
+                let mut row = json!({"p": "a", "r": "b", "m": [turn(json!("human"), json!("q")), turn(json!("gpt"), json!("r"))]});
+                row[column] = value.clone();
+                let _ = converter.conversation(&row, 1);
+                let _ = converter.text(&row, 1);
+            }
+            assert!(converter.conversation(value, 1).is_err(), "{value}");
+        }
+    }
+}

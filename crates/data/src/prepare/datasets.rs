@@ -1,7 +1,6 @@
 //! The datasets of a plan: found in the registry, opened, sampled, and what is learnt about each.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use ferrotune_config::plan::{DataPlan, Stage};
@@ -12,7 +11,7 @@ use crate::error::DataError;
 use crate::numpy::Legacy;
 use crate::pyjson;
 use crate::read::{FileType, Source, data_files};
-use crate::registry::{Columns, DatasetEntry, Registry};
+use crate::registry::{DatasetEntry, Formatting, Registry};
 use crate::report::{DatasetReport, Dropped, Quirks, Reject, Unmapped};
 
 /// A dataset in use.
@@ -170,21 +169,21 @@ impl Dataset {
     }
 
     pub(super) fn into_report(mut self) -> DatasetReport {
-        let columns = &self.entry.columns;
-        let mapped: HashSet<&str> = columns.mapped().map(|(_, column)| column).collect();
-        for (name, column) in columns.mapped() {
+        let mapped = || self.entry.columns.read_by(self.entry.formatting);
+        for (name, column) in mapped() {
             if self.entry.columns_given && !self.seen.contains_key(column) && self.report.rows_kept > 0 {
                 self.report.notes.push(format!("`columns.{name}` is `{column}`, which no row has"));
             }
         }
+        let read: HashSet<&str> = mapped().map(|(_, column)| column).collect();
         let mut unmapped: Vec<Unmapped> = self
             .seen
             .iter()
-            .filter(|(column, (_, filled))| *filled > 0 && !mapped.contains(column.as_str()))
+            .filter(|(column, (_, filled))| *filled > 0 && !read.contains(column.as_str()))
             .map(|(column, (_, filled))| Unmapped { column: column.clone(), rows: *filled })
             .collect();
         unmapped.sort_by(|a, b| b.rows.cmp(&a.rows).then_with(|| a.column.cmp(&b.column)));
-        self.report.columns_cure = cure(columns, &unmapped);
+        self.report.columns_cure = cure(&self.entry, &unmapped);
         self.report.unmapped = unmapped;
         self.report
     }
@@ -196,29 +195,39 @@ pub(super) fn columns_of(row: &Value) -> Vec<(String, bool)> {
     columns.iter().map(|(column, value)| (column.clone(), !is_empty(value))).collect()
 }
 
-/// The `columns` that map everything mapped so far and the unmapped columns named like known ones.
-fn cure(columns: &Columns, unmapped: &[Unmapped]) -> Option<String> {
-    const WORTH_MAPPING: [&str; 3] = ["history", "system", "tools"];
+/// The `columns` that map everything read so far and the unmapped columns named like known ones.
+fn cure(entry: &DatasetEntry, unmapped: &[Unmapped]) -> Option<String> {
+    let worth_mapping: &[&str] = match entry.formatting {
+        Formatting::Alpaca => &["history", "system", "tools"],
+        Formatting::ShareGpt | Formatting::OpenAi => &["system", "tools"],
+    };
     let mut all: Map<String, Value> =
-        columns.mapped().map(|(name, column)| (name.to_owned(), Value::from(column))).collect();
+        entry.columns.read_by(entry.formatting).map(|(name, column)| (name.to_owned(), column.into())).collect();
     let before = all.len();
-    for name in WORTH_MAPPING {
+    for &name in worth_mapping {
         if !all.contains_key(name) && unmapped.iter().any(|unmapped| unmapped.column == name) {
-            all.insert(name.to_owned(), Value::from(name));
+            all.insert(name.to_owned(), name.into());
         }
     }
     (all.len() > before).then(|| pyjson::dumps(&Value::Object(all), None))
 }
 
-/// Why rows were dropped, a line a reason with its first place.
+/// Why rows were dropped, a line a reason with its first place, and what the rows hold.
 pub(super) fn reasons(datasets: &[Dataset]) -> String {
+    const SHOWN: usize = 12;
     let mut lines = String::new();
     for dataset in datasets {
-        for (fault, count) in dataset.report.faults() {
-            let first = dataset.report.dropped.iter().find(|dropped| dropped.fault == fault);
-            let Some(first) = first else { continue };
-            write!(lines, "\n  {count}: {}, first at {}:{}", first.reason(), first.file.display(), first.line)
-                .expect("writing to a String can't fail");
+        let report = &dataset.report;
+        for (fault, count) in report.faults() {
+            let Some(first) = report.dropped.iter().find(|dropped| dropped.fault == fault) else { continue };
+            let place = format!("{}:{}", first.file.display(), first.line);
+            lines += &format!("\n  {count}: {}, first at {place}", first.reason());
+        }
+        let mut columns: Vec<_> = dataset.seen.keys().map(|column| format!("`{column}`")).collect();
+        if report.rows_kept == 0 && !columns.is_empty() {
+            columns.sort();
+            columns.truncate(SHOWN);
+            lines += &format!("\n  the rows of `{}` have the columns {}", report.name, columns.join(", "));
         }
     }
     lines

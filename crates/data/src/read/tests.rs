@@ -79,6 +79,15 @@ fn broken_rows_say_where_and_why_and_the_rest_is_read() {
 }
 
 #[test]
+fn a_row_nested_without_end_is_refused() {
+    let deep = format!("{{\"a\": {}{}}}\n{{\"a\": 1}}", "[".repeat(100_000), "]".repeat(100_000));
+    assert_eq!(
+        rows("a.jsonl", deep.as_bytes()),
+        ["1 broken JSON: recursion limit exceeded, column 133", r#"2 {"a":1}"#]
+    );
+}
+
+#[test]
 fn invalid_utf8_names_the_byte() {
     assert_eq!(
         rows("a.json", b"[{\"a\": 1},\n{\"a\":\n\"\xff\"}]"),

@@ -1,9 +1,10 @@
 //! Writing and opening the file of encoded rows.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::Mmap;
@@ -19,6 +20,8 @@ use crate::report::Report;
 
 const MAGIC: [u8; 8] = *b"ft rows\n";
 const VERSION: u32 = 1;
+/// Begins the name of a file in the making.
+const UNFINISHED: &str = ".rows-";
 /// Read back as another number on a machine of the other byte order.
 const BYTE_ORDER: u32 = 0x0102_0304;
 const HEADER: u64 = size_of::<Header>() as u64;
@@ -120,7 +123,9 @@ pub(crate) fn open(path: &Path, key: &Digest) -> Result<Option<Cached>, DataErro
     let io = |error| DataError::io("read", path, error);
     let file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(error) => return Err(io(error)),
     };
     match verify(&file, key).map_err(io)? {
@@ -205,8 +210,9 @@ impl<'a> Writer<'a> {
     /// Begins the file that will be `path`, in a folder that exists.
     pub(crate) fn new(path: &'a Path) -> Result<Self, DataError> {
         let folder = path.parent().unwrap_or(Path::new("."));
+        remove_leftovers(folder);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".rows-");
+        builder.prefix(UNFINISHED);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let io = |error| DataError::io("write", path, error);
@@ -279,6 +285,22 @@ impl<'a> Writer<'a> {
         sync_folder(path).map_err(io)?;
         let cached = map(&file, &header, contents).map_err(io)?;
         Ok(cached.expect("what was just written is consistent"))
+    }
+}
+
+/// Removes what killed processes left, which nobody else would. Files younger than a day may be in
+/// the making elsewhere; one that can't be removed does no harm.
+fn remove_leftovers(folder: &Path) {
+    const AGE: Duration = Duration::from_secs(24 * 60 * 60);
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED)
+            && old().is_some_and(|age| age > AGE)
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::debug!(path = %entry.path().display(), %error, "a leftover stays");
+        }
     }
 }
 

@@ -103,3 +103,20 @@ fn a_missing_folder_is_an_error_with_its_path() {
     let error = Writer::new(Path::new("no/such/folder/a.rows")).unwrap_err().to_string();
     assert!(error.starts_with("can't write no/such/folder/a.rows: "), "{error}");
 }
+
+#[test]
+fn what_killed_processes_left_is_removed_after_a_day() {
+    let dir = tempfile::tempdir().unwrap();
+    let leave = |name: &str, hours: u64| {
+        let file = fs::File::create(dir.path().join(name)).unwrap();
+        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+        file.set_modified(time).unwrap();
+    };
+    leave(".rows-old", 25);
+    leave(".rows-new", 1);
+    leave("other", 25);
+    write(&dir.path().join("a.rows"));
+    let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".rows-new", "a.rows", "other"]);
+}

@@ -47,20 +47,20 @@ pub(super) fn derive(source: &str, tokenizer: &Tokenizer, now: Moment) -> Result
             });
         }
     }
-    Ok(assemble(class, prefix, [system, user, assistant], default_system))
+    Ok(assemble(class, &prefix, [&system, &user, &assistant], default_system))
 }
 
-fn assemble(class: Class, prefix: String, [system, user, assistant]: [String; 3], default_system: String) -> Template {
+fn assemble(class: Class, prefix: &str, [system, user, assistant]: [&str; 3], default_system: String) -> Template {
     let slot = |text: &str| if text.is_empty() { Vec::new() } else { vec![Slot::Text(text.to_owned())] };
     Template {
         name: String::new(),
         class,
-        prefix: slot(&prefix),
-        system: slot(&system),
-        user: slot(&user),
-        function: slot(&assistant),
-        assistant: slot(&assistant),
-        observation: slot(&user),
+        prefix: slot(prefix),
+        system: slot(system),
+        user: slot(user),
+        function: slot(assistant),
+        assistant: slot(assistant),
+        observation: slot(user),
         calls: ToolFormat::Default,
         tools: ToolText::Format(ToolFormat::Default),
         default_system,

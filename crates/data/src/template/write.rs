@@ -25,7 +25,8 @@ impl Template {
         context: &Context<'_>,
     ) -> Result<Vec<Vec<u32>>, DropReason> {
         let messages = &conversation.messages;
-        let last_answer = if messages.len() % 2 == 0 { messages.len().saturating_sub(1) } else { messages.len() };
+        // With an odd number the last answer is still to come, and all of these are history.
+        let last_answer = messages.len() - usize::from(messages.len().is_multiple_of(2) && !messages.is_empty());
         let mut turns: Vec<Vec<u32>> = Vec::with_capacity(messages.len());
         for (i, message) in messages.iter().enumerate() {
             let is_answer = i % 2 == 1;
@@ -43,7 +44,7 @@ impl Template {
             }
             turns.push(ids);
         }
-        if self.is_reasoning() && self.enable_thinking != Some(true) && messages.len() % 2 == 1 {
+        if self.is_reasoning() && self.enable_thinking != Some(true) && !messages.len().is_multiple_of(2) {
             let thought = encode(context.tokenizer, &self.empty_thought())?;
             turns.last_mut().expect("there is a prompt").extend(thought);
         }
@@ -149,6 +150,7 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, DropReason> {
     tokenizer.encode(text).map_err(failed)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "map_err gives the error away")]
 fn failed(error: EncodeError) -> DropReason {
     DropReason::Tokenize { problem: error.to_string() }
 }

@@ -259,10 +259,13 @@ struct AddedTokens {
     normalized: Matcher,
 }
 
+/// A token's text and id.
+type Token = (Box<[u8]>, u32);
+
 /// Finds the leftmost of a set of strings, and of those the longest.
 #[derive(Clone, Default)]
 struct Matcher {
-    by_first: AHashMap<u8, Vec<(Box<[u8]>, u32)>>,
+    by_first: AHashMap<u8, Vec<Token>>,
     is_first: Option<Box<[bool; 256]>>,
 }
 

@@ -57,7 +57,8 @@ pub(super) fn write(format: ToolFormat, calls: &[Call]) -> Result<String, DropRe
             })
         })?,
         ToolFormat::SeedOss => joined(calls, "\n", |call| {
-            let start = format!("\n<seed:tool_call>\n<function={}>", text(&call.name));
+            // Without the closing bracket of `<function=...>`, as LLaMA-Factory trains it.
+            let start = format!("\n<seed:tool_call>\n<function={}", text(&call.name));
             each_argument(call, start, "\n</function>\n</seed:tool_call>", |key, value| {
                 format!("\n<parameter={key}>{value}</parameter>")
             })
