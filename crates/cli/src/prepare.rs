@@ -33,7 +33,9 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
     let file = args.first().filter(|arg| is_file(arg)).cloned();
     let (recipe, text) = match &file {
         Some(path) => {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read the recipe {path}")).map_err(Failure::Other)?;
+            let bytes = std::fs::read(path)
+                .with_context(|| format!("cannot read the recipe {path}"))
+                .map_err(Failure::Other)?;
             let mut recipe = Recipe::parse(path, &bytes)?;
             recipe.apply(&args[1..])?;
             (recipe, String::from_utf8_lossy(&bytes).into_owned())

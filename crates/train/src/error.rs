@@ -38,7 +38,9 @@ pub enum Error {
     #[error("{0}; take a smaller per_device_train_batch_size or cutoff_len, or gradient_checkpointing: true")]
     Device(#[from] ferrotune_tensor::Fault),
     /// The model's files lack a tensor that its configuration asks for.
-    #[error("the model's files have no tensor {name} (expected with shape {shape:?}); is a shard missing, or config.json of another model?")]
+    #[error(
+        "the model's files have no tensor {name} (expected with shape {shape:?}); is a shard missing, or config.json of another model?"
+    )]
     MissingTensor {
         /// Its name.
         name: String,
@@ -46,7 +48,9 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// A tensor of another shape than the configuration says.
-    #[error("tensor {name} has shape {found:?}, config.json makes it {expected:?}; the files are of another model or were cut")]
+    #[error(
+        "tensor {name} has shape {found:?}, config.json makes it {expected:?}; the files are of another model or were cut"
+    )]
     TensorShape {
         /// Its name.
         name: String,
@@ -56,7 +60,9 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// An adapter made for another model.
-    #[error("adapter {path} doesn't fit this model: {module} has shape {found:?} there, {expected:?} here; was it trained on another base, or with another lora_rank?")]
+    #[error(
+        "adapter {path} doesn't fit this model: {module} has shape {found:?} there, {expected:?} here; was it trained on another base, or with another lora_rank?"
+    )]
     AdapterShape {
         /// The adapter.
         path: String,
@@ -68,7 +74,9 @@ pub enum Error {
         expected: Vec<usize>,
     },
     /// An adapter without a tensor that this run trains.
-    #[error("adapter {path} has no {name}, which this run trains; take the adapter's own lora_target, or create_new_adapter: true")]
+    #[error(
+        "adapter {path} has no {name}, which this run trains; take the adapter's own lora_target, or create_new_adapter: true"
+    )]
     AdapterLacks {
         /// The adapter.
         path: String,
@@ -76,7 +84,9 @@ pub enum Error {
         name: String,
     },
     /// The loss or a gradient went wrong.
-    #[error("step {step}: the loss is {loss} and the gradient norm {grad_norm}; the first value that is not finite is in {place}, rows {rows:?} (dataset, row); nothing was updated. Lower learning_rate, or look at these rows")]
+    #[error(
+        "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the first value that is not finite is in {place}, rows {rows:?} (dataset, row); nothing was updated. Lower learning_rate, or look at these rows"
+    )]
     NotFinite {
         /// Step, from 1.
         step: u64,

@@ -1,7 +1,8 @@
 //! Evaluation: the loss on rows that don't train.
 //!
-//! The reported loss is transformers': the mean over each batch's label tokens, averaged over batches by their rows. (Over
-//! all tokens at once would be truer; a user compares this number with runs elsewhere.)
+//! The reported loss is transformers': the mean over each batch's label tokens, then the mean over batches, the last one
+//! counting as much as the others even if it holds fewer rows. (The mean over all tokens would be truer; a user compares
+//! this number with runs elsewhere.)
 
 use crate::Result;
 use crate::engine::Engine;
@@ -18,7 +19,7 @@ use std::time::Instant;
 /// If memory runs out.
 pub fn evaluate(model: &Model, engine: &Engine, rows: &Rows, batch_rows: usize) -> Result<Evaluation> {
     let start = Instant::now();
-    let (mut loss, mut weight, mut right, mut labels) = (0.0, 0.0, 0.0, 0.0);
+    let (mut loss, mut batches, mut right, mut labels) = (0.0, 0.0, 0.0, 0.0);
     for first in (0..rows.len()).step_by(batch_rows) {
         let indices = first..(first + batch_rows).min(rows.len());
         let samples: Vec<Sample<'_>> = indices.map(|index| Sample { row: rows.get(index), index }).collect();
@@ -28,14 +29,14 @@ pub fn evaluate(model: &Model, engine: &Engine, rows: &Rows, batch_rows: usize) 
         engine.device().check()?;
         let ((sum, hits), count) = (batch.targets.stats(), batch.targets.len() as f64);
         if count > 0.0 {
-            loss += f64::from(sum) / count * samples.len() as f64;
-            weight += samples.len() as f64;
+            loss += f64::from(sum) / count;
+            batches += 1.0;
         }
         right += f64::from(hits);
         labels += count;
     }
     Ok(Evaluation {
-        loss: loss / weight,
+        loss: loss / batches,
         accuracy: Some(right / labels),
         samples: rows.len() as u64,
         batches: rows.len().div_ceil(batch_rows) as u64,

@@ -15,7 +15,8 @@ pub fn predict(model: &Model, options: &StepOptions, lengths: &[usize]) -> Resul
     let device = Device::meta();
     let engine = Engine::new(&device, model, Rc::new(Solo), options.plus.is_some());
     let rows: Vec<Flat> = lengths.iter().map(|&len| Flat::new(len)).collect();
-    let samples: Vec<Sample<'_>> = rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect();
+    let samples: Vec<Sample<'_>> =
+        rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect();
     step(model, &engine, options, &[samples], 1, 0.0)?;
     Ok(device.track())
 }
@@ -54,7 +55,13 @@ pub struct MemoryPlan {
 ///
 /// # Errors
 /// If the step doesn't fit even with recomputation.
-pub fn decide(model: &Model, options: &StepOptions, wish: Recompute, lengths: &[usize], available: Option<u64>) -> Result<MemoryPlan> {
+pub fn decide(
+    model: &Model,
+    options: &StepOptions,
+    wish: Recompute,
+    lengths: &[usize],
+    available: Option<u64>,
+) -> Result<MemoryPlan> {
     let constant = (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64;
     let plan = |recompute| -> Result<MemoryPlan> {
         let predicted = predict(model, &StepOptions { recompute, ..options.clone() }, lengths)?;

@@ -21,7 +21,7 @@ impl Outputs {
     /// Begins the logs, or goes on with them after `done` steps.
     pub(crate) fn open(plan: &Plan, done: u64, recipe: &str) -> Result<Self> {
         let dir = plan.output.dir.clone();
-        let log = if done > 0 { TrainerLog::resume(&dir, done, true)? } else { TrainerLog::create(&dir, true)? };
+        let log = if done > 0 { TrainerLog::resume(&dir, done, false)? } else { TrainerLog::create(&dir, false)? };
         let events = plan.output.tensorboard.as_ref().map(|folder| -> Result<EventFile> {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".into());
             let writer = Writer { host: host.trim(), process: std::process::id(), time: now() };

@@ -157,7 +157,22 @@ impl<'a, 'h> Session<'a, 'h> {
             rows_per_step: order.rows_per_step(),
         }));
         let (start, evaluated) = (Instant::now(), None);
-        Ok(Self { job, hear, options, order, rates, best, run, state, outputs, snapshots, pace, start, earlier, evaluated })
+        Ok(Self {
+            job,
+            hear,
+            options,
+            order,
+            rates,
+            best,
+            run,
+            state,
+            outputs,
+            snapshots,
+            pace,
+            start,
+            earlier,
+            evaluated,
+        })
     }
 
     fn train(mut self) -> Result<Finished> {
@@ -252,7 +267,10 @@ impl<'a, 'h> Session<'a, 'h> {
             (self.hear)(Event::Evaluated { step: self.run.step, name, found });
         }
         self.evaluated = Some(self.run.step);
-        if let Some(loss) = rows.first().and_then(|row| row.values().find(|(k, _)| k.ends_with("_loss")).map(|(_, v)| v)) {
+        if self.run.step > 0
+            && let Some(loss) =
+                rows.first().and_then(|row| row.values().find(|(k, _)| k.ends_with("_loss")).map(|(_, v)| v))
+        {
             self.rates.observe(loss);
         }
         let (step, best) = (self.run.step, &mut self.best);
@@ -290,7 +308,8 @@ impl<'a, 'h> Session<'a, 'h> {
         })?;
         (self.hear)(Event::Saved(path));
         if let Some(keep) = self.job.plan.output.save_total_limit {
-            let protect: Vec<u64> = self.run.best.best.filter(|_| self.job.plan.eval.load_best).map(|b| b.step).into_iter().collect();
+            let protect: Vec<u64> =
+                self.run.best.best.filter(|_| self.job.plan.eval.load_best).map(|b| b.step).into_iter().collect();
             self.snapshots.prune(keep, &protect)?;
         }
         Ok(())

@@ -5,8 +5,8 @@ use crate::schedule::PlateauState;
 use crate::track::{BestState, LossMeter};
 use crate::{Error, Result};
 use ferrotune_checkpoint::{
-    Adapter, AdapterConfig, Dtype, FolderWriter, HostTensor, LoraWeights, Number, OpenModel, OutTensor, SaveModel, Snapshot,
-    TargetModules, TensorSource, TokenizerFiles, write_model,
+    Adapter, AdapterConfig, Dtype, FolderWriter, HostTensor, LoraWeights, Number, OpenModel, OutTensor, SaveModel,
+    Snapshot, TargetModules, TensorSource, TokenizerFiles, write_model,
 };
 use ferrotune_config::plan::{LoraPlan, Tuning};
 use ferrotune_model::{Parameter, Role};
@@ -110,7 +110,12 @@ pub fn write_whole(engine: &Engine, saver: &Saver<'_>, folder: &FolderWriter) ->
 }
 
 /// Writes all base weights of `engine` as `dtype`, rounded once.
-pub fn write_as(engine: &Engine, saver: &Saver<'_>, dtype: Dtype, folder: &FolderWriter) -> ferrotune_checkpoint::Result<()> {
+pub fn write_as(
+    engine: &Engine,
+    saver: &Saver<'_>,
+    dtype: Dtype,
+    folder: &FolderWriter,
+) -> ferrotune_checkpoint::Result<()> {
     let base = engine.parameters().iter().filter(|p| p.role == Role::Base);
     let tensors = base.map(|parameter| {
         let (name, shape) = (parameter.param.name.clone(), parameter.param.shape.dims().to_vec());
@@ -168,10 +173,8 @@ pub fn write_state(engine: &Engine, run: &RunState, folder: &FolderWriter) -> fe
         })
     });
     folder.tensors(TENSORS, tensors.collect())?;
-    let json = serde_json::to_value(run).map_err(|e| ferrotune_checkpoint::Error::Json {
-        path: folder.path().join(RUN),
-        reason: e.to_string(),
-    })?;
+    let json = serde_json::to_value(run)
+        .map_err(|e| ferrotune_checkpoint::Error::Json { path: folder.path().join(RUN), reason: e.to_string() })?;
     folder.json(RUN, &json)
 }
 

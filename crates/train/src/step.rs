@@ -59,13 +59,24 @@ pub struct Outcome {
 ///
 /// # Errors
 /// If the loss or a gradient isn't finite (nothing is updated then), if memory runs out, or if a rank is lost.
-pub fn step(model: &Model, engine: &Engine, options: &StepOptions, micro_batches: &[Vec<Sample<'_>>], step: u64, rate: f64) -> Result<Outcome> {
+pub fn step(
+    model: &Model,
+    engine: &Engine,
+    options: &StepOptions,
+    micro_batches: &[Vec<Sample<'_>>],
+    step: u64,
+    rate: f64,
+) -> Result<Outcome> {
     let count = |row: &Row<'_>| row.labels.iter().filter(|&&l| l >= 0).count() as u64;
     let samples = || micro_batches.iter().flatten();
-    let mut sums = [samples().map(|s| count(&s.row)).sum::<u64>() as f64, samples().map(|s| s.row.input_ids.len()).sum::<usize>() as f64];
+    let mut sums = [
+        samples().map(|s| count(&s.row)).sum::<u64>() as f64,
+        samples().map(|s| s.row.input_ids.len()).sum::<usize>() as f64,
+    ];
     engine.comm().sum(&mut sums)?;
     let [labels, tokens] = sums;
-    let mut outcome = Outcome { loss: 0.0, grad_norm: 0.0, tokens: tokens as u64, label_tokens: labels as u64, updated: false };
+    let mut outcome =
+        Outcome { loss: 0.0, grad_norm: 0.0, tokens: tokens as u64, label_tokens: labels as u64, updated: false };
     if labels == 0.0 {
         return Ok(outcome);
     }
@@ -90,7 +101,14 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, micro_batches
 }
 
 /// Adds one micro-batch's gradients and returns its share of the loss.
-fn accumulate(model: &Model, engine: &Engine, samples: &[Sample<'_>], loss: LossOptions, noise: NoiseSettings, recompute: bool) -> Result<f32> {
+fn accumulate(
+    model: &Model,
+    engine: &Engine,
+    samples: &[Sample<'_>],
+    loss: LossOptions,
+    noise: NoiseSettings,
+    recompute: bool,
+) -> Result<f32> {
     let batch = batch(model, engine, samples, Some(noise));
     let wanted = |segment: Segment| recompute && model.is_block(segment);
     let tape = Tape::new(engine.device(), engine, &wanted);
@@ -115,7 +133,13 @@ fn sequence<'a>(sample: &'a Sample<'_>) -> Sequence<'a> {
 }
 
 /// Names the first part of the model that went wrong, and the rows that make it do so by themselves.
-fn not_finite(model: &Model, engine: &Engine, micro_batches: &[Vec<Sample<'_>>], outcome: &Outcome, step: u64) -> Error {
+fn not_finite(
+    model: &Model,
+    engine: &Engine,
+    micro_batches: &[Vec<Sample<'_>>],
+    outcome: &Outcome,
+    step: u64,
+) -> Error {
     let mut place = engine.first_bad_weight().map(|name| format!("the weight {name}"));
     let mut rows = Vec::new();
     for sample in micro_batches.iter().flatten() {

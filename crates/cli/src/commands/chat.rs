@@ -93,7 +93,8 @@ impl<'a> Talk<'a> {
         self.conversation.messages.push(Message { role: Role::User, content: message.to_owned() });
         let options = EncodeOptions::from_plan(&self.plan.data);
         let prompt = Encoder::new(self.tokenizer, self.template, &options).encode_prompt(&self.conversation);
-        let prompt = prompt.map_err(|reason| Failure::Other(anyhow::anyhow!("the message cannot be written: {reason}")))?;
+        let prompt =
+            prompt.map_err(|reason| Failure::Other(anyhow::anyhow!("the message cannot be written: {reason}")))?;
         let ends = self.template.stop_ids(self.tokenizer);
         let skip = self.plan.generation.skip_special_tokens;
         let decode = |ids: &[u32]| self.tokenizer.decode(ids, skip).unwrap_or_default();

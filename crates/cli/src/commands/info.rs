@@ -17,7 +17,8 @@ pub(crate) fn help() -> Result<(), Failure> {
 /// Prints a report that can be copied into an issue.
 pub(crate) fn env() -> Result<(), Failure> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |p| p.1.trim());
+    let model =
+        cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':')).map_or("unknown", |p| p.1.trim());
     let memory = environment::available_memory().map_or_else(|| "unknown".into(), ui::bytes);
     ui::line(concat!("- `ferrotune` version: ", env!("CARGO_PKG_VERSION")))?;
     ui::line(&format!("- Platform: {} {}", std::env::consts::OS, std::env::consts::ARCH))?;

@@ -37,7 +37,8 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
         tokenizer: &files.tokenizer,
         shard_bytes: plan.output.shard_bytes,
     };
-    let session = Session { resolved: &resolved, prepared: &prepared, model: &model, engine: &engine, tokenizer: &tokenizer };
+    let session =
+        Session { resolved: &resolved, prepared: &prepared, model: &model, engine: &engine, tokenizer: &tokenizer };
     session.go(saver)
 }
 
@@ -63,7 +64,8 @@ impl Session<'_> {
         let before = self.samples()?;
         let stop = AtomicBool::new(false);
         let (model, engine, eval) = (self.model, self.engine, &self.prepared.eval[..]);
-        let job = Job { plan, model, engine, saver, train: rows, eval, memory, recipe: &self.resolved.text, stop: &stop };
+        let job =
+            Job { plan, model, engine, saver, train: rows, eval, memory, recipe: &self.resolved.text, stop: &stop };
         let mut screen = Screen::default();
         let finished = run(&job, &mut |event| screen.show(event));
         screen.bar.finish_and_clear();
@@ -124,11 +126,18 @@ impl Session<'_> {
     fn evaluate_only(&self) -> Result<(), Failure> {
         let plan = &self.resolved.plan;
         if self.prepared.eval.is_empty() {
-            return Err(Failure::Other(anyhow!("there is nothing to train or to evaluate on: set do_train: true or eval_dataset")));
+            return Err(Failure::Other(anyhow!(
+                "there is nothing to train or to evaluate on: set do_train: true or eval_dataset"
+            )));
         }
         for (name, rows) in &self.prepared.eval {
             let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch)?;
-            ui::line(&format!("{name}: loss {:.4}, perplexity {:.3}, {} rows", found.loss, found.loss.exp(), found.samples))?;
+            ui::line(&format!(
+                "{name}: loss {:.4}, perplexity {:.3}, {} rows",
+                found.loss,
+                found.loss.exp(),
+                found.samples
+            ))?;
         }
         Ok(())
     }
@@ -200,7 +209,8 @@ impl Screen {
                 self.bar.set_message(format!("loss {loss:.4} {:.0} tokens/s", progress.recent_tokens_per_second));
             }
             Event::Logged(row) => {
-                let mut text: Vec<String> = row.values().map(|(name, value)| format!("'{name}': {}", short(value))).collect();
+                let mut text: Vec<String> =
+                    row.values().map(|(name, value)| format!("'{name}': {}", short(value))).collect();
                 text.push(format!("'epoch': {}", short(row.when.epoch)));
                 self.say(&format!("{{{}}}", text.join(", ")));
             }
