@@ -1,5 +1,6 @@
 //! The tarball and the Debian package. Same files, same bytes: times and owners are fixed.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -60,13 +61,19 @@ fn member(archive: &mut Vec<u8>, name: &str, content: &[u8]) {
 /// A compressed tar archive in the making.
 struct Tree {
     builder: Builder<GzEncoder<Vec<u8>>>,
+    /// Folders that have their entry; dpkg creates none by itself.
+    folders: BTreeSet<String>,
     /// Sum of the contents.
     bytes: u64,
 }
 
 impl Tree {
     fn new() -> Tree {
-        Tree { builder: Builder::new(GzEncoder::new(Vec::new(), Compression::best())), bytes: 0 }
+        Tree {
+            builder: Builder::new(GzEncoder::new(Vec::new(), Compression::best())),
+            folders: BTreeSet::new(),
+            bytes: 0,
+        }
     }
 
     fn header(kind: EntryType, size: u64, mode: u32) -> Header {
@@ -80,12 +87,27 @@ impl Tree {
         header
     }
 
-    fn file(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
-        let mut header = Tree::header(EntryType::Regular, content.len() as u64, mode);
-        self.bytes += content.len() as u64;
-        // `append_data` would drop the `./` that dpkg expects of its members.
+    /// Appends under the name as it is: `append_data` would drop the `./` that dpkg expects of its members.
+    fn entry(&mut self, path: &str, mut header: Header, content: &[u8]) -> Result<()> {
         set_path(&mut header, path)?;
         self.builder.append(&header, content).with_context(|| format!("packing {path}"))
+    }
+
+    /// Appends an entry for each folder above `path` that has none.
+    fn folders_of(&mut self, path: &str) -> Result<()> {
+        for (slash, _) in path.match_indices('/') {
+            let folder = &path[..=slash];
+            if self.folders.insert(folder.to_owned()) {
+                self.entry(folder, Tree::header(EntryType::Directory, 0, 0o755), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
+        self.folders_of(path)?;
+        self.bytes += content.len() as u64;
+        self.entry(path, Tree::header(EntryType::Regular, content.len() as u64, mode), content)
     }
 
     /// The program and its other names.
@@ -94,8 +116,7 @@ impl Tree {
         for name in OTHER_NAMES {
             let mut header = Tree::header(EntryType::Symlink, 0, 0o777);
             header.set_link_name("ferrotune")?;
-            set_path(&mut header, &format!("{folder}/{name}"))?;
-            self.builder.append(&header, std::io::empty())?;
+            self.entry(&format!("{folder}/{name}"), header, &[])?;
         }
         Ok(())
     }
@@ -167,6 +188,9 @@ mod tests {
         assert_eq!(
             entries,
             [
+                ("./".to_owned(), 0o755, None),
+                ("./usr/".to_owned(), 0o755, None),
+                ("./usr/bin/".to_owned(), 0o755, None),
                 ("./usr/bin/ferrotune".to_owned(), 0o755, None),
                 ("./usr/bin/llamafactory-cli".to_owned(), 0o777, link.clone()),
                 ("./usr/bin/lmf".to_owned(), 0o777, link),

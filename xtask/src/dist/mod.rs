@@ -100,7 +100,7 @@ fn make(machine: &Machine, native: bool) -> Result<()> {
     check_symbols(&binary, Some(machine)).with_context(|| format!("the binary for {}", machine.name))?;
     let folder = root().join("target/dist");
     std::fs::create_dir_all(&folder)?;
-    let parts = Parts { binary, notices: notices::collect()? };
+    let parts = Parts { binary, notices: notices::collect(&machine.triple())? };
     for (name, bytes) in
         [archive::tarball(machine, &parts)?, archive::deb(machine, &parts)?, wheel::pack(machine, &parts)?]
     {

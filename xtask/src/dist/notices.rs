@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 
 use crate::{cargo, licences, output};
 
-/// One text: each licence file once, headed by the crates that it came with.
-pub(super) fn collect() -> Result<Vec<u8>> {
-    let linked = linked()?;
+/// One text for the target: each licence file once, headed by the crates that it came with.
+pub(super) fn collect(triple: &str) -> Result<Vec<u8>> {
+    let linked = linked(triple)?;
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut out = String::from("This program contains the following works, each under the licence it states.\n\n");
     for package in licences::packages()? {
@@ -33,9 +33,9 @@ pub(super) fn collect() -> Result<Vec<u8>> {
 }
 
 /// `name version` of every crate that is linked in, tests and build scripts left out.
-fn linked() -> Result<BTreeSet<String>> {
+fn linked(triple: &str) -> Result<BTreeSet<String>> {
     let arguments = ["tree", "--locked", "--package", "ferrotune", "--edges", "normal", "--prefix", "none"];
-    let tree = output(cargo(&arguments).args(["--target", "all", "--format", "{p}"]))?;
+    let tree = output(cargo(&arguments).args(["--target", triple, "--format", "{p}"]))?;
     let tree = String::from_utf8(tree)?;
     let words = |line: &str| {
         let mut words = line.split_whitespace();

@@ -90,6 +90,9 @@ impl Client {
                 return Err(HubError::Setting { setting: format!("endpoint `{endpoint}`"), problem });
             }
         };
+        if token.is_some() && scheme.as_deref() == Some("http") {
+            tracing::warn!(endpoint, "the token is sent unencrypted; an https endpoint would hide it");
+        }
         let agent = Agent::config_builder()
             .max_redirects(0)
             .http_status_as_error(false)
