@@ -132,7 +132,13 @@ fn make_folder(folder: &Path) -> Result<(), DataError> {
     let failed = |source| DataError::CacheFolder { path: folder.to_path_buf(), source };
     fs::create_dir_all(folder).map_err(failed)?;
     // Found out now rather than after an hour of encoding.
-    tempfile::tempfile_in(folder).map(drop).map_err(failed)
+    tempfile::tempfile_in(folder).map(drop).map_err(failed)?;
+    let ignore = folder.join(".gitignore");
+    if folder.ends_with(CACHE) && !ignore.exists() {
+        // A dataset folder is often under version control, encoded rows never should be.
+        fs::write(ignore, "*\n").map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// What one encoding needs.

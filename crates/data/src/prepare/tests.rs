@@ -257,6 +257,7 @@ fn the_cache_is_used_for_the_same_rows_only() {
     let mut bench = Bench::numbered(5);
     let first = bench.prepare().unwrap();
     assert!(!first.from_cache);
+    assert_eq!(fs::read_to_string(first.cache.with_file_name(".gitignore")).unwrap(), "*\n");
     let second = bench.prepare().unwrap();
     assert!(second.from_cache);
     assert_eq!(first.report, second.report);
