@@ -42,7 +42,8 @@ fn starts(root: &Path) -> Vec<String> {
     starts
 }
 
-/// Whether a path in `line` begins with `start`; `a/tmp/b` doesn't begin with `/tmp/`, and neither does an address.
+/// Whether a path in `line` begins with `start`; the middle of a path or of an
+/// address is none.
 fn names_place(line: &str, start: &str) -> bool {
     line.match_indices(start).any(|(at, _)| {
         let before = line[..at].chars().next_back();
