@@ -1,6 +1,8 @@
 //! Rows and tokens a second of encoding 20,000 made-up Alpaca rows with the Qwen3 tokenizer, on
 //! all cores, and the time to load the tokenizer. `cargo bench -p ferrotune-data --bench encode`.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
 use std::path::Path;
 use std::time::Instant;
 

@@ -1,6 +1,8 @@
 //! The fast way of encoding against the reference: identical ids on thousands of texts made to be
 //! awkward, for every fixture tokenizer and for made-up configurations of each known form.
 
+#![expect(clippy::unwrap_used, reason = "a fixture that can't be read fails the test")]
+
 use std::path::{Path, PathBuf};
 
 use ferrotune_data::tokenizer::Tokenizer;
