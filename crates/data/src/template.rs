@@ -5,6 +5,7 @@
 //! boundaries fall where the slots' do: that is part of the format.
 
 mod derive;
+mod jinja;
 mod modelfile;
 mod resolve;
 mod table;

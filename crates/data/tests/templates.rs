@@ -143,6 +143,24 @@ fn every_tool_format_writes_what_llamafactory_writes() {
 }
 
 #[test]
+fn saved_chat_templates_are_those_of_llamafactory() {
+    let rendered = read_json(&fixtures().join("templates/rendered.json"));
+    for (name, cases) in rendered["templates"].as_object().expect("templates by name") {
+        let mut tokenizer = plain_tokenizer(&cases["tokens"]);
+        let template = Template::resolve(&options(name), &mut tokenizer).expect("it has all tokens").template;
+        let saved = template.chat_template_to_save(&tokenizer);
+        assert_eq!(Value::from(saved.clone()), cases["jinja"], "{name}");
+        if let Some(source) = saved {
+            // What is saved writes what was trained.
+            let messages = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]);
+            let chat = ChatTemplate::parse(&source).expect("it is sound");
+            let text = chat.render(&Rendering::new(&messages, tokenizer.special(), MADE)).expect("it renders");
+            assert!(text.contains("Hi") && text.contains("Hello."), "{name}: {text}");
+        }
+    }
+}
+
+#[test]
 fn special_tokens_are_set_as_llamafactory_sets_them() {
     let mut tokenizers: HashMap<String, Tokenizer> = HashMap::new();
     let mut checked = 0;
