@@ -13,8 +13,11 @@ use crate::encode::EncodeError;
 use crate::pyjson::{self, Layout};
 use crate::tokenizer::SpecialTokens;
 
-/// Steps a rendering may take; a long chat takes some hundred thousand.
-const FUEL: u64 = 50_000_000;
+/// Steps a rendering may take, of which 64 bytes of text are one too; a long chat takes some hundred
+/// thousand.
+const FUEL: u64 = 10_000_000;
+/// Widest indentation of `tojson`.
+const INDENT: usize = 64;
 /// Nested calls a rendering may make.
 const DEPTH: usize = 200;
 const NAME: &str = "chat";
@@ -142,6 +145,9 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let invalid = |what: String| Error::new(ErrorKind::InvalidOperation, what);
     let mut json = serde_json::to_value(value).map_err(|e| invalid(format!("tojson: {e}")))?;
     let indent: Option<usize> = options.get("indent")?;
+    if indent.is_some_and(|indent| indent > INDENT) {
+        return Err(invalid(format!("tojson: an indent above {INDENT}")));
+    }
     let separators: Option<Vec<String>> = options.get("separators")?;
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     let sort_keys: Option<bool> = options.get("sort_keys")?;
@@ -241,6 +247,10 @@ mod tests {
         assert!(matches!(render("{% if %}", &json!([])), Err(EncodeError::ChatTemplateSyntax { .. })));
         let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}";
         assert!(matches!(render(endless, &json!([])), Err(EncodeError::ChatTemplateRender { .. })));
+        assert!(matches!(
+            render("{{ [1]|tojson(indent=999999999) }}", &json!([])),
+            Err(EncodeError::ChatTemplateRender { .. })
+        ));
         let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
         assert!(matches!(render(deep, &json!([])), Err(EncodeError::ChatTemplateRender { .. })));
     }
