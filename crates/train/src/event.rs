@@ -27,6 +27,11 @@ pub enum Event {
     Saved(PathBuf),
     /// The run goes on from a checkpoint.
     Resumed(PathBuf),
+    /// The output folder holds this run already, done to its end; nothing is changed.
+    AlreadyFinished {
+        /// Steps done.
+        steps: u64,
+    },
     /// Something that the user should know and that doesn't end the run.
     Warning(String),
 }

@@ -8,13 +8,16 @@ use crate::event::{Event, Start};
 use crate::memory::MemoryPlan;
 use crate::order::Order;
 use crate::outputs::Outputs;
+use crate::report::state::TRAINER_STATE;
 use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
 use crate::save::{RunState, Saver, holds_model, read_state, write_state};
 use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{Snapshot, SnapshotWriter, latest_snapshot};
+use ferrotune_checkpoint::{
+    FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots,
+};
 use ferrotune_config::plan::{Interval, Plan, Resume};
 use ferrotune_data::rows::Rows;
 use ferrotune_model::Model;
@@ -56,8 +59,8 @@ pub struct Finished {
     pub runtime: Duration,
     /// Tokens a second of this session.
     pub tokens_per_second: f64,
-    /// Whether it was stopped before its end.
-    pub stopped: bool,
+    /// Whether the caller asked it to end before it was done; its checkpoint is there.
+    pub interrupted: bool,
 }
 
 /// Options of a plan's steps.
@@ -90,7 +93,12 @@ pub fn longest_batch(rows: &Rows, micro_batch: usize) -> Vec<usize> {
 /// # Errors
 /// If something isn't finite, a file can't be written, or memory runs out; the last checkpoint is whole in every case.
 pub fn run(job: &Job<'_>, hear: &mut dyn FnMut(Event)) -> Result<Finished> {
-    Session::begin(job, hear)?.train()
+    let snapshots = SnapshotWriter::open(&job.plan.output.dir)?;
+    if let Some(finished) = finished_before(job)? {
+        hear(Event::AlreadyFinished { steps: finished.steps });
+        return Ok(finished);
+    }
+    Session::begin(job, snapshots, hear)?.train()
 }
 
 /// A run under way.
@@ -111,17 +119,18 @@ struct Session<'a, 'h> {
     earlier: (f64, f64),
     /// Evaluated after this step already.
     evaluated: Option<u64>,
+    /// Checkpoints of a run that this one replaces; they go when this one has its own.
+    replaced: Vec<u64>,
 }
 
 impl<'a, 'h> Session<'a, 'h> {
-    fn begin(job: &'a Job<'a>, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
+    fn begin(job: &'a Job<'a>, snapshots: SnapshotWriter, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
         let plan = job.plan;
         let comm = job.engine.comm();
         let order = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world());
         let total = order.shape().total_steps();
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
         let mut best = BestTracker::new(&plan.eval);
-        let snapshots = SnapshotWriter::open(&plan.output.dir)?;
         let mut run = RunState { rows: job.train.len() as u64, recipe: job.recipe.to_owned(), ..RunState::default() };
         let mut state = fresh_state(plan, &order);
         if let Some(snapshot) = to_resume(plan)? {
@@ -141,6 +150,7 @@ impl<'a, 'h> Session<'a, 'h> {
             run = RunState { recipe: run.recipe, rows: run.rows, ..read };
             hear(Event::Resumed(snapshot.path().to_path_buf()));
         }
+        let replaced = if run.step == 0 { begin_anew(plan, hear)? } else { Vec::new() };
         let outputs = Outputs::open(plan, run.step, job.recipe)?;
         let earlier = (run.seconds, run.flops);
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
@@ -156,7 +166,9 @@ impl<'a, 'h> Session<'a, 'h> {
             rows: job.train.len(),
             rows_per_step: order.rows_per_step(),
         }));
-        let (start, evaluated) = (Instant::now(), None);
+        let start = Instant::now();
+        let evaluated = state.log_history.last().filter(|row| row.when.step == run.step && is_evaluation(row));
+        let evaluated = evaluated.map(|row| row.when.step);
         Ok(Self {
             job,
             hear,
@@ -172,6 +184,7 @@ impl<'a, 'h> Session<'a, 'h> {
             start,
             earlier,
             evaluated,
+            replaced,
         })
     }
 
@@ -181,24 +194,25 @@ impl<'a, 'h> Session<'a, 'h> {
         if self.job.plan.eval.on_start && self.run.step == 0 {
             self.evaluate()?;
         }
-        let mut stopped = false;
-        while self.run.step < total && !stopped {
+        // A run that was killed after its last evaluation had enough then, and has enough now.
+        let mut enough = self.best.as_ref().is_some_and(BestTracker::exhausted);
+        while self.run.step < total && !enough {
             let (outcome, rate) = self.step()?;
             self.run.flops = self.earlier.1 + self.job.engine.device().track().flops - flops_before;
             self.run.seconds = self.earlier.0 + self.start.elapsed().as_secs_f64();
             self.log(&outcome, rate)?;
-            let asked = self.job.stop.load(Ordering::Relaxed);
-            let enough = self.due(self.job.plan.eval.every) && self.evaluate()?;
-            stopped = enough || asked;
-            let last = self.run.step == total && matches!(self.job.plan.output.save, Interval::Steps(_));
-            if self.due(self.job.plan.output.save) || last || asked {
-                self.save()?;
+            enough = self.due(self.job.plan.eval.every) && self.evaluate()?;
+            let done = self.run.step == total;
+            let interrupted = self.job.stop.load(Ordering::Relaxed) && !done && !enough;
+            let last = done && matches!(self.job.plan.output.save, Interval::Steps(_));
+            if self.due(self.job.plan.output.save) || last || interrupted {
+                self.save(interrupted)?;
             }
-            if asked {
-                return self.stopped(total);
+            if interrupted {
+                return self.interrupted(total);
             }
         }
-        self.finish(total, stopped)
+        self.finish(total)
     }
 
     /// One optimiser step.
@@ -297,16 +311,19 @@ impl<'a, 'h> Session<'a, 'h> {
         self.run.plateau = self.rates.state();
     }
 
-    fn save(&mut self) -> Result<()> {
+    /// Writes a checkpoint. That of an interrupted run can always be gone on from.
+    fn save(&mut self, interrupted: bool) -> Result<()> {
         self.settle();
         let (engine, saver, run, state) = (self.job.engine, &self.job.saver, &self.run, &self.state);
-        let only_model = self.job.plan.output.save_only_model;
+        let only_model = self.job.plan.output.save_only_model && !interrupted;
         let path = self.snapshots.write(run.step, |folder| {
             saver.write(engine, folder)?;
-            folder.bytes(crate::report::state::TRAINER_STATE, &state.bytes())?;
+            folder.bytes(TRAINER_STATE, &state.bytes())?;
             if only_model { Ok(()) } else { write_state(engine, run, folder) }
         })?;
         (self.hear)(Event::Saved(path));
+        self.replaced.retain(|&step| step != run.step);
+        self.snapshots.remove_steps(&std::mem::take(&mut self.replaced))?;
         if let Some(keep) = self.job.plan.output.save_total_limit {
             let protect: Vec<u64> =
                 self.run.best.best.filter(|_| self.job.plan.eval.load_best).map(|b| b.step).into_iter().collect();
@@ -315,25 +332,25 @@ impl<'a, 'h> Session<'a, 'h> {
         Ok(())
     }
 
-    fn finished(&self, total: u64, stopped: bool) -> Finished {
+    fn finished(&self, total: u64, interrupted: bool) -> Finished {
         Finished {
             steps: self.run.step,
             total,
             train_loss: self.run.losses.mean(),
             runtime: self.start.elapsed(),
             tokens_per_second: self.pace.progress(self.start.elapsed()).tokens_per_second,
-            stopped,
+            interrupted,
         }
     }
 
-    /// Ends a run that the user stopped: its checkpoint is written, nothing else is claimed.
-    fn stopped(mut self, total: u64) -> Result<Finished> {
+    /// Ends a run that the user interrupted: its checkpoint is written, nothing else is claimed.
+    fn interrupted(mut self, total: u64) -> Result<Finished> {
         self.settle();
         self.state.write(&self.job.plan.output.dir)?;
         Ok(self.finished(total, true))
     }
 
-    fn finish(mut self, total: u64, stopped: bool) -> Result<Finished> {
+    fn finish(mut self, total: u64) -> Result<Finished> {
         let plan = self.job.plan;
         let summary = Summary {
             train_loss: self.run.losses.mean(),
@@ -342,7 +359,7 @@ impl<'a, 'h> Session<'a, 'h> {
             steps: self.run.step,
             runtime: self.start.elapsed(),
         };
-        let finished = self.finished(total, stopped);
+        let finished = self.finished(total, false);
         self.settle();
         if plan.eval.load_best
             && let Some(best) = self.run.best.best
@@ -365,10 +382,60 @@ impl<'a, 'h> Session<'a, 'h> {
             }
         }
         self.settle();
-        self.state.write(&plan.output.dir)?;
         self.outputs.close(plan, &self.job.saver, &self.state)?;
+        // Last, because a summary in it says that everything else is there.
+        self.state.write(&plan.output.dir)?;
         Ok(finished)
     }
+}
+
+/// Whether a row of the log is of an evaluation.
+fn is_evaluation(row: &LogRow) -> bool {
+    row.values().any(|(name, _)| name.starts_with("eval_"))
+}
+
+/// How the run in the output folder ended, if it went to its end and this recipe asks for no more.
+fn finished_before(job: &Job<'_>) -> Result<Option<Finished>> {
+    let (plan, comm) = (job.plan, job.engine.comm());
+    let dir = &plan.output.dir;
+    let fresh = plan.output.overwrite || plan.output.resume != Resume::Auto;
+    if fresh || !dir.join(TRAINER_STATE).exists() || latest_snapshot(dir)?.is_none() {
+        return Ok(None);
+    }
+    let total = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world()).shape().total_steps();
+    let state = TrainerState::read(dir)?;
+    let stale = state.stateful_callbacks.early_stopping.as_ref();
+    let stale = stale.map_or(0, |c| c.attributes.early_stopping_patience_counter);
+    let enough = plan.eval.early_stopping.is_some_and(|patience| stale >= patience);
+    let train_loss = state.log_history.iter().rev().find_map(|row| row.get("train_loss"));
+    Ok(train_loss.filter(|_| enough || state.global_step >= total).map(|train_loss| Finished {
+        steps: state.global_step,
+        total,
+        train_loss,
+        runtime: Duration::ZERO,
+        tokens_per_second: 0.0,
+        interrupted: false,
+    }))
+}
+
+/// Makes ready for a first step: gives the steps of checkpoints that are there from a run that this one replaces.
+fn begin_anew(plan: &Plan, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
+    let dir = &plan.output.dir;
+    let state = dir.join(TRAINER_STATE);
+    if state.exists() {
+        // It would say of this run what was true of the other.
+        std::fs::remove_file(&state).map_err(Error::io("remove", &state))?;
+    }
+    let whole = |found: &FoundSnapshot| found.state == SnapshotState::Whole;
+    let replaced: Vec<u64> = list_snapshots(dir)?.into_iter().filter(whole).map(|found| found.step).collect();
+    if let Some(last) = replaced.last() {
+        hear(Event::Warning(format!(
+            "{} holds a run with checkpoints up to step {last}; this run begins anew and replaces them with its own, as \
+             overwrite_output_dir: true or resume_from_checkpoint: false asks",
+            dir.display()
+        )));
+    }
+    Ok(replaced)
 }
 
 fn fresh_state(plan: &Plan, order: &Order) -> TrainerState {

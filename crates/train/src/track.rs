@@ -117,7 +117,13 @@ impl BestTracker {
         } else {
             self.state.stale += 1;
         }
-        Ok(Verdict { improved, stop: self.patience.is_some_and(|patience| self.state.stale >= patience) })
+        Ok(Verdict { improved, stop: self.exhausted() })
+    }
+
+    /// Whether patience is at its end.
+    #[must_use]
+    pub fn exhausted(&self) -> bool {
+        self.patience.is_some_and(|patience| self.state.stale >= patience)
     }
 
     /// For a snapshot.
