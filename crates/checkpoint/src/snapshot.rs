@@ -295,6 +295,15 @@ impl SnapshotWriter {
         Ok(removed)
     }
 
+    /// Removes the snapshots of these steps, as far as they are there.
+    ///
+    /// # Errors
+    /// If one can't be removed.
+    pub fn remove_steps(&self, steps: &[u64]) -> Result<()> {
+        let paths = steps.iter().map(|step| self.dir.join(format!("checkpoint-{step}")));
+        paths.filter(|path| path.exists()).try_for_each(|path| self.remove(&path))
+    }
+
     /// Removes a snapshot; at no moment does a part of it look whole.
     fn remove(&self, path: &Path) -> Result<()> {
         let gone = with_suffix(path, GONE);

@@ -11,6 +11,8 @@ pub(crate) enum Failure {
     Recipe(Diagnostics),
     /// Anything else: exit code 1.
     Other(anyhow::Error),
+    /// A signal ended a run, which has said how it goes on: 128 and the signal's number.
+    Interrupted(u8),
     /// The reader of our output went away, as `| head` does: no failure.
     ClosedPipe,
 }
@@ -28,6 +30,7 @@ impl Failure {
                 ui::error(&format!("{error:#}"));
                 ExitCode::FAILURE
             }
+            Failure::Interrupted(code) => ExitCode::from(code),
             Failure::ClosedPipe => ExitCode::SUCCESS,
         }
     }

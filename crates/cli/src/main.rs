@@ -3,6 +3,7 @@
 mod commands;
 mod environment;
 mod failure;
+mod interrupt;
 mod prepare;
 mod ui;
 

@@ -15,9 +15,7 @@ use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{
-    FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots,
-};
+use ferrotune_checkpoint::{FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
 use ferrotune_config::plan::{Interval, Plan, Resume};
 use ferrotune_data::rows::Rows;
 use ferrotune_model::Model;
@@ -115,8 +113,8 @@ struct Session<'a, 'h> {
     snapshots: SnapshotWriter,
     pace: Pace,
     start: Instant,
-    /// Seconds and operations of earlier sessions.
-    earlier: (f64, f64),
+    /// Seconds of earlier sessions.
+    earlier: f64,
     /// Evaluated after this step already.
     evaluated: Option<u64>,
     /// Checkpoints of a run that this one replaces; they go when this one has its own.
@@ -150,9 +148,9 @@ impl<'a, 'h> Session<'a, 'h> {
             run = RunState { recipe: run.recipe, rows: run.rows, ..read };
             hear(Event::Resumed(snapshot.path().to_path_buf()));
         }
-        let replaced = if run.step == 0 { begin_anew(plan, hear)? } else { Vec::new() };
+        let replaced = replaced(plan, run.step, hear)?;
         let outputs = Outputs::open(plan, run.step, job.recipe)?;
-        let earlier = (run.seconds, run.flops);
+        let earlier = run.seconds;
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
         let options = step_options(plan, job.memory.recompute);
         let (trainable, parameters) = job.engine.counts();
@@ -190,7 +188,6 @@ impl<'a, 'h> Session<'a, 'h> {
 
     fn train(mut self) -> Result<Finished> {
         let total = self.order.shape().total_steps();
-        let flops_before = self.job.engine.device().track().flops;
         if self.job.plan.eval.on_start && self.run.step == 0 {
             self.evaluate()?;
         }
@@ -198,8 +195,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let mut enough = self.best.as_ref().is_some_and(BestTracker::exhausted);
         while self.run.step < total && !enough {
             let (outcome, rate) = self.step()?;
-            self.run.flops = self.earlier.1 + self.job.engine.device().track().flops - flops_before;
-            self.run.seconds = self.earlier.0 + self.start.elapsed().as_secs_f64();
+            self.run.seconds = self.earlier + self.start.elapsed().as_secs_f64();
             self.log(&outcome, rate)?;
             enough = self.due(self.job.plan.eval.every) && self.evaluate()?;
             let done = self.run.step == total;
@@ -222,6 +218,8 @@ impl<'a, 'h> Session<'a, 'h> {
         let sample = |index| Sample { row: self.job.train.get(index), index };
         let micro_batches: Vec<Vec<Sample<'_>>> =
             self.order.step_rows(number).into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
+        let flops = || self.job.engine.device().track().flops;
+        let before = flops();
         let outcome = step(self.job.model, self.job.engine, &self.options, &micro_batches, number, rate)?;
         if !outcome.updated {
             let rows: Vec<_> = micro_batches.iter().flatten().map(|s| s.row.source.1).collect();
@@ -230,6 +228,7 @@ impl<'a, 'h> Session<'a, 'h> {
             )));
         }
         self.run.step = number;
+        self.run.flops += flops() - before;
         self.run.tokens += outcome.tokens;
         self.run.losses.add(outcome.loss);
         self.pace.step(self.start.elapsed(), outcome.tokens);
@@ -324,6 +323,11 @@ impl<'a, 'h> Session<'a, 'h> {
         (self.hear)(Event::Saved(path));
         self.replaced.retain(|&step| step != run.step);
         self.snapshots.remove_steps(&std::mem::take(&mut self.replaced))?;
+        self.prune()
+    }
+
+    /// Removes checkpoints that are too many.
+    fn prune(&self) -> Result<()> {
         if let Some(keep) = self.job.plan.output.save_total_limit {
             let protect: Vec<u64> =
                 self.run.best.best.filter(|_| self.job.plan.eval.load_best).map(|b| b.step).into_iter().collect();
@@ -360,6 +364,8 @@ impl<'a, 'h> Session<'a, 'h> {
             runtime: self.start.elapsed(),
         };
         let finished = self.finished(total, false);
+        // A kill may have come between the last save and its clearing up.
+        self.prune()?;
         self.settle();
         if plan.eval.load_best
             && let Some(best) = self.run.best.best
@@ -398,8 +404,7 @@ fn is_evaluation(row: &LogRow) -> bool {
 fn finished_before(job: &Job<'_>) -> Result<Option<Finished>> {
     let (plan, comm) = (job.plan, job.engine.comm());
     let dir = &plan.output.dir;
-    let fresh = plan.output.overwrite || plan.output.resume != Resume::Auto;
-    if fresh || !dir.join(TRAINER_STATE).exists() || latest_snapshot(dir)?.is_none() {
+    if plan.output.resume != Resume::Auto || !dir.join(TRAINER_STATE).exists() || latest_snapshot(dir)?.is_none() {
         return Ok(None);
     }
     let total = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world()).shape().total_steps();
@@ -418,20 +423,20 @@ fn finished_before(job: &Job<'_>) -> Result<Option<Finished>> {
     }))
 }
 
-/// Makes ready for a first step: gives the steps of checkpoints that are there from a run that this one replaces.
-fn begin_anew(plan: &Plan, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
+/// Checkpoints in the output folder beyond `step`, where the run stands: they are of a run that this one replaces.
+fn replaced(plan: &Plan, step: u64, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
     let dir = &plan.output.dir;
     let state = dir.join(TRAINER_STATE);
-    if state.exists() {
+    if step == 0 && state.exists() {
         // It would say of this run what was true of the other.
         std::fs::remove_file(&state).map_err(Error::io("remove", &state))?;
     }
-    let whole = |found: &FoundSnapshot| found.state == SnapshotState::Whole;
-    let replaced: Vec<u64> = list_snapshots(dir)?.into_iter().filter(whole).map(|found| found.step).collect();
+    let beyond = |found: &FoundSnapshot| found.state == SnapshotState::Whole && found.step > step;
+    let replaced: Vec<u64> = list_snapshots(dir)?.into_iter().filter(beyond).map(|found| found.step).collect();
     if let Some(last) = replaced.last() {
         hear(Event::Warning(format!(
-            "{} holds a run with checkpoints up to step {last}; this run begins anew and replaces them with its own, as \
-             overwrite_output_dir: true or resume_from_checkpoint: false asks",
+            "{} holds checkpoints of an earlier run up to step {last}; this run begins after step {step} and replaces them \
+             when it saves its own",
             dir.display()
         )));
     }
@@ -461,10 +466,9 @@ fn to_resume(plan: &Plan) -> Result<Option<Snapshot>> {
     match &plan.output.resume {
         Resume::Never => Ok(None),
         Resume::From(path) => Ok(Some(Snapshot::open(path)?)),
-        Resume::Auto if plan.output.overwrite => Ok(None),
         Resume::Auto => match latest_snapshot(dir)? {
             Some(snapshot) => Ok(Some(snapshot)),
-            None if holds_model(dir) => Err(Error::OutputInUse { path: dir.clone() }),
+            None if holds_model(dir) && !plan.output.overwrite => Err(Error::OutputInUse { path: dir.clone() }),
             None => Ok(None),
         },
     }

@@ -198,16 +198,19 @@ pub fn read_state(engine: &Engine, snapshot: &Snapshot) -> Result<RunState> {
     let file = snapshot.tensors(TENSORS)?;
     let states = engine.state();
     let (ours, theirs) = (states.len(), file.names().len());
+    let misfit = |reason: String| Error::CannotResume {
+        path: path.to_path_buf(),
+        reason: format!("{reason}; take the recipe it was made with, or overwrite_output_dir: true to begin anew"),
+    };
+    if ours != theirs {
+        return Err(misfit(format!("it holds {theirs} tensors of a run's state, this run has {ours}")));
+    }
     for state in &states {
-        let found = file.info(&state.name).map(|info| info.shape);
-        if found.as_deref() != Some(state.tensor.dims()) || ours != theirs {
-            let reason = format!(
-                "it trained {theirs} tensors, this run {ours}; {} is {found:?} there and {:?} here. Take the recipe it was \
-                 made with, or overwrite_output_dir: true to begin anew",
-                state.name,
-                state.tensor.dims()
-            );
-            return Err(Error::CannotResume { path: path.to_path_buf(), reason });
+        let (name, here) = (&state.name, state.tensor.dims());
+        match file.info(name).map(|info| info.shape) {
+            Some(there) if there == here => {}
+            Some(there) => return Err(misfit(format!("{name} has shape {there:?} there and {here:?} here"))),
+            None => return Err(misfit(format!("it has no {name}, which this run trains"))),
         }
         let mut result = Ok(());
         state.tensor.with_bytes_mut(|bytes| result = file.read(&state.name, Dtype::F32, bytes));

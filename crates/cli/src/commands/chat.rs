@@ -47,7 +47,7 @@ pub(crate) fn chat(args: &[String]) -> Result<(), Failure> {
                 if stdin().is_terminal() {
                     ui::text("Assistant: ")?;
                 }
-                talk.answer(message, |piece| ui::text(piece))?;
+                talk.answer(message, ui::text)?;
                 ui::line("")?;
             }
         }

@@ -2,6 +2,7 @@
 
 use super::chat::Talk;
 use crate::failure::Failure;
+use crate::interrupt::Interrupts;
 use crate::prepare::{self, Resolved};
 use crate::{environment, ui};
 use anyhow::anyhow;
@@ -14,7 +15,6 @@ use ferrotune_train::engine::Engine;
 use ferrotune_train::save::Saver;
 use ferrotune_train::{Event, Finished, Job, decide, longest_batch, run, step_options};
 use indicatif::ProgressBar;
-use std::sync::atomic::AtomicBool;
 
 /// Tokens of a sample answer.
 const SAMPLE_TOKENS: usize = 64;
@@ -62,15 +62,33 @@ impl Session<'_> {
         let available = environment::available_memory().map(|free| free + held);
         let memory = decide(self.model, &options, plan.model.recompute, &lengths, available)?;
         let before = self.samples()?;
-        let stop = AtomicBool::new(false);
+        let interrupts = Interrupts::listen()?;
         let (model, engine, eval) = (self.model, self.engine, &self.prepared.eval[..]);
-        let job =
-            Job { plan, model, engine, saver, train: rows, eval, memory, recipe: &self.resolved.text, stop: &stop };
+        let job = Job {
+            plan,
+            model,
+            engine,
+            saver,
+            train: rows,
+            eval,
+            memory,
+            recipe: &self.resolved.text,
+            stop: interrupts.stop(),
+        };
         let mut screen = Screen::default();
         let finished = run(&job, &mut |event| screen.show(event));
         screen.bar.finish_and_clear();
-        let finished = finished?;
-        self.close(&finished, &before, &screen)
+        let (finished, signal) = (finished?, interrupts.close());
+        if let Some(code) = signal.filter(|_| finished.interrupted) {
+            ui::say(&format!(
+                "stopped after step {} of {}; the same command{} goes on from there",
+                finished.steps,
+                finished.total,
+                if plan.output.overwrite { " with overwrite_output_dir=false" } else { "" }
+            ));
+            return Err(Failure::Interrupted(code));
+        }
+        if screen.finished_before { Ok(()) } else { self.close(&finished, &before, &screen) }
     }
 
     /// Answers to the recipe's sample prompts, with the likeliest token each time.
@@ -94,8 +112,8 @@ impl Session<'_> {
         let plan = &self.resolved.plan;
         let dir = plan.output.dir.display();
         ui::line("")?;
-        if finished.stopped && finished.steps < finished.total {
-            ui::line(&format!("Stopped after step {} of {}.", finished.steps, finished.total))?;
+        if finished.steps < finished.total {
+            ui::line(&format!("Stopped early, after step {} of {}.", finished.steps, finished.total))?;
         }
         ui::line(&format!(
             "{} steps in {:.1} s, {:.0} tokens/s, mean loss {:.4}",
@@ -169,11 +187,13 @@ struct Screen {
     bar: ProgressBar,
     first_eval: Option<f64>,
     last_eval: Option<f64>,
+    /// There was nothing to do.
+    finished_before: bool,
 }
 
 impl Default for Screen {
     fn default() -> Self {
-        Self { bar: ProgressBar::hidden(), first_eval: None, last_eval: None }
+        Self { bar: ProgressBar::hidden(), first_eval: None, last_eval: None, finished_before: false }
     }
 }
 
@@ -197,9 +217,6 @@ impl Screen {
                     ui::bytes(memory.predicted.peak + memory.constant),
                     if memory.recompute { ", blocks recomputed" } else { "" }
                 ));
-                if start.done == start.total {
-                    self.say(&format!("all {} steps are done already: this run is finished", start.total));
-                }
                 let template = "{bar:30} {pos}/{len} {msg} {elapsed}<{eta}";
                 self.bar = ui::bar(start.total, template);
                 self.bar.set_position(start.done);
@@ -220,6 +237,13 @@ impl Screen {
             }
             Event::Saved(path) => self.say(&format!("saved {}", path.display())),
             Event::Resumed(path) => self.say(&format!("going on from {}", path.display())),
+            Event::AlreadyFinished { steps } => {
+                self.finished_before = true;
+                self.say(&format!(
+                    "this run is finished: all its {steps} steps are done, and nothing was changed. To train longer, raise \
+                     num_train_epochs or max_steps; to begin anew, set overwrite_output_dir: true"
+                ));
+            }
             Event::Warning(text) => self.bar.suspend(|| ui::warning(&text)),
         }
     }
