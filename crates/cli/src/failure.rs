@@ -26,14 +26,21 @@ impl Failure {
                 ExitCode::from(2)
             }
             Failure::Other(error) => {
-                // Messages of our crates carry their cause already, so only foreign layers are added.
-                ui::error(&format!("{error:#}"));
+                ui::error(&whole_message(&error));
                 ExitCode::FAILURE
             }
             Failure::Interrupted(code) => ExitCode::from(code),
             Failure::ClosedPipe => ExitCode::SUCCESS,
         }
     }
+}
+
+/// A message with its causes, but for those that it tells already, as those of our crates do.
+fn whole_message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |message, cause| {
+        let glue = if message.is_empty() { "" } else { ": " };
+        if message.contains(&cause) { message } else { format!("{message}{glue}{cause}") }
+    })
 }
 
 impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {

@@ -2,16 +2,19 @@
 
 use crate::failure::Failure;
 use crate::{environment, ui};
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
-use ferrotune_checkpoint::{Adapter, OpenModel, open_model, open_tokenizer};
+use ferrotune_checkpoint::{Adapter, OpenModel, TensorSource, TokenizerFiles, open_model, open_tokenizer};
 use ferrotune_config::plan::{ModelPlan, Plan, Precision, Tuning};
-use ferrotune_config::{Recipe, Verb, env, launcher::Launch};
+use ferrotune_config::{Diagnostic, Diagnostics, Recipe, Severity, Verb, env, launcher::Launch};
+use ferrotune_data::clock::Moment;
+use ferrotune_data::template::{Template, TemplateOptions};
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::Solo;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Engine, LoadedAdapter};
+use ferrotune_train::{Fresh, Grown};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -33,9 +36,7 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
     let file = args.first().filter(|arg| is_file(arg)).cloned();
     let (recipe, text) = match &file {
         Some(path) => {
-            let bytes = std::fs::read(path)
-                .with_context(|| format!("cannot read the recipe {path}"))
-                .map_err(Failure::Other)?;
+            let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
             let mut recipe = Recipe::parse(path, &bytes)?;
             recipe.apply(&args[1..])?;
             (recipe, String::from_utf8_lossy(&bytes).into_owned())
@@ -49,6 +50,16 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
         ui::error_text(&note.render(ui::colours()));
     }
     Ok(Resolved { plan, text, file })
+}
+
+fn unreadable(path: &str, error: &std::io::Error) -> Failure {
+    Failure::Recipe(Diagnostics(vec![Diagnostic {
+        severity: Severity::Error,
+        file: path.to_owned(),
+        span: None,
+        message: format!("cannot read the recipe: {error}"),
+        help: Some("give the path of a .yaml or .json file, or `key=value` pairs alone".to_owned()),
+    }]))
 }
 
 /// A model's files on this machine.
@@ -84,7 +95,7 @@ pub(crate) fn locate(plan: &ModelPlan, want: Want) -> Result<Located, Failure> {
 }
 
 /// The tokenizer of a model's files.
-pub(crate) fn tokenizer(plan: &ModelPlan, files: &ferrotune_checkpoint::TokenizerFiles) -> Result<Tokenizer, Failure> {
+pub(crate) fn tokenizer(plan: &ModelPlan, files: &TokenizerFiles) -> Result<Tokenizer, Failure> {
     let mut tokenizer =
         Tokenizer::from_parts(&files.tokenizer_json, &files.tokenizer_config, files.chat_template.clone())?;
     tokenizer.add_tokens(&plan.add_tokens, false);
@@ -114,8 +125,9 @@ pub(crate) fn dtype(precision: Precision) -> DType {
     }
 }
 
-/// The model's configuration, with the recipe's position scaling for rows of `cutoff_len` tokens.
-pub(crate) fn configuration(plan: &Plan, files: &OpenModel) -> Result<Config, Failure> {
+/// The model's configuration, with the recipe's position scaling for rows of `cutoff_len` tokens and, if the recipe
+/// grows the vocabulary, room for all of the tokenizer's.
+fn configuration(plan: &Plan, files: &mut OpenModel, tokenizer: &Tokenizer) -> Result<Config, Failure> {
     let mut config = Config::from_json(&files.config)?;
     if let Some(kind) = plan.model.rope_scaling {
         let trained = config.max_position_embeddings;
@@ -125,7 +137,39 @@ pub(crate) fn configuration(plan: &Plan, files: &OpenModel) -> Result<Config, Fa
             ui::note(&format!("rope_scaling has no effect: the model was made for {trained} positions"));
         }
     }
+    if plan.model.resize_vocab && tokenizer.len() > config.vocab_size {
+        let rows = tokenizer.len().next_multiple_of(64);
+        ui::note(&format!("resize_vocab: the embedding grows from {} to {rows} rows", config.vocab_size));
+        config.vocab_size = rows;
+        files.config["vocab_size"] = rows.into();
+    }
     Ok(config)
+}
+
+/// Where base weights come from: the files, the files with more rows, or chance.
+fn weights<'a>(plan: &Plan, files: &'a OpenModel, model: &Model) -> Box<dyn TensorSource + 'a> {
+    if plan.model.from_scratch {
+        let deviation = files.config.get("initializer_range").and_then(serde_json::Value::as_f64).unwrap_or(0.02);
+        return Box::new(Fresh::new(model, deviation as f32, plan.train.seed));
+    }
+    Box::new(Grown::new(&*files.tensors, model.config().vocab_size, plan.train.seed))
+}
+
+/// The tokenizer's files as the run leaves them: with tokens that were added, and with a chat template if the model had
+/// none or the template replaces it.
+pub(crate) fn files_to_save(
+    files: &TokenizerFiles,
+    tokenizer: &Tokenizer,
+    template: &Template,
+) -> Result<TokenizerFiles, Failure> {
+    let mut saved = files.clone();
+    if tokenizer.has_grown() {
+        saved.tokenizer_json = tokenizer.to_json()?.into_bytes();
+    }
+    if let Some(text) = template.chat_template_to_save(tokenizer) {
+        saved.chat_template = Some(text);
+    }
+    Ok(saved)
 }
 
 /// Reads the adapters of a plan.
@@ -134,20 +178,42 @@ pub(crate) fn adapters(plan: &ModelPlan) -> Result<Vec<LoadedAdapter>, Failure> 
     plan.adapters.iter().map(read).collect()
 }
 
-/// A model ready to answer: adapters merged, nothing trains.
-pub(crate) fn open_for_answers(plan: &Plan) -> Result<(Located, OpenModel, Model, Engine), Failure> {
-    let (located, files) = open(&plan.model)?;
-    let config = configuration(plan, &files)?;
-    let model = Model::new(config, dtype(plan.model.precision), None, false)?;
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
-    engine.load(&*files.tensors, &adapters(&plan.model)?, None, plan.train.seed)?;
-    Ok((located, files, model, engine))
+/// A model ready to answer, and all that came with it.
+pub(crate) struct Answering {
+    pub(crate) located: Located,
+    pub(crate) files: OpenModel,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Template,
+    pub(crate) model: Model,
+    pub(crate) engine: Engine,
 }
 
-/// A model ready to train: all adapters but the last merged, the last one continued unless a new one is wanted.
-pub(crate) fn open_for_training(plan: &Plan, files: &OpenModel) -> Result<(Model, Engine), Failure> {
-    let config = configuration(plan, files)?;
-    let model = Model::new(config, dtype(plan.model.precision), Some(&plan.tuning), plan.train.pure_bf16)?;
+/// Opens a model to talk to or to export: adapters merged, nothing trains.
+pub(crate) fn open_for_answers(plan: &Plan) -> Result<Answering, Failure> {
+    let (located, mut files) = open(&plan.model)?;
+    let mut tokenizer = tokenizer(&plan.model, &files.tokenizer)?;
+    let options = TemplateOptions::from_plan(&plan.data, Moment::now());
+    let resolved = Template::resolve(&options, &mut tokenizer)?;
+    resolved.notes.iter().for_each(|note| ui::note(note));
+    let config = configuration(plan, &mut files, &tokenizer)?;
+    let model = Model::new(config, dtype(plan.model.precision), None, false)?;
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
+    engine.load(&*weights(plan, &files, &model), &adapters(&plan.model)?, None, plan.train.seed)?;
+    Ok(Answering { located, files, tokenizer, template: resolved.template, model, engine })
+}
+
+/// A model ready to train: all adapters but the last merged, the last one continued unless a new one is wanted. Returns what
+/// trains, too: growing the vocabulary adds to it.
+pub(crate) fn open_for_training(
+    plan: &Plan,
+    files: &mut OpenModel,
+    tokenizer: &Tokenizer,
+) -> Result<(Model, Engine, Tuning), Failure> {
+    let rows = files.config.get("vocab_size").cloned();
+    let config = configuration(plan, files, tokenizer)?;
+    let grown = rows != files.config.get("vocab_size").cloned();
+    let tuning = with_new_rows(&plan.tuning, grown);
+    let model = Model::new(config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
     let plus = matches!(&plan.tuning, Tuning::Lora(lora) if lora.plus.is_some());
     let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), plus);
     let mut given = adapters(&plan.model)?;
@@ -161,6 +227,22 @@ pub(crate) fn open_for_training(plan: &Plan, files: &OpenModel) -> Result<(Model
             names.join(", ")
         ));
     }
-    engine.load(&*files.tensors, &given, continued.as_ref(), plan.train.seed)?;
-    Ok((model, engine))
+    engine.load(&*weights(plan, files, &model), &given, continued.as_ref(), plan.train.seed)?;
+    Ok((model, engine, tuning))
+}
+
+/// New rows are noise until they train, so an adapter takes embedding and head along, as in LLaMA-Factory.
+fn with_new_rows(tuning: &Tuning, grown: bool) -> Tuning {
+    let mut tuning = tuning.clone();
+    if let Tuning::Lora(lora) = &mut tuning
+        && grown
+        && lora.additional_targets.is_empty()
+    {
+        lora.additional_targets = ["embed_tokens", "lm_head"].map(String::from).to_vec();
+        ui::note(
+            "resize_vocab: embed_tokens and lm_head train too and are saved with the adapter; vLLM serves such an adapter \
+             only after `ferrotune export`",
+        );
+    }
+    tuning
 }

@@ -43,6 +43,8 @@ pub struct Tokenizer {
     fast: Option<Fast>,
     /// Cleared by added tokens that ask for more than the fast way does.
     plain_added: bool,
+    /// Tokens right after loading.
+    loaded_len: usize,
     special: SpecialTokens,
     add_bos: bool,
     chat_template: Option<String>,
@@ -83,12 +85,14 @@ impl Tokenizer {
             inner,
             fast,
             plain_added: true,
+            loaded_len: 0,
             special: SpecialTokens::default(),
             add_bos: adds_bos(tokenizer_config),
             chat_template: chat_template.or_else(|| config_template(tokenizer_config)),
             digest: crate::digest::of_parts([tokenizer_json, tokenizer_config.to_string().as_bytes()]),
         };
         tokenizer.add_configured(tokenizer_config);
+        tokenizer.loaded_len = tokenizer.len();
         tokenizer.special = SpecialTokens {
             bos: tokenizer.configured(tokenizer_config, "bos_token"),
             eos: tokenizer.configured(tokenizer_config, "eos_token"),
@@ -244,6 +248,19 @@ impl Tokenizer {
         let tokens: Vec<_> = tokens.iter().map(|t| AddedToken::from(t.as_str(), special)).collect();
         self.insert(&tokens);
         self.len() - before
+    }
+
+    /// Whether tokens joined since it was made from its files.
+    pub fn has_grown(&self) -> bool {
+        self.len() != self.loaded_len
+    }
+
+    /// `tokenizer.json` as it stands, with all tokens that were added.
+    ///
+    /// # Errors
+    /// If it can't be written out.
+    pub fn to_json(&self) -> Result<String, EncodeError> {
+        self.inner.to_string(true).map_err(|source| EncodeError::TokenizerJson { problem: source.to_string() })
     }
 
     /// Makes `text` the end of a turn; it joins the vocabulary if it isn't there. Says whether it

@@ -166,7 +166,7 @@ impl Keys<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match value.as_u64() {
                 Some(n) if (1..=LARGEST).contains(&n) => Ok(Some(n as usize)),
-                _ => Err(bad(key, value, "a positive whole number")),
+                _ => Err(bad(key, value, &format!("a whole number from 1 to {LARGEST}"))),
             },
         }
     }

@@ -68,6 +68,8 @@ impl Trainables {
                 }
                 let mut modules = module_names(names, true);
                 modules.extend(module_names(names, false));
+                // A head that shares the embedding's weights can be trained too: PEFT gives it a copy of its own.
+                modules.push("lm_head".to_owned());
                 known("additional_target", &plan.additional_targets, &modules)?;
                 Choice::Lora { plan: plan.clone(), targets }
             }

@@ -85,7 +85,8 @@ pub enum Error {
     },
     /// The loss or a gradient went wrong.
     #[error(
-        "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the first value that is not finite is in {place}, rows {rows:?} (dataset, row); nothing was updated. Lower learning_rate, or look at these rows"
+        "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the first value that is not finite is in {place}{}",
+        cure_of_not_finite(rows, datasets)
     )]
     NotFinite {
         /// Step, from 1.
@@ -96,8 +97,10 @@ pub enum Error {
         grad_norm: f64,
         /// Which part of the model.
         place: String,
-        /// Which rows.
+        /// Which rows, by dataset and place in it from 0; none if the trouble is in a weight.
         rows: Vec<(u32, u64)>,
+        /// Names of the datasets.
+        datasets: Vec<String>,
     },
     /// More memory than there is, known before the run.
     #[error("the longest batch needs {needed} bytes and {available} can be had{}", if *recompute { ", even with gradient_checkpointing; lower per_device_train_batch_size or cutoff_len" } else { "; set gradient_checkpointing: true or auto" })]
@@ -147,6 +150,30 @@ pub enum Error {
         /// What the drawing library said.
         reason: String,
     },
+}
+
+fn cure_of_not_finite(rows: &[(u32, u64)], datasets: &[String]) -> String {
+    if rows.is_empty() {
+        return "; nothing was updated. Get the files of the model again, or lower learning_rate if they are sound".into();
+    }
+    let rows = name_rows(rows, datasets);
+    format!(", with {rows}; nothing was updated. Lower learning_rate, or look at these rows")
+}
+
+/// Rows as a user finds them: `rows 3 and 5 of dataset d`, counted from 1.
+pub(crate) fn name_rows(rows: &[(u32, u64)], datasets: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut sorted = rows.to_vec();
+    sorted.sort_unstable();
+    let parts = sorted.chunk_by(|a, b| a.0 == b.0).map(|rows| {
+        let dataset = rows[0].0 as usize;
+        let name = datasets.get(dataset).map_or_else(|| format!("number {}", dataset + 1), |name| format!("`{name}`"));
+        let shown: Vec<String> = rows.iter().take(SHOWN).map(|row| (row.1 + 1).to_string()).collect();
+        let more = rows.len() - shown.len();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("row{} {}{more} of dataset {name}", if rows.len() == 1 { "" } else { "s" }, shown.join(", "))
+    });
+    parts.collect::<Vec<_>>().join(" and ")
 }
 
 /// The result of this crate's functions.

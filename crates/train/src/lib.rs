@@ -14,6 +14,7 @@ pub mod report;
 mod run;
 pub mod save;
 pub mod schedule;
+mod sources;
 mod step;
 pub mod track;
 
@@ -26,4 +27,5 @@ pub use event::{Event, Start};
 pub use memory::{MemoryPlan, decide, predict};
 pub use order::Order;
 pub use run::{Finished, Job, longest_batch, run, step_options};
+pub use sources::{Fresh, Grown};
 pub use step::{Outcome, Sample, StepOptions, step};

@@ -4,6 +4,7 @@
 use crate::clock::Pace;
 use crate::engine::Engine;
 use crate::evaluate::evaluate;
+use crate::error::name_rows;
 use crate::event::{Event, Start};
 use crate::memory::MemoryPlan;
 use crate::order::Order;
@@ -220,11 +221,19 @@ impl<'a, 'h> Session<'a, 'h> {
             self.order.step_rows(number).into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
         let flops = || self.job.engine.device().track().flops;
         let before = flops();
-        let outcome = step(self.job.model, self.job.engine, &self.options, &micro_batches, number, rate)?;
+        let outcome = step(self.job.model, self.job.engine, &self.options, &micro_batches, number, rate);
+        let names = &self.job.plan.data.datasets;
+        let outcome = outcome.map_err(|error| match error {
+            Error::NotFinite { step, loss, grad_norm, place, rows, .. } => {
+                Error::NotFinite { step, loss, grad_norm, place, rows, datasets: names.clone() }
+            }
+            other => other,
+        })?;
         if !outcome.updated {
-            let rows: Vec<_> = micro_batches.iter().flatten().map(|s| s.row.source.1).collect();
+            let rows: Vec<_> = micro_batches.iter().flatten().map(|s| s.row.source).collect();
             (self.hear)(Event::Warning(format!(
-                "step {number}: no token of rows {rows:?} has a label, so nothing was learnt from them; was the answer cut off by cutoff_len?"
+                "step {number}: no token of {} has a label, so nothing was learnt from it; was the answer cut off by cutoff_len?",
+                name_rows(&rows, names)
             )));
         }
         self.run.step = number;

@@ -140,7 +140,12 @@ fn not_finite(
     outcome: &Outcome,
     step: u64,
 ) -> Error {
-    let mut place = engine.first_bad_weight().map(|name| format!("the weight {name}"));
+    let (loss, grad_norm) = (outcome.loss, outcome.grad_norm);
+    let error = |place, rows| Error::NotFinite { step, loss, grad_norm, place, rows, datasets: Vec::new() };
+    if let Some(name) = engine.first_bad_weight() {
+        return error(format!("the weight {name}"), Vec::new());
+    }
+    let mut place = None;
     let mut rows = Vec::new();
     for sample in micro_batches.iter().flatten() {
         let alone = batch(model, engine, std::slice::from_ref(sample), None);
@@ -155,6 +160,5 @@ fn not_finite(
         rows = micro_batches.iter().flatten().map(|s| s.row.source).collect();
         place = place.or_else(|| engine.first_bad_gradient().map(|name| format!("the gradient of {name}")));
     }
-    let place = place.unwrap_or_else(|| "the loss itself".to_owned());
-    Error::NotFinite { step, loss: outcome.loss, grad_norm: outcome.grad_norm, place, rows }
+    error(place.unwrap_or_else(|| "the loss itself".to_owned()), rows)
 }

@@ -6,7 +6,7 @@ use ferrotune_config::Verb;
 use ferrotune_config::plan::Plan;
 use ferrotune_data::conversation::{Conversation, Message, Role};
 use ferrotune_data::encode::{EncodeOptions, Encoder};
-use ferrotune_data::template::{Template, TemplateOptions};
+use ferrotune_data::template::Template;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_infer::{Generator, Sampler, Stop, TextStream};
 use ferrotune_model::Model;
@@ -21,12 +21,8 @@ const LONGEST: usize = 8192;
 pub(crate) fn chat(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Chat)?;
     let plan = &resolved.plan;
-    let (_, files, model, engine) = prepare::open_for_answers(plan)?;
-    let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
-    let options = TemplateOptions::from_plan(&plan.data, ferrotune_data::clock::Moment::now());
-    let template = Template::resolve(&options, &mut tokenizer)?;
-    template.notes.iter().for_each(|note| ui::note(note));
-    let mut talk = Talk::new(plan, &model, &engine, &tokenizer, &template.template);
+    let open = prepare::open_for_answers(plan)?;
+    let mut talk = Talk::new(plan, &open.model, &open.engine, &open.tokenizer, &open.template);
     ui::say("Type a message; `clear` forgets the conversation, `exit` ends it.");
     loop {
         if stdin().is_terminal() {

@@ -23,18 +23,19 @@ const SAMPLE_TOKENS: usize = 64;
 pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Train)?;
     let plan = &resolved.plan;
-    let (located, files) = prepare::open(&plan.model)?;
+    let (located, mut files) = prepare::open(&plan.model)?;
     let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
     let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default())?;
     ui::say(prepared.report.render().trim_end());
-    let (model, engine) = prepare::open_for_training(plan, &files)?;
+    let (model, engine, tuning) = prepare::open_for_training(plan, &mut files, &tokenizer)?;
     check_vocabulary(&model, &tokenizer, &prepared)?;
+    let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     let saver = Saver {
-        tuning: &plan.tuning,
+        tuning: &tuning,
         base: &files,
         base_name: &located.name,
         revision: located.revision.as_deref(),
-        tokenizer: &files.tokenizer,
+        tokenizer: &saved,
         shard_bytes: plan.output.shard_bytes,
     };
     let session =
@@ -174,8 +175,8 @@ fn check_vocabulary(model: &Model, tokenizer: &Tokenizer, prepared: &Prepared) -
         Some(id) if id as usize >= size => {
             let token = tokenizer.id_to_token(id).unwrap_or_default();
             Err(Failure::Other(anyhow!(
-                "token `{token}` has id {id}, but the model's embedding has {size} rows; the tokenizer is of another model, or \
-                 new tokens were added that the model has no row for"
+                "token `{token}` has id {id}, but the model's embedding has {size} rows; if tokens were added, set resize_vocab: \
+                 true; otherwise the tokenizer is of another model"
             )))
         }
         _ => Ok(()),
