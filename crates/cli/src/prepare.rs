@@ -196,7 +196,7 @@ pub(crate) fn open_for_answers(plan: &Plan) -> Result<Answering, Failure> {
     let resolved = Template::resolve(&options, &mut tokenizer)?;
     resolved.notes.iter().for_each(|note| ui::note(note));
     let config = configuration(plan, &mut files, &tokenizer)?;
-    let model = Model::new(config, dtype(plan.model.precision), None, false)?;
+    let model = Model::new(&config, dtype(plan.model.precision), None, false)?;
     let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
     engine.load(&*weights(plan, &files, &model), &adapters(&plan.model)?, None, plan.train.seed)?;
     Ok(Answering { located, files, tokenizer, template: resolved.template, model, engine })
@@ -213,7 +213,7 @@ pub(crate) fn open_for_training(
     let config = configuration(plan, files, tokenizer)?;
     let grown = rows != files.config.get("vocab_size").cloned();
     let tuning = with_new_rows(&plan.tuning, grown);
-    let model = Model::new(config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
+    let model = Model::new(&config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
     let plus = matches!(&plan.tuning, Tuning::Lora(lora) if lora.plus.is_some());
     let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), plus);
     let mut given = adapters(&plan.model)?;

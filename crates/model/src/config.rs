@@ -213,7 +213,7 @@ mod tests {
         );
         assert_eq!(
             message("hidden_size", json!(-3)),
-            "config.json: `hidden_size` is -3, expected a positive whole number"
+            "config.json: `hidden_size` is -3, expected a whole number from 1 to 16777216"
         );
         assert_eq!(
             message("num_key_value_heads", json!(3)),

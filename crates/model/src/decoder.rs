@@ -75,9 +75,9 @@ struct Block {
 }
 
 impl Block {
-    fn forward(&self, t: &Tape<'_>, x: Var, batch: &Batch) -> Var {
-        let attended = self.attention.forward(t, &ops::rmsnorm(t, &x, &self.input_norm, self.eps), batch);
-        let h = ops::add(t, &x, attended);
+    fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
+        let attended = self.attention.forward(t, &ops::rmsnorm(t, x, &self.input_norm, self.eps), batch);
+        let h = ops::add(t, x, attended);
         let out = self.mlp.forward(t, &ops::rmsnorm(t, &h, &self.post_norm, self.eps), batch);
         ops::add(t, &h, out)
     }
@@ -105,12 +105,12 @@ pub struct LossOptions {
 
 impl Model {
     /// Puts a model together. `dtype` is that of frozen weights; what trains is in f32 unless `pure` keeps `dtype`.
-    pub fn new(config: Config, dtype: DType, tuning: Option<&Tuning>, pure: bool) -> Result<Self, ModelError> {
-        let frozen = Builder::new(&config, dtype, Trainables::none(), pure).build();
+    pub fn new(config: &Config, dtype: DType, tuning: Option<&Tuning>, pure: bool) -> Result<Self, ModelError> {
+        let frozen = Builder::new(config, dtype, Trainables::none(), pure).build();
         let Some(tuning) = tuning else { return Ok(frozen) };
         let names: Vec<String> = frozen.parameters.iter().map(|p| p.param.name.clone()).collect();
-        let trainables = Trainables::resolve(tuning, &config, &names)?;
-        Ok(Builder::new(&config, dtype, trainables, pure).build())
+        let trainables = Trainables::resolve(tuning, config, &names)?;
+        Ok(Builder::new(config, dtype, trainables, pure).build())
     }
 
     /// The configuration.
@@ -152,7 +152,7 @@ impl Model {
             let (block, of) = (block.clone(), batch.clone());
             look(Segment(i), &x.value);
             x = t.segment(Segment(i + 1), Some(x), move |t, x| {
-                block.forward(t, x.expect("a block is given its input"), &of)
+                block.forward(t, &x.expect("a block is given its input"), &of)
             });
         }
         look(Segment(self.blocks.len()), &x.value);

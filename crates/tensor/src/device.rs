@@ -158,7 +158,12 @@ impl Device {
         let bytes = dtype.bytes(shape.numel());
         let block = self.allocate(bytes, kind);
         let storage = Storage { device: self.clone(), block, bytes, kind };
-        Tensor::from_storage(Arc::new(storage), shape, dtype)
+        #[expect(
+            clippy::arc_with_non_send_sync,
+            reason = "storages will cross threads once collectives overlap with work"
+        )]
+        let storage = Arc::new(storage);
+        Tensor::from_storage(storage, shape, dtype)
     }
 
     /// A tensor of zeros.

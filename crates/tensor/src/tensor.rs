@@ -28,7 +28,6 @@ impl Drop for Storage {
 /// A contiguous row-major tensor.
 #[derive(Clone)]
 pub struct Tensor {
-    #[expect(clippy::arc_with_non_send_sync, reason = "storages cross threads once collectives overlap with work")]
     storage: Arc<Storage>,
     /// Byte offset into the storage.
     offset: usize,

@@ -73,6 +73,7 @@ fn run(weights: &Weights, x: &Param, net: &Net<'static>, recompute: bool, seed: 
 }
 
 /// Compares every trained parameter's gradient with 4-point differences along its sign, f' = (8 (f1 - f-1) - (f2 - f-2)) / 12 h.
+#[expect(clippy::needless_pass_by_value, reason = "callers write the network in place")]
 fn check(weights: &Weights, x: &Param, net: Net<'static>, loss_root: bool) {
     let seed = random(1 << 16, 9);
     let zero = || weights.values.iter().for_each(|(_, _, g)| g.zero());

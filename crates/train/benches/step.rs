@@ -5,6 +5,8 @@
 //! pair of query and key and element of the width for attention (6 products), 4 a head parameter and label row. Nothing
 //! is credited for recomputation, adapters or weights' gradients.
 
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
 use ferrotune_checkpoint::{Dtype, Error, TensorInfo, TensorSource};
 use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_data::rows::Row;
@@ -39,7 +41,9 @@ fn main() {
     {
         return case(dtype, shape, mode);
     }
-    println!("type rows     blocks    tokens/s  cpu tok/s  GFLOP/s  gemm GFLOP/s  share  cpu share  peak resident  planned");
+    println!(
+        "type rows     blocks    tokens/s  cpu tok/s  GFLOP/s  gemm GFLOP/s  share  cpu share  peak resident  planned"
+    );
     for (dtype, shape, mode) in CASES {
         if args.iter().all(|a| [dtype, shape, mode].contains(&a.as_str())) {
             // A process of its own, so that the peak is its own.
@@ -93,7 +97,7 @@ fn case(dtype: &str, shape: &str, mode: &str) {
         create_new: false,
     });
     let element = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
-    let model = Model::new(config(), element, Some(&tuning), false).expect("a model");
+    let model = Model::new(&config(), element, Some(&tuning), false).expect("a model");
     let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
     let shapes = model.parameters().iter().map(|p| (p.param.name.clone(), p.param.shape.dims().to_vec()));
     engine.load(&Noise(shapes.collect()), &[], None, 1).expect("weights");

@@ -93,7 +93,7 @@ fn setup(name: &str, tuning: &Tuning, adapter: bool) -> Setup {
     let json = std::fs::read(files.join("config.json")).unwrap();
     let config = Config::from_json(&serde_json::from_slice(&json).unwrap()).unwrap();
     let device = Device::cpu();
-    let model = Model::new(config, DType::F32, Some(tuning), false).unwrap();
+    let model = Model::new(&config, DType::F32, Some(tuning), false).unwrap();
     let engine = Engine::new(&device, &model, Rc::new(Solo), false);
     let weights = open(&files.join("model.safetensors"));
     if adapter {

@@ -31,7 +31,7 @@ fn log_probabilities_and_greedy_tokens() {
     let path = std::env::var("FERROTUNE_SMOLLM2_GGUF").expect("FERROTUNE_SMOLLM2_GGUF names the file");
     let files = open_model(Path::new(&path)).unwrap();
     let device = Device::cpu();
-    let model = Model::new(Config::from_json(&files.config).unwrap(), DType::F32, None, false).unwrap();
+    let model = Model::new(&Config::from_json(&files.config).unwrap(), DType::F32, None, false).unwrap();
     let engine = Engine::new(&device, &model, Rc::new(Solo), false);
     engine.load(&*files.tensors, &[], None, 1).unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/smollm2/forward.json");

@@ -5,10 +5,10 @@
 //! update is added inside the product's tiles. With u = drop(x) A' and du = s dy B:
 //! dB += s dy' u, dA += du' drop(x), dx = dy W + drop(du A), dW += dy' x, db += column sums of dy.
 
+use super::dora;
 use super::elementwise::{add_assign, add_column_sums, cast};
 use super::matmul::{Term, flipped, matmul, plain};
 use super::noise::{Noise, dropped};
-use super::dora;
 use crate::tape::{Grads, Saved};
 use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
 use std::rc::Rc;
