@@ -22,7 +22,8 @@ struct Cli {
 #[derive(Debug, clap::Args)]
 struct RecipeArgs {
     /// A recipe (.yaml, .yml, .json), then overrides: `key=value` or `--key value`. Or overrides alone.
-    #[arg(value_name = "RECIPE | KEY=VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
+    // Not `trailing_var_arg`: a verb's own options are options after the recipe too.
+    #[arg(value_name = "RECIPE | KEY=VALUE", allow_hyphen_values = true)]
     args: Vec<String>,
 }
 
@@ -67,5 +68,26 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn options_of_a_verb_are_taken_before_and_after_the_recipe() {
+        for line in [
+            "ferrotune data --format jsonl --rows 7 r.yaml --max_samples -1 -x lora_rank=4 --help_me",
+            "ferrotune data r.yaml --format=jsonl --max_samples -1 --rows 7 -x lora_rank=4 --help_me",
+            "ferrotune data r.yaml --max_samples -1 -x lora_rank=4 --help_me --rows=7 --format jsonl",
+        ] {
+            let Command::Data { format, rows, recipe } = Cli::parse_from(line.split(' ')).command else {
+                panic!("not the verb `data`: {line}");
+            };
+            assert_eq!((format.as_deref(), rows), (Some("jsonl"), 7), "{line}");
+            assert_eq!(recipe.args, ["r.yaml", "--max_samples", "-1", "-x", "lora_rank=4", "--help_me"], "{line}");
+        }
     }
 }

@@ -156,12 +156,10 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A row can't be used and the recipe asks to stop then (`on_bad_row: error`).
-    #[error("{}{}: {reason}; `on_bad_row: report` leaves such rows out and goes on", path.display(), at_line(*.line))]
+    #[error("{place}: {reason}; `on_bad_row: report` leaves such rows out and goes on")]
     BadRow {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1: a line, or the row number where lines mean nothing (parquet).
-        line: u64,
+        /// File and line, and the row's number where that says more.
+        place: String,
         /// Why it can't be used.
         reason: String,
     },

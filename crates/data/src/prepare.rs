@@ -246,7 +246,7 @@ fn stop_at(plan: &DataPlan, dropped: &crate::report::Dropped) -> Result<(), Data
     if plan.bad_rows == BadRows::Report {
         return Ok(());
     }
-    Err(DataError::BadRow { path: dropped.file.clone(), line: dropped.line, reason: dropped.reason() })
+    Err(DataError::BadRow { place: dropped.place(), reason: dropped.reason() })
 }
 
 #[cfg(test)]

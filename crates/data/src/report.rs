@@ -72,6 +72,8 @@ pub struct Dropped {
     pub file: PathBuf,
     /// Line at which the fault lies, from 1; the row's number in parquet.
     pub line: u64,
+    /// Number of the row in its file, from 1.
+    pub row: u64,
     /// Kind of fault.
     pub fault: Fault,
     /// What exactly; may be empty.
@@ -79,6 +81,12 @@ pub struct Dropped {
 }
 
 impl Dropped {
+    /// Where the row is: file and line, and its number where that says more.
+    pub fn place(&self) -> String {
+        let row = if self.row == self.line { String::new() } else { format!(" (row {})", self.row) };
+        format!("{}:{}{row}", self.file.display(), self.line)
+    }
+
     /// The fault with its detail.
     pub fn reason(&self) -> String {
         if self.detail.is_empty() { self.fault.to_string() } else { format!("{}: {}", self.fault, self.detail) }

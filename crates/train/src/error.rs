@@ -154,7 +154,8 @@ pub enum Error {
 
 fn cure_of_not_finite(rows: &[(u32, u64)], datasets: &[String]) -> String {
     if rows.is_empty() {
-        return "; nothing was updated. Get the files of the model again, or lower learning_rate if they are sound".into();
+        return "; nothing was updated. Get the files of the model again, or lower learning_rate if they are sound"
+            .into();
     }
     let rows = name_rows(rows, datasets);
     format!(", with {rows}; nothing was updated. Lower learning_rate, or look at these rows")

@@ -3,8 +3,8 @@
 
 use crate::clock::Pace;
 use crate::engine::Engine;
-use crate::evaluate::evaluate;
 use crate::error::name_rows;
+use crate::evaluate::evaluate;
 use crate::event::{Event, Start};
 use crate::memory::MemoryPlan;
 use crate::order::Order;

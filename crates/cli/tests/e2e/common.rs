@@ -1,11 +1,35 @@
 //! A folder to work in, the program in it, and what it said.
 
 use ferrotune_checkpoint::{SafetensorsFile, TensorSource};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+/// A recipe for thirty short rows; everything that is random is on.
+const RECIPE: &str = "\
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 4
+lora_dropout: 0.1
+neftune_noise_alpha: 5
+template: qwen3
+dataset_dir: data
+dataset: d
+tokenized_path: cache
+output_dir: output
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 2
+max_steps: 60
+learning_rate: 0.002
+lr_scheduler_type: cosine
+warmup_steps: 3
+logging_steps: 1
+save_steps: 1
+save_total_limit: 3
+";
 
 /// The data that comes with the project.
 pub(crate) fn fixtures() -> PathBuf {
@@ -116,4 +140,26 @@ pub(crate) fn history(state: &Value, key: &str) -> Vec<Value> {
 /// One number of each row that has it.
 pub(crate) fn curve(state: &Value, key: &str) -> Vec<f64> {
     history(state, key).iter().map(|row| row[key].as_f64().unwrap()).collect()
+}
+
+/// Short questions with short answers.
+pub(crate) fn rows(count: usize) -> Value {
+    let row = |i: usize| json!({"instruction": format!("Say {i} and {}", i * i), "output": format!("It is {i}.")});
+    (0..count).map(row).collect()
+}
+
+/// A place with data and a recipe; later lines of `more` win over earlier ones of the same key.
+pub(crate) fn trainable(more: &str) -> Place {
+    let place = Place::new();
+    place.write("data/dataset_info.json", json!({"d": {"file_name": "d.json"}}).to_string());
+    place.write("data/d.json", rows(30).to_string());
+    let text = format!("model_name_or_path: {}\n{RECIPE}{more}", model("tiny-qwen3").display());
+    let mut lines: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        let key = line.split(':').next();
+        lines.retain(|other| other.split(':').next() != key);
+        lines.push(line);
+    }
+    place.write("train.yaml", lines.join("\n"));
+    place
 }

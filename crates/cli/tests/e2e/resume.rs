@@ -1,35 +1,11 @@
 //! Runs that are killed, stopped, started again, or started where they must not be.
 
-use crate::common::{Place, curve, history, model};
+use crate::common::{Place, curve, history, rows, trainable};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-
-/// Thirty short rows; everything that is random is on.
-const RECIPE: &str = "\
-stage: sft
-do_train: true
-finetuning_type: lora
-lora_rank: 4
-lora_dropout: 0.1
-neftune_noise_alpha: 5
-template: qwen3
-dataset_dir: data
-dataset: d
-tokenized_path: cache
-output_dir: output
-per_device_train_batch_size: 2
-gradient_accumulation_steps: 2
-max_steps: 60
-learning_rate: 0.002
-lr_scheduler_type: cosine
-warmup_steps: 3
-logging_steps: 1
-save_steps: 1
-save_total_limit: 3
-";
 
 const EVALUATED: &str = "\
 val_size: 6
@@ -41,27 +17,6 @@ save_total_limit: 1
 ";
 
 const FULL: &str = "finetuning_type: full\nmax_steps: 20\n";
-
-fn rows(count: usize) -> Value {
-    let row = |i: usize| json!({"instruction": format!("Say {i} and {}", i * i), "output": format!("It is {i}.")});
-    (0..count).map(row).collect()
-}
-
-/// A place with data and a recipe; later lines of `more` win over earlier ones of the same key.
-fn place(more: &str) -> Place {
-    let place = Place::new();
-    place.write("data/dataset_info.json", json!({"d": {"file_name": "d.json"}}).to_string());
-    place.write("data/d.json", rows(30).to_string());
-    let text = format!("model_name_or_path: {}\n{RECIPE}{more}", model("tiny-qwen3").display());
-    let mut lines: Vec<&str> = Vec::new();
-    for line in text.lines() {
-        let key = line.split(':').next();
-        lines.retain(|other| other.split(':').next() != key);
-        lines.push(line);
-    }
-    place.write("train.yaml", lines.join("\n"));
-    place
-}
 
 /// What must not depend on kills: all that was logged but times, and the final weights, byte for byte.
 fn outcome(place: &Place) -> (Vec<Value>, Vec<u8>) {
@@ -129,7 +84,7 @@ fn through_kills(place: &Place, kills: usize, seed: u64) -> (usize, usize) {
 }
 
 fn kills_change_nothing(more: &str, seed: u64) {
-    let (calm, rough) = (place(more), place(more));
+    let (calm, rough) = (trainable(more), trainable(more));
     calm.run(&["train", "train.yaml"]).ok();
     let (killed, in_saves) = through_kills(&rough, 8, seed);
     assert!(killed > 2 && in_saves > 0, "{killed} kills, {in_saves} of them in a save");
@@ -168,7 +123,7 @@ fn so_does_one_that_stops_early() {
     let more = format!(
         "{EVALUATED}learning_rate: 0\neval_steps: 1\nsave_steps: 1\nearly_stopping_steps: 3\nsave_total_limit: 9\n"
     );
-    let (calm, rough) = (place(&more), place(&more));
+    let (calm, rough) = (trainable(&more), trainable(&more));
     let told = calm.run(&["train", "train.yaml"]).ok();
     assert!(told.out.contains("Stopped early, after step "), "{}", told.out);
     rough.run(&["train", "train.yaml"]).ok();
@@ -182,7 +137,7 @@ fn so_does_one_that_stops_early() {
 
 #[test]
 fn a_finished_run_is_left_as_it_is() {
-    let place = place("max_steps: 3\nreport_to: tensorboard\n");
+    let place = trainable("max_steps: 3\nreport_to: tensorboard\n");
     place.run(&["train", "train.yaml"]).ok();
     let picture = |place: &Place| {
         let mut files = Vec::new();
@@ -215,7 +170,7 @@ fn a_finished_run_is_left_as_it_is() {
 
 #[test]
 fn a_checkpoint_can_be_chosen() {
-    let place = place("max_steps: 4\nsave_total_limit: 9\nlr_scheduler_type: constant\n");
+    let place = trainable("max_steps: 4\nsave_total_limit: 9\nlr_scheduler_type: constant\n");
     place.run(&["train", "train.yaml"]).ok();
     let whole = outcome(&place);
     let chosen = place.run(&["train", "train.yaml", "resume_from_checkpoint=output/checkpoint-2", "output_dir=other"]);
@@ -232,7 +187,7 @@ fn a_checkpoint_can_be_chosen() {
 
 #[test]
 fn overwriting_replaces_checkpoints_of_the_other_run() {
-    let place = place("save_total_limit: 1\n");
+    let place = trainable("save_total_limit: 1\n");
     place.run(&["train", "train.yaml", "max_steps=6"]).ok();
     let anew = place.run(&["train", "train.yaml", "max_steps=3", "overwrite_output_dir=true"]).ok();
     let told = "warning: output holds checkpoints of an earlier run up to step 6; this run begins after step 0 and replaces \
@@ -245,7 +200,7 @@ fn overwriting_replaces_checkpoints_of_the_other_run() {
 
 #[test]
 fn other_data_is_noticed() {
-    let place = place("max_steps: 2\n");
+    let place = trainable("max_steps: 2\n");
     place.run(&["train", "train.yaml"]).ok();
     place.write("data/d.json", rows(20).to_string());
     let told = place.run(&["train", "train.yaml", "max_steps=3"]).ok().err;
@@ -256,7 +211,7 @@ fn other_data_is_noticed() {
 
 #[test]
 fn another_recipe_cannot_go_on() {
-    let place = place("max_steps: 2\n");
+    let place = trainable("max_steps: 2\n");
     place.run(&["train", "train.yaml"]).ok();
     let run = place.run(&["train", "train.yaml", "max_steps=4", "lora_rank=8"]);
     assert_eq!(run.code, Some(1));
@@ -269,7 +224,7 @@ fn another_recipe_cannot_go_on() {
 
 #[test]
 fn a_checkpoint_of_the_model_alone_cannot_go_on() {
-    let place = place("max_steps: 2\nsave_only_model: true\n");
+    let place = trainable("max_steps: 2\nsave_only_model: true\n");
     place.run(&["train", "train.yaml"]).ok();
     let run = place.run(&["train", "train.yaml", "max_steps=4"]);
     assert_eq!(run.code, Some(1));
@@ -281,7 +236,7 @@ fn a_checkpoint_of_the_model_alone_cannot_go_on() {
 
 #[test]
 fn a_model_without_checkpoints_is_not_written_over() {
-    let place = place("max_steps: 2\nsave_strategy: 'no'\n");
+    let place = trainable("max_steps: 2\nsave_strategy: 'no'\n");
     place.run(&["train", "train.yaml"]).ok();
     let before = outcome(&place);
     let run = place.run(&["train", "train.yaml"]);
@@ -312,7 +267,7 @@ fn signal(child: &Child, name: &str) {
 
 #[test]
 fn two_runs_do_not_share_a_folder() {
-    let place = place("max_steps: 100000\nsave_steps: 1000000\n");
+    let place = trainable("max_steps: 100000\nsave_steps: 1000000\n");
     let mut first = start(&place);
     wait_for(&mut first, &place.path("output/trainer_log.jsonl"));
     let second = place.run(&["train", "train.yaml"]);
@@ -328,7 +283,7 @@ fn two_runs_do_not_share_a_folder() {
 #[test]
 fn a_signal_ends_the_run_after_its_step_with_a_checkpoint() {
     for (name, code) in [("-INT", 130), ("-TERM", 143)] {
-        let place = place("max_steps: 100000\nsave_steps: 1000000\nsave_only_model: true\n");
+        let place = trainable("max_steps: 100000\nsave_steps: 1000000\nsave_only_model: true\n");
         let mut child = start(&place);
         wait_for(&mut child, &place.path("output/trainer_log.jsonl"));
         signal(&child, name);
@@ -350,7 +305,7 @@ fn a_signal_ends_the_run_after_its_step_with_a_checkpoint() {
 
 #[test]
 fn a_full_or_closed_folder_leaves_the_last_checkpoint_whole() {
-    let place = place("max_steps: 3\n");
+    let place = trainable("max_steps: 3\n");
     place.run(&["train", "train.yaml", "max_steps=2"]).ok();
     // A file where the next checkpoint's log belongs can be made by any user, root too; a mode bit can't stop root.
     fs::remove_file(place.path("output/trainer_log.jsonl")).unwrap();

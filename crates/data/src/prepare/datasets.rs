@@ -151,10 +151,11 @@ impl Dataset {
 
     /// Notes a row that is left out; a row used twice is noted once.
     pub(super) fn dropped(&mut self, row: u64, reject: Reject) -> Dropped {
-        let (source, _) = self.place(row);
+        let (source, number) = self.place(row);
         let dropped = Dropped {
             file: source.path().to_path_buf(),
             line: reject.line,
+            row: number as u64 + 1,
             fault: reject.fault,
             detail: reject.detail,
         };
@@ -220,8 +221,7 @@ pub(super) fn reasons(datasets: &[Dataset]) -> String {
         let report = &dataset.report;
         for (fault, count) in report.faults() {
             let Some(first) = report.dropped.iter().find(|dropped| dropped.fault == fault) else { continue };
-            let place = format!("{}:{}", first.file.display(), first.line);
-            lines += &format!("\n  {count}: {}, first at {place}", first.reason());
+            lines += &format!("\n  {count}: {}, first at {}", first.reason(), first.place());
         }
         let mut columns: Vec<_> = dataset.seen.keys().map(|column| format!("`{column}`")).collect();
         if report.rows_kept == 0 && !columns.is_empty() {

@@ -114,7 +114,7 @@ fn broken_rows_are_left_out_and_reported() {
     bench.plan.bad_rows = BadRows::Stop;
     assert_eq!(
         bench.message(),
-        "DIR/d.json:3: no answer: `output` is missing; `on_bad_row: report` leaves such rows out and goes on"
+        "DIR/d.json:3 (row 2): no answer: `output` is missing; `on_bad_row: report` leaves such rows out and goes on"
     );
 }
 
@@ -124,7 +124,7 @@ fn runs_without_usable_data_say_why() {
     assert_eq!(
         Bench::new(json!({}), "[{\"q\": 1}, {\"q\": 2}, 3]").message(),
         "not one of the 3 rows of the training set can be used:\n  1: not an object of columns: found a number, first \
-         at DIR/d.json:1\n  2: no answer: `output` is missing, first at DIR/d.json:1\n  the rows of `d` have the columns `q`"
+         at DIR/d.json:1 (row 3)\n  2: no answer: `output` is missing, first at DIR/d.json:1\n  the rows of `d` have the columns `q`"
     );
     assert_eq!(
         Bench::new(json!({"columns": {"system": "system"}}), &numbered("d", 2)).message(),

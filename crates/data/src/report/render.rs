@@ -52,7 +52,7 @@ impl DatasetReport {
             let examples = self.dropped.iter().filter(|dropped| dropped.fault == fault);
             for dropped in examples.take(EXAMPLES) {
                 let colon = if dropped.detail.is_empty() { "" } else { ": " };
-                writeln!(out, "    {}:{}{colon}{}", dropped.file.display(), dropped.line, dropped.detail)?;
+                writeln!(out, "    {}{colon}{}", dropped.place(), dropped.detail)?;
             }
         }
         self.write_unmapped(out)?;
@@ -156,7 +156,13 @@ mod tests {
 
     #[test]
     fn everything_that_happened_is_said() {
-        let dropped = |line, fault, detail: &str| Dropped { file: "d.json".into(), line, fault, detail: detail.into() };
+        let dropped = |line, fault, detail: &str| Dropped {
+            file: "d.json".into(),
+            line,
+            row: line,
+            fault,
+            detail: detail.into(),
+        };
         let report = Report {
             datasets: vec![DatasetReport {
                 name: "d".into(),

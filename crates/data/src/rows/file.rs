@@ -19,7 +19,7 @@ use crate::read::read_at;
 use crate::report::Report;
 
 const MAGIC: [u8; 8] = *b"ft rows\n";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Begins the name of a file in the making.
 const UNFINISHED: &str = ".rows-";
 /// Read back as another number on a machine of the other byte order.
