@@ -17,7 +17,7 @@ use crate::step::{Outcome, Sample, StepOptions, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
 use ferrotune_checkpoint::{FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
-use ferrotune_config::plan::{Interval, Plan, Resume};
+use ferrotune_config::plan::{Interval, Plan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_model::Model;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,7 +65,7 @@ pub struct Finished {
 /// Options of a plan's steps.
 pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
     let plus = match &plan.tuning {
-        ferrotune_config::plan::Tuning::Lora(lora) => lora.plus,
+        Tuning::Lora(lora) => lora.plus,
         _ => None,
     };
     StepOptions {
@@ -380,7 +380,11 @@ impl<'a, 'h> Session<'a, 'h> {
             && let Some(best) = self.run.best.best
         {
             let path = self.snapshots.dir().join(format!("checkpoint-{}", best.step));
-            read_state(self.job.engine, &Snapshot::open(&path)?)?;
+            if plan.output.save_only_model {
+                self.job.engine.reload(&path, matches!(plan.tuning, Tuning::Lora(_)))?;
+            } else {
+                read_state(self.job.engine, &Snapshot::open(&path)?)?;
+            }
         }
         let row = LogRow::summary(self.when(), &summary);
         self.record(row.clone())?;

@@ -2,9 +2,10 @@
 
 use super::Engine;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{Adapter, Dtype, HostTensor, TensorSource};
+use ferrotune_checkpoint::{Adapter, Dtype, HostTensor, TensorSource, open_model};
 use ferrotune_model::{Parameter, Role, Source};
 use ferrotune_tensor::{DType, Kind, Tensor, ops};
+use std::path::Path;
 
 /// An adapter and where it was read, for errors.
 pub struct LoadedAdapter {
@@ -47,6 +48,24 @@ impl Engine {
             }
         }
         self.fill_magnitudes(continued);
+        self.copy_masters();
+        Ok(())
+    }
+
+    /// Takes the trained weights of a checkpoint that was saved without optimiser states: an adapter, or a whole model.
+    ///
+    /// # Errors
+    /// If a file is missing or not of this run.
+    pub fn reload(&self, folder: &Path, adapter: bool) -> Result<()> {
+        if adapter {
+            let given = LoadedAdapter { path: folder.display().to_string(), adapter: Adapter::read(folder)? };
+            self.parameters().iter().filter(|p| p.param.trainable).try_for_each(|p| self.overlay(&given, p))?;
+        } else {
+            let model = open_model(folder)?;
+            for parameter in self.parameters().iter().filter(|p| p.param.trainable) {
+                read(&*model.tensors, &parameter.param.name, parameter, &self.value(&parameter.param))?;
+            }
+        }
         self.copy_masters();
         Ok(())
     }
