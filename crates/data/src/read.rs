@@ -278,7 +278,7 @@ fn start_of_text(head: &[u8], path: &Path) -> Result<u64, DataError> {
         |problem: &str| Err(DataError::File { path: path.to_path_buf(), line: 0, problem: problem.to_owned() });
     match head {
         [0xef, 0xbb, 0xbf, ..] => Ok(3),
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => not_text("is UTF-16 text; save it as UTF-8"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => not_text("this is UTF-16 text; save it as UTF-8"),
         [0x1f, 0x8b, ..] => not_text("is compressed with gzip; decompress it first"),
         [b'P', b'A', b'R', b'1', ..] => not_text("is a parquet file; name it .parquet"),
         _ if head.iter().take(4096).any(|&byte| byte == 0) => not_text("holds zero bytes: it isn't text"),

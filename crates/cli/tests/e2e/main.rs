@@ -1,5 +1,6 @@
 //! The program as a user has it: the real binary, tiny models, no network. One test program, so that it links once.
 
+mod bad_input;
 mod common;
 mod determinism;
 mod golden_train;

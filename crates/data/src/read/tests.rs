@@ -110,7 +110,7 @@ fn files_of_the_wrong_form_are_refused() {
         message("a.json", b"{\"version\": 1, \"data\": [{\"instruction\": \"a\"}]}"),
         "a.json:1: expected a list of rows, found one object; save the list under `data` by itself"
     );
-    assert_eq!(message("a.json", b"\xff\xfe[\0"), "a.json: is UTF-16 text; save it as UTF-8");
+    assert_eq!(message("a.json", b"\xff\xfe[\0"), "a.json: this is UTF-16 text; save it as UTF-8");
     assert_eq!(message("a.jsonl", b"\x1f\x8b\x08"), "a.jsonl: is compressed with gzip; decompress it first");
     assert_eq!(message("a.json", b"PAR1\x15\x04"), "a.json: is a parquet file; name it .parquet");
     assert_eq!(message("a.csv", b"a\0b"), "a.csv: holds zero bytes: it isn't text");
