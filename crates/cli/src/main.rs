@@ -8,6 +8,8 @@ mod prepare;
 mod ui;
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Fine-tunes large language models from LLaMA-Factory recipes.
@@ -22,8 +24,7 @@ struct Cli {
 #[derive(Debug, clap::Args)]
 struct RecipeArgs {
     /// A recipe (.yaml, .yml, .json), then overrides: `key=value` or `--key value`. Or overrides alone.
-    // Not `trailing_var_arg`: a verb's own options are options after the recipe too.
-    #[arg(value_name = "RECIPE | KEY=VALUE", allow_hyphen_values = true)]
+    #[arg(value_name = "RECIPE | KEY=VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
 
@@ -54,8 +55,30 @@ enum Command {
     Help,
 }
 
+/// Options of our own that stand behind a recipe, moved before it: from there on `--key value` is an override.
+fn options_first(args: Vec<OsString>) -> Vec<OsString> {
+    let Some(verb) = args.get(1).and_then(|verb| verb.to_str()).map(str::to_owned) else { return args };
+    let valued: &[&str] = if verb == "data" { &["--format", "--rows"] } else { &[] };
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    let mut words = args.into_iter();
+    first.extend(words.by_ref().take(2));
+    while let Some(word) = words.next() {
+        let text = word.to_str().unwrap_or_default();
+        if valued.contains(&text) {
+            first.push(word);
+            first.extend(words.next());
+        } else if matches!(text, "-h" | "--help") || text.split_once('=').is_some_and(|(name, _)| valued.contains(&name)) {
+            first.push(word);
+        } else {
+            rest.push(word);
+        }
+    }
+    first.extend(rest);
+    first
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(own_options_first(std::env::args_os().collect()));
     let result = match cli.command {
         Command::Train(recipe) => commands::train(&recipe.args),
         Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
@@ -71,10 +94,53 @@ fn main() -> ExitCode {
     }
 }
 
+/// Moves a verb's own options in front of the recipe, after which every argument is an override: they may be
+/// written anywhere. No key of a recipe has the name of one.
+fn own_options_first(args: Vec<OsString>) -> Vec<OsString> {
+    let mut args = args.into_iter();
+    let mut line: Vec<OsString> = args.by_ref().take(2).collect();
+    let shows_data = line.get(1).is_some_and(|verb| verb == "data");
+    let mut rest = Vec::new();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy();
+        let (name, value) = text.split_once('=').map_or((&*text, None), |(name, value)| (name, Some(value)));
+        match name {
+            "--format" | "--rows" if shows_data => {
+                let next = if value.is_none() { args.next() } else { None };
+                line.push(arg);
+                line.extend(next);
+            }
+            "--help" | "-h" => line.push(arg),
+            _ => rest.push(arg),
+        }
+    }
+    line.extend(rest);
+    line
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Cli, Command};
+    use super::{Cli, Command, own_options_first};
     use clap::Parser;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(own_options_first(line.split(' ').map(Into::into).collect())).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn help_is_given_after_a_recipe_too() {
+        for line in ["ferrotune train r.yaml --help", "ferrotune data r.yaml -h", "ferrotune --help"] {
+            assert_eq!(parse(line).map_err(|error| error.kind()).err(), Some(ErrorKind::DisplayHelp), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_missing_value_of_an_option_is_an_error() {
+        let kind = parse("ferrotune data r.yaml --format").map_err(|error| error.kind()).err();
+        assert_eq!(kind, Some(ErrorKind::InvalidValue));
+        assert!(parse("ferrotune data r.yaml --rows many").is_err());
+    }
 
     #[test]
     fn options_of_a_verb_are_taken_before_and_after_the_recipe() {
@@ -83,7 +149,7 @@ mod tests {
             "ferrotune data r.yaml --format=jsonl --max_samples -1 --rows 7 -x lora_rank=4 --help_me",
             "ferrotune data r.yaml --max_samples -1 -x lora_rank=4 --help_me --rows=7 --format jsonl",
         ] {
-            let Command::Data { format, rows, recipe } = Cli::parse_from(line.split(' ')).command else {
+            let Ok(Command::Data { format, rows, recipe }) = parse(line) else {
                 panic!("not the verb `data`: {line}");
             };
             assert_eq!((format.as_deref(), rows), (Some("jsonl"), 7), "{line}");
