@@ -113,6 +113,13 @@ fn packing(s: &mut Settings<'_>, stage: Stage) -> Packing {
         (false, None) if stage == Stage::Pretrain => Packing::On,
         (false, None) => Packing::Off,
     };
+    if packing == Packing::On && stage == Stage::Sft {
+        s.note(
+            "packing",
+            "`packing` lets the rows of a pack see each other, as in LLaMA-Factory",
+            "write `neat_packing: true` to keep them apart at the same speed",
+        );
+    }
     if packing != Packing::Off && s.count("cutoff_len") < 2 {
         s.error("cutoff_len", "packing needs a `cutoff_len` of at least 2", "write a larger `cutoff_len`");
     }
