@@ -9,7 +9,6 @@ mod ui;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Fine-tunes large language models from LLaMA-Factory recipes.
@@ -53,28 +52,6 @@ enum Command {
     Version,
     /// Prints this help.
     Help,
-}
-
-/// Options of our own that stand behind a recipe, moved before it: from there on `--key value` is an override.
-fn options_first(args: Vec<OsString>) -> Vec<OsString> {
-    let Some(verb) = args.get(1).and_then(|verb| verb.to_str()).map(str::to_owned) else { return args };
-    let valued: &[&str] = if verb == "data" { &["--format", "--rows"] } else { &[] };
-    let (mut first, mut rest) = (Vec::new(), Vec::new());
-    let mut words = args.into_iter();
-    first.extend(words.by_ref().take(2));
-    while let Some(word) = words.next() {
-        let text = word.to_str().unwrap_or_default();
-        if valued.contains(&text) {
-            first.push(word);
-            first.extend(words.next());
-        } else if matches!(text, "-h" | "--help") || text.split_once('=').is_some_and(|(name, _)| valued.contains(&name)) {
-            first.push(word);
-        } else {
-            rest.push(word);
-        }
-    }
-    first.extend(rest);
-    first
 }
 
 fn main() -> ExitCode {
