@@ -39,5 +39,5 @@ pub(crate) fn docs(_: &[String]) -> Result<()> {
 
 /// `CARGO_TERM_COLOR` and the like pass through; nothing is captured.
 pub(crate) fn test(_: &[String]) -> Result<()> {
-    run(&mut cargo(&["test", "--workspace", "--locked"]))
+    run(&mut cargo(&["test", "--workspace"]))
 }

@@ -4,6 +4,7 @@ mod commands;
 mod environment;
 mod failure;
 mod interrupt;
+mod log;
 mod prepare;
 mod ui;
 
@@ -55,6 +56,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    log::listen();
     let cli = Cli::parse_from(own_options_first(std::env::args_os().collect()));
     let result = match cli.command {
         Command::Train(recipe) => commands::train(&recipe.args),

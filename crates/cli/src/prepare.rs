@@ -39,7 +39,9 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
             let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
             let mut recipe = Recipe::parse(path, &bytes)?;
             recipe.apply(&args[1..])?;
-            (recipe, String::from_utf8_lossy(&bytes).into_owned())
+            let overrides =
+                if args.len() > 1 { format!("\n# overrides: {}\n", args[1..].join(" ")) } else { String::new() };
+            (recipe, String::from_utf8_lossy(&bytes).into_owned() + &overrides)
         }
         None => (Recipe::from_args(args)?, args.join(" ")),
     };

@@ -87,7 +87,7 @@ pub enum Recompute {
     Off,
     /// Recompute every block.
     On,
-    /// As many as memory demands.
+    /// If memory demands it.
     Auto,
 }
 
@@ -152,8 +152,6 @@ pub enum LoraTargets {
 pub struct LoraPlus {
     /// Rate of B over rate of A.
     pub ratio: f64,
-    /// Rate of embedding adapters.
-    pub embedding_rate: f64,
 }
 
 /// Training of some blocks.

@@ -33,7 +33,6 @@ const OTHER: &[(&str, &str)] = &[
     ("lora_target", "[q_proj, v_proj]"),
     ("additional_target", "embed_tokens"),
     ("loraplus_lr_ratio", "16"),
-    ("loraplus_lr_embedding", "1e-5; loraplus_lr_ratio: 16"),
     ("use_rslora", "true"),
     ("use_dora", "true"),
     ("create_new_adapter", "true"),

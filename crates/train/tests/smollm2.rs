@@ -3,6 +3,8 @@
 //! Needs the 90 MB GGUF that the quickstart fetches: `FERROTUNE_SMOLLM2_GGUF=path cargo test -p ferrotune-train --test
 //! smollm2 --release -- --ignored`.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
+
 use ferrotune_checkpoint::open_model;
 use ferrotune_config::plan::GenerationPlan;
 use ferrotune_dist::Solo;

@@ -7,7 +7,7 @@ use crate::prepare::{self, Resolved};
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_config::Verb;
-use ferrotune_config::plan::{GenerationPlan, Plan};
+use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::Model;
@@ -38,12 +38,20 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
         tokenizer: &saved,
         shard_bytes: plan.output.shard_bytes,
     };
-    let session =
-        Session { resolved: &resolved, prepared: &prepared, model: &model, engine: &engine, tokenizer: &tokenizer };
+    let session = Session {
+        base_name: &located.name,
+        resolved: &resolved,
+        prepared: &prepared,
+        model: &model,
+        engine: &engine,
+        tokenizer: &tokenizer,
+    };
     session.go(saver)
 }
 
 struct Session<'a> {
+    /// What servers call the model.
+    base_name: &'a str,
     resolved: &'a Resolved,
     prepared: &'a Prepared,
     model: &'a Model,
@@ -131,15 +139,21 @@ impl Session<'_> {
         for (prompt, (old, new)) in plan.output.sample_prompts.iter().zip(before.iter().zip(self.samples()?)) {
             ui::line(&format!("\n  {prompt}\n    before: {}\n    after:  {}", one_line(old), one_line(&new)))?;
         }
-        let recipe = self.resolved.file.as_deref().unwrap_or("RECIPE");
-        let adapter = if matches!(plan.tuning, ferrotune_config::plan::Tuning::Lora(_)) {
+        let template = match &plan.data.template {
+            TemplateChoice::Named(name) => format!(" template={name}"),
+            TemplateChoice::Model => String::new(),
+        };
+        let alone = format!("model_name_or_path={}{template}", plan.model.source);
+        let recipe = self.resolved.file.as_deref().unwrap_or(&alone);
+        let adapter = if matches!(plan.tuning, Tuning::Lora(_)) {
             format!("adapter_name_or_path={dir}")
         } else {
             format!("model_name_or_path={dir}")
         };
         ui::line(&format!("\nEverything is in {dir}. To go on:"))?;
         ui::line(&format!("  ferrotune chat {recipe} {adapter}"))?;
-        Ok(ui::line(&format!("  ferrotune export {recipe} {adapter} export_dir={dir}-merged"))?)
+        ui::line(&format!("  ferrotune export {recipe} {adapter} export_dir={dir}-merged"))?;
+        serving_hint(plan, self.base_name)
     }
 
     fn evaluate_only(&self) -> Result<(), Failure> {
@@ -159,6 +173,30 @@ impl Session<'_> {
             ))?;
         }
         Ok(())
+    }
+}
+
+/// How vLLM is asked for the adapter, or why it can't be.
+fn serving_hint(plan: &Plan, base: &str) -> Result<(), Failure> {
+    let Tuning::Lora(lora) = &plan.tuning else { return Ok(()) };
+    let refused =
+        if lora.dora { Some("DoRA") } else { (!lora.additional_targets.is_empty()).then_some("additional_target") };
+    if let Some(what) = refused {
+        return Ok(ui::line(&format!("  vLLM refuses adapters with {what}: serve what `export` writes"))?);
+    }
+    // The ranks that vLLM can be told of; 16 is what it takes untold.
+    let rank = [16, 32, 64, 128, 256, 320, 512].into_iter().find(|max| lora.rank <= *max);
+    let dir = plan.output.dir.display();
+    match rank {
+        None => Ok(ui::line(&format!(
+            "  vLLM takes no rank above 512, this adapter has {}: serve what `export` writes",
+            lora.rank
+        ))?),
+        Some(max) => {
+            let flag = if max > 16 { format!(" --max-lora-rank {max}") } else { String::new() };
+            ui::line(&format!("  vllm serve {} --enable-lora --lora-modules tuned={dir}{flag}", base))?;
+            Ok(ui::line("    and ask for the model `tuned`: the base keeps its own name")?)
+        }
     }
 }
 

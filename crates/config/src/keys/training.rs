@@ -129,7 +129,7 @@ pub(super) const KEYS: &[Key] = &[
         "gradient_checkpointing",
         BoolOrAuto,
         "auto",
-        "recompute blocks instead of keeping activations; `auto` (ferrotune's own): as many as memory demands",
+        "recompute blocks instead of keeping activations; `auto` (ferrotune's own): if memory demands it",
     ),
     works("seed", Int(0), "42", "seed of everything that is random"),
     works("data_seed", Int(0), "null", "seed of the order of rows; `seed` if not set"),

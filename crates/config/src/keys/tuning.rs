@@ -37,7 +37,12 @@ pub(super) const KEYS: &[Key] = &[
         "null",
         "LoRA+: rate of the B matrices over that of the A matrices",
     ),
-    works("loraplus_lr_embedding", Float(Range::NotNegative), "1e-6", "LoRA+: rate of embedding adapters"),
+    no_effect(
+        "loraplus_lr_embedding",
+        Float(Range::NotNegative),
+        "1e-6",
+        "embeddings have no adapters here; `additional_target` trains them whole",
+    ),
     works("use_rslora", Bool, "false", "rank-stabilised scale alpha / sqrt(r)"),
     works("use_dora", Bool, "false", "weight-decomposed adapters"),
     works("create_new_adapter", Bool, "false", "merge all given adapters and train a new one"),

@@ -135,7 +135,7 @@ fn lora(s: &mut Settings<'_>) -> LoraPlan {
         dora: s.bool("use_dora"),
         plus: s
             .opt_float("loraplus_lr_ratio")
-            .map(|ratio| LoraPlus { ratio, embedding_rate: s.float("loraplus_lr_embedding") }),
+            .map(|ratio| LoraPlus { ratio }),
         create_new: s.bool("create_new_adapter"),
     }
 }
