@@ -55,38 +55,49 @@ fn saving(output: &Path) -> bool {
     })
 }
 
+fn lines(file: &Path) -> usize {
+    fs::read_to_string(file).map_or(0, |text| text.lines().count())
+}
+
 /// Runs to the end through kills; gives how many there were, and how many hit a save.
-fn through_kills(place: &Place, kills: usize, seed: u64) -> (usize, usize) {
+fn through_kills(place: &Place, kills: usize, steps: u64, seed: u64) -> (usize, usize) {
+    let (output, log) = (place.path("output"), place.path("output/trainer_log.jsonl"));
     let (mut random, mut killed, mut in_saves) = (Random(seed), 0, 0);
     while killed < kills {
+        // Each kill waits for its share of the steps at most, so that all of them come; half of them wait for a save then.
+        let target = lines(&log) + random.below(steps / (kills as u64 + 2)) as usize;
+        let moment = Duration::from_micros(random.below(20_000));
         let mut child = start(place);
-        let waited = Instant::now();
-        let during_save = killed % 2 == 1;
-        let delay = Duration::from_millis(60 + random.below(300));
-        // Half of the kills wait for a save to begin after their delay, or for the end.
-        while waited.elapsed() < delay || (during_save && !saving(&place.path("output"))) {
-            if child.try_wait().unwrap().is_some() {
-                break;
+        let due = |child: &mut Child, reached: &dyn Fn() -> bool| {
+            while !reached() {
+                if child.try_wait().unwrap().is_some() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_micros(100));
             }
-            std::thread::sleep(Duration::from_micros(200));
+        };
+        due(&mut child, &|| lines(&log) >= target);
+        std::thread::sleep(moment);
+        if killed % 2 == 1 {
+            due(&mut child, &|| saving(&output));
         }
-        if let Some(status) = child.try_wait().unwrap() {
-            assert!(status.success(), "{:?}", place.read(child.wait_with_output().unwrap()).err);
+        if child.try_wait().unwrap().is_some() {
+            place.read(child.wait_with_output().unwrap()).ok();
             return (killed, in_saves);
         }
-        in_saves += usize::from(saving(&place.path("output")));
         child.kill().unwrap();
         child.wait().unwrap();
         killed += 1;
+        in_saves += usize::from(saving(&output));
     }
     place.run(&["train", "train.yaml"]).ok();
     (killed, in_saves)
 }
 
-fn kills_change_nothing(more: &str, seed: u64) {
+fn kills_change_nothing(more: &str, steps: u64, seed: u64) {
     let (calm, rough) = (trainable(more), trainable(more));
     calm.run(&["train", "train.yaml"]).ok();
-    let (killed, in_saves) = through_kills(&rough, 8, seed);
+    let (killed, in_saves) = through_kills(&rough, 8, steps, seed);
     assert!(killed > 2 && in_saves > 0, "{killed} kills, {in_saves} of them in a save");
     let ((calm_log, calm_weights), (rough_log, rough_weights)) = (outcome(&calm), outcome(&rough));
     assert_eq!(calm_log, rough_log);
@@ -104,17 +115,17 @@ fn kills_change_nothing(more: &str, seed: u64) {
 
 #[test]
 fn a_killed_run_ends_as_if_it_never_was() {
-    kills_change_nothing("", 0x5eed);
+    kills_change_nothing("", 60, 0x5eed);
 }
 
 #[test]
 fn so_does_one_that_evaluates_and_goes_back_to_its_best() {
-    kills_change_nothing(EVALUATED, 0xfeed);
+    kills_change_nothing(EVALUATED, 60, 0xfeed);
 }
 
 #[test]
 fn so_does_full_fine_tuning() {
-    kills_change_nothing(FULL, 0xf00d);
+    kills_change_nothing(FULL, 20, 0xf00d);
 }
 
 #[test]
