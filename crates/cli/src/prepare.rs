@@ -8,6 +8,7 @@ use ferrotune_checkpoint::{Adapter, OpenModel, TensorSource, TokenizerFiles, ope
 use ferrotune_config::plan::{ModelPlan, Plan, Precision, Tuning};
 use ferrotune_config::{Diagnostic, Diagnostics, Recipe, Severity, Verb, env, launcher::Launch};
 use ferrotune_data::clock::Moment;
+use ferrotune_data::prepare::CACHE;
 use ferrotune_data::template::{Template, TemplateOptions};
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::Solo;
@@ -47,7 +48,8 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
     };
     let unknown = environment::var(env::ALLOW_EXTRA_ARGS).is_some_and(|v| env::is_on(&v));
     let recipe = recipe.with_home(environment::home()).with_unknown_keys(unknown);
-    let (plan, more) = Plan::resolve(&recipe, verb)?;
+    let (mut plan, more) = Plan::resolve(&recipe, verb)?;
+    place_cache(&mut plan);
     for note in notes.iter().chain(&more) {
         ui::error_text(&note.render(ui::colours()));
     }
@@ -62,6 +64,20 @@ fn unreadable(path: &str, error: &std::io::Error) -> Failure {
         message: format!("cannot read the recipe: {error}"),
         help: Some("give the path of a .yaml or .json file, or `key=value` pairs alone".to_owned()),
     }]))
+}
+
+/// Rows of a dataset folder that can't be written are cached under the user's cache folder instead.
+fn place_cache(plan: &mut Plan) {
+    let dir = &plan.data.dir;
+    let beside = || std::fs::create_dir_all(dir.join(CACHE)).is_ok() && tempfile::tempfile_in(dir.join(CACHE)).is_ok();
+    if plan.data.cache_dir.is_some() || !dir.exists() || beside() {
+        return;
+    }
+    if let Some(home) = environment::home() {
+        let folder = HubSettings::from_vars(environment::var, home).own_cache.join("rows");
+        ui::note(&format!("{} can't be written: encoded rows are cached in {}", dir.display(), folder.display()));
+        plan.data.cache_dir = Some(folder);
+    }
 }
 
 /// A model's files on this machine.

@@ -63,8 +63,8 @@ pub struct Prepared {
 pub const TRAIN: &str = "train";
 /// Name of the evaluation set if there is one.
 pub const VALIDATION: &str = "validation";
-/// Folder of encoded rows inside the dataset folder.
-const CACHE: &str = ".ferrotune-cache";
+/// Folder of encoded rows inside the dataset folder, unless the plan names another.
+pub const CACHE: &str = ".ferrotune-cache";
 
 /// Reads and encodes what `plan` names, or finds it in the cache. `tokenizer` gets the special
 /// tokens that the template needs.

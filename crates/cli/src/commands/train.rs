@@ -40,6 +40,7 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     };
     let session = Session {
         base_name: &located.name,
+        tuning: &tuning,
         resolved: &resolved,
         prepared: &prepared,
         model: &model,
@@ -52,6 +53,8 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
 struct Session<'a> {
     /// What servers call the model.
     base_name: &'a str,
+    /// What trains.
+    tuning: &'a Tuning,
     resolved: &'a Resolved,
     prepared: &'a Prepared,
     model: &'a Model,
@@ -153,7 +156,7 @@ impl Session<'_> {
         ui::line(&format!("\nEverything is in {dir}. To go on:"))?;
         ui::line(&format!("  ferrotune chat {recipe} {adapter}"))?;
         ui::line(&format!("  ferrotune export {recipe} {adapter} export_dir={dir}-merged"))?;
-        serving_hint(plan, self.base_name)
+        serving_hint(plan, self.tuning, self.base_name)
     }
 
     fn evaluate_only(&self) -> Result<(), Failure> {
@@ -177,8 +180,8 @@ impl Session<'_> {
 }
 
 /// How vLLM is asked for the adapter, or why it can't be.
-fn serving_hint(plan: &Plan, base: &str) -> Result<(), Failure> {
-    let Tuning::Lora(lora) = &plan.tuning else { return Ok(()) };
+fn serving_hint(plan: &Plan, tuning: &Tuning, base: &str) -> Result<(), Failure> {
+    let Tuning::Lora(lora) = tuning else { return Ok(()) };
     let refused =
         if lora.dora { Some("DoRA") } else { (!lora.additional_targets.is_empty()).then_some("additional_target") };
     if let Some(what) = refused {

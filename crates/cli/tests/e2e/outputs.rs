@@ -1,0 +1,72 @@
+//! What a run leaves in its folders beside the curve: the best weights, the tokenizer as trained with, the cache.
+
+use crate::common::{curve, tensors, trainable};
+use std::fs;
+
+/// More loss counts as better, so that the best evaluation is an early one.
+const PERVERSE: &str = "\
+max_steps: 8
+val_size: 6
+eval_strategy: steps
+eval_steps: 2
+save_steps: 2
+load_best_model_at_end: true
+save_total_limit: 4
+metric_for_best_model: eval_loss
+greater_is_better: true
+";
+
+#[test]
+fn the_best_checkpoint_comes_back_with_and_without_optimiser_states() {
+    let mut adapters = Vec::new();
+    for only_model in ["save_only_model: false\n", "save_only_model: true\n"] {
+        let place = trainable(&format!("{PERVERSE}{only_model}"));
+        place.run(&["train", "train.yaml"]).ok();
+        let state = place.json("output/trainer_state.json");
+        let losses = curve(&state, "eval_loss");
+        let best = state["best_metric"].as_f64().unwrap();
+        assert!(losses[..4].iter().all(|loss| *loss <= best) && losses[3] < best, "{losses:?}");
+        assert_eq!(losses.last(), Some(&best), "the last evaluation is of the best checkpoint: {losses:?}");
+        let checkpoint = place.path("output").join(format!("checkpoint-{}", state["best_global_step"]));
+        let of = |folder: &std::path::Path| tensors(&folder.join("adapter_model.safetensors"));
+        assert_eq!(of(&checkpoint), of(&place.path("output")));
+        adapters.push(of(&place.path("output")));
+    }
+    assert_eq!(adapters[0], adapters[1]);
+}
+
+#[test]
+fn new_tokens_get_rows_that_train_and_are_saved_with_the_adapter() {
+    let tokens: Vec<String> = (0..40).map(|i| format!("<|new_{i}|>")).collect();
+    let grown = format!("max_steps: 3\nresize_vocab: true\nadd_special_tokens: \"{}\"\n", tokens.join(","));
+    let place = trainable(&grown);
+    let run = place.run(&["train", "train.yaml"]).ok();
+    assert!(run.err.contains("the embedding grows from 1024 to 1088 rows"), "{}", run.err);
+    let config = place.json("output/adapter_config.json");
+    assert_eq!(config["modules_to_save"], serde_json::json!(["embed_tokens", "lm_head"]));
+    let adapter = tensors(&place.path("output/adapter_model.safetensors"));
+    for name in ["base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"] {
+        assert_eq!(adapter[name].len(), 1088 * 64, "{name}");
+    }
+    assert!(fs::read_to_string(place.path("output/tokenizer.json")).unwrap().contains("<|new_39|>"));
+    assert!(run.out.contains("vLLM refuses adapters with additional_target"), "{}", run.out);
+    let export = ["export", "train.yaml", "adapter_name_or_path=output", "export_dir=merged", "output_dir=unused"]
+        .map(String::from);
+    place.run(&export.each_ref().map(String::as_str)).ok();
+    assert_eq!(place.json("merged/config.json")["vocab_size"], 1088);
+    assert_eq!(tensors(&place.path("merged/model.safetensors"))["model.embed_tokens.weight"].len(), 1088 * 64);
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_written_is_cached_elsewhere() {
+    let place = trainable("max_steps: 1\n");
+    // A file where the cache's folder would be: it can't be made, even for root.
+    place.write("data/.ferrotune-cache", "");
+    let run = place.run(&["train", "train.yaml", "tokenized_path=null"]).ok();
+    assert!(
+        run.err.contains("data can't be written: encoded rows are cached in HERE/.cache/ferrotune/rows"),
+        "{}",
+        run.err
+    );
+    assert!(fs::read_dir(place.path(".cache/ferrotune/rows")).unwrap().count() > 0);
+}
