@@ -7,5 +7,6 @@ mod bad_input;
 mod common;
 mod determinism;
 mod golden_train;
+mod outputs;
 mod resume;
 mod verbs;
