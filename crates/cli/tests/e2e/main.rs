@@ -1,7 +1,6 @@
 //! The program as a user has it: the real binary, tiny models, no network. One test program, so that it links once.
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-#![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
 
 mod bad_input;
 mod common;

@@ -315,6 +315,23 @@ fn a_signal_ends_the_run_after_its_step_with_a_checkpoint() {
 }
 
 #[test]
+fn a_second_signal_ends_the_program_at_once() {
+    // An evaluation long enough to be met: the first signal waits for the step after it.
+    let place = trainable("val_size: 20000\neval_on_start: true\neval_strategy: steps\neval_steps: 100\n");
+    place.write("data/d.json", rows(20_030).to_string());
+    let mut child = start(&place);
+    wait_for(&mut child, &place.path("output/trainer_log.jsonl"));
+    signal(&child, "-INT");
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(child.try_wait().unwrap().is_none(), "the first signal lets the step end");
+    let asked = Instant::now();
+    signal(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+    assert!(!place.path("output/checkpoint-1").exists());
+}
+
+#[test]
 fn a_full_or_closed_folder_leaves_the_last_checkpoint_whole() {
     let place = trainable("max_steps: 3\n");
     place.run(&["train", "train.yaml", "max_steps=2"]).ok();

@@ -150,6 +150,22 @@ fn an_exported_model_is_the_adapter_merged() {
 }
 
 #[test]
+fn train_ends_with_what_was_learnt_and_how_to_go_on() {
+    let more = "val_size: 6\neval_on_start: true\neval_strategy: steps\neval_steps: 10\nmax_steps: 20\nlearning_rate: 0.02\n\
+                sample_prompts: [Say 1 and 1]\n";
+    let out = trainable(more).run(&["train", "train.yaml"]).ok().out;
+    let (_, after) = out.split_once("Loss on rows that were held out: ").unwrap_or_else(|| panic!("{out}"));
+    let number = |text: &str| text.trim().parse::<f64>().unwrap();
+    let (before, rest) = after.split_once(" before, ").unwrap();
+    let (after, rest) = rest.split_once(" after.").unwrap();
+    assert!(number(after) < number(before), "{out}");
+    assert!(rest.contains("  Say 1 and 1\n    before: ") && rest.contains("\n    after:  "), "{out}");
+    let end = "Everything is in output. To go on:\n  ferrotune chat train.yaml adapter_name_or_path=output\n  ferrotune export \
+               train.yaml adapter_name_or_path=output export_dir=output-merged\n";
+    assert!(out.contains(end), "{out}");
+}
+
+#[test]
 fn the_program_has_llama_factorys_names_too() {
     let place = Place::new();
     for name in ["llamafactory-cli", "lmf"] {
