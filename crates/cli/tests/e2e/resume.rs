@@ -331,11 +331,41 @@ fn a_second_signal_ends_the_program_at_once() {
     assert!(!place.path("output/checkpoint-1").exists());
 }
 
+/// A limit on the size of files stands in for a full disk: the write fails half-way through a checkpoint.
 #[test]
-fn a_full_or_closed_folder_leaves_the_last_checkpoint_whole() {
+fn a_save_that_fails_leaves_the_last_checkpoint_whole() {
+    let (calm, place) = (trainable("max_steps: 4\n"), trainable("max_steps: 4\n"));
+    calm.run(&["train", "train.yaml"]).ok();
+    let recipe = fs::read_to_string(place.path("train.yaml")).unwrap();
+    place.write("train.yaml", recipe.replace("max_steps: 4", "max_steps: 2"));
+    place.run(&["train", "train.yaml"]).ok();
+    place.write("train.yaml", recipe);
+    let program = env!("CARGO_BIN_EXE_ferrotune");
+    let mut limited = place
+        .command_as(Path::new("bash"), &["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" train train.yaml", program]);
+    let run = place.read(limited.env("PATH", "/usr/bin:/bin").output().unwrap());
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    let error = run.error();
+    assert!(error.starts_with("error: cannot write output/checkpoint-3.tmp-"), "{error}");
+    assert!(error.ends_with("/ferrotune_state.safetensors: File too large (os error 27)"), "{error}");
+    let checkpoints = |place: &Place| {
+        let names =
+            fs::read_dir(place.path("output")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| name.starts_with("checkpoint-")).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(checkpoints(&place), ["checkpoint-1", "checkpoint-2"]);
+    place.run(&["train", "train.yaml"]).ok();
+    assert_eq!(outcome(&calm), outcome(&place));
+    assert_eq!(checkpoints(&calm), checkpoints(&place));
+}
+
+#[test]
+fn a_log_that_cannot_be_read_ends_the_run_before_it_begins() {
     let place = trainable("max_steps: 3\n");
     place.run(&["train", "train.yaml", "max_steps=2"]).ok();
-    // A file where the next checkpoint's log belongs can be made by any user, root too; a mode bit can't stop root.
+    // A folder where the log belongs stops root too, which a mode bit does not.
     fs::remove_file(place.path("output/trainer_log.jsonl")).unwrap();
     fs::create_dir(place.path("output/trainer_log.jsonl")).unwrap();
     let run = place.run(&["train", "train.yaml"]);
