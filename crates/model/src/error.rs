@@ -40,7 +40,9 @@ pub enum ModelError {
         available: String,
     },
     /// `freeze_trainable_layers` asks for more blocks than there are.
-    #[error("freeze_trainable_layers asks for {asked} blocks, the model has {layers}; write a number from -{layers} to {layers}")]
+    #[error(
+        "freeze_trainable_layers asks for {asked} blocks, the model has {layers}; write a number from -{layers} to {layers}"
+    )]
     TooManyLayers {
         /// Asked for.
         asked: i64,

@@ -2,6 +2,7 @@
 
 use crate::{Config, ModelError};
 use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
+use std::collections::BTreeSet;
 
 /// Linear modules of a block, by the names that recipes use, in the order of the block.
 pub const BLOCK_LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -66,11 +67,7 @@ impl Trainables {
                         return Err(ModelError::UnknownModule { key: "lora_target", name: target.clone(), available });
                     }
                 }
-                let mut modules = module_names(names, true);
-                modules.extend(module_names(names, false));
-                // A head that shares the embedding's weights can be trained too: PEFT gives it a copy of its own.
-                modules.push("lm_head".to_owned());
-                known("additional_target", &plan.additional_targets, &modules)?;
+                saved_whole(&plan.additional_targets, names)?;
                 Choice::Lora { plan: plan.clone(), targets }
             }
         };
@@ -84,7 +81,7 @@ impl Trainables {
             Choice::All => true,
             Choice::Containing(parts) => parts.iter().any(|part| name.contains(part.as_str())),
             Choice::Lora { plan, .. } => {
-                plan.additional_targets.iter().any(|target| module_of(name).is_some_and(|m| matches_suffix(m, target)))
+                module_of(name).is_some_and(|module| ends_with_one(module, &plan.additional_targets))
             }
         }
     }
@@ -101,13 +98,31 @@ impl Trainables {
     /// a copy of the named module and leaves the other as it is).
     pub fn unties(&self) -> bool {
         matches!(&self.choice, Choice::Lora { plan, .. }
-            if plan.additional_targets.iter().any(|t| t.ends_with("embed_tokens") || t.ends_with("lm_head")))
+            if ["model.embed_tokens", "lm_head"].iter().any(|module| ends_with_one(module, &plan.additional_targets)))
     }
 }
 
 /// PEFT's rule for names in a list: the whole name or its end after a dot.
 fn matches_suffix(name: &str, target: &str) -> bool {
     name.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// PEFT's rule for `modules_to_save`, wider than that for targets: any end of the name, so that `norm` is also
+/// `input_layernorm` and `q_norm`. An adapter that left those out would not load there.
+fn ends_with_one(module: &str, targets: &[String]) -> bool {
+    targets.iter().any(|target| module.ends_with(target.as_str()))
+}
+
+/// Checks that each of `targets` is a module with weights of its own.
+fn saved_whole(targets: &[String], names: &[String]) -> Result<(), ModelError> {
+    // A head that shares the embedding's weights can be trained too: PEFT gives it a copy of its own.
+    let modules: Vec<&str> = names.iter().filter_map(|name| module_of(name)).chain(["lm_head"]).collect();
+    let missing = targets.iter().find(|target| !modules.iter().any(|module| module.ends_with(target.as_str())));
+    missing.map_or(Ok(()), |name| {
+        let last = modules.iter().map(|module| module.rsplit_once('.').map_or(*module, |(_, last)| last));
+        let available: Vec<&str> = last.collect::<BTreeSet<_>>().into_iter().collect();
+        Err(ModelError::UnknownModule { key: "additional_target", name: name.clone(), available: available.join(", ") })
+    })
 }
 
 /// The module that owns a parameter.
@@ -146,4 +161,64 @@ fn known(key: &'static str, asked: &[String], available: &[String]) -> Result<()
         let simple: Vec<&str> = available.iter().map(String::as_str).filter(|m| !m.contains('.')).collect();
         Err(ModelError::UnknownModule { key, name: name.clone(), available: simple.join(", ") })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const NAMES: [&str; 6] = [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.input_layernorm.weight",
+        "model.norm.weight",
+    ];
+
+    fn with_additional(target: &str) -> Result<Trainables, ModelError> {
+        let config = json!({"model_type": "qwen3", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+                            "num_attention_heads": 4, "vocab_size": 100, "tie_word_embeddings": true});
+        let plan = LoraPlan {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets: LoraTargets::All,
+            additional_targets: vec![target.to_owned()],
+            rslora: false,
+            dora: false,
+            plus: None,
+            create_new: false,
+        };
+        Trainables::resolve(&Tuning::Lora(plan), &Config::from_json(&config).unwrap(), &NAMES.map(String::from))
+    }
+
+    fn trained(target: &str) -> Vec<&'static str> {
+        let trainables = with_additional(target).unwrap();
+        NAMES.into_iter().chain(["lm_head.weight"]).filter(|name| trainables.trains(name)).collect()
+    }
+
+    #[test]
+    fn modules_trained_whole_are_all_that_peft_would_look_for_in_the_adapter() {
+        assert_eq!(trained("norm"), [NAMES[2], NAMES[4], NAMES[5]]);
+        assert_eq!(trained("model.norm"), [NAMES[5]]);
+        assert_eq!(trained("head"), ["lm_head.weight"]);
+        for (target, unties) in [("head", true), ("model.embed_tokens", true), ("norm", false)] {
+            assert_eq!(with_additional(target).unwrap().unties(), unties, "{target}");
+        }
+    }
+
+    #[test]
+    fn modules_without_weights_of_their_own_are_refused() {
+        for target in ["mlp", "all", "embed"] {
+            assert_eq!(
+                with_additional(target).unwrap_err().to_string(),
+                format!(
+                    "additional_target names `{target}`, which this model doesn't have; its modules are embed_tokens, \
+                     input_layernorm, lm_head, norm, q_norm, q_proj, up_proj"
+                )
+            );
+        }
+    }
 }
