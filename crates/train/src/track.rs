@@ -148,18 +148,6 @@ impl BestTracker {
     }
 }
 
-/// Checkpoints to delete, by step, so that `limit` stay: the oldest, but never the newest nor the best.
-#[must_use]
-pub fn expired(checkpoints: &[u64], limit: Option<usize>, best: Option<u64>) -> Vec<u64> {
-    let Some(limit) = limit.filter(|&limit| limit > 0) else { return Vec::new() };
-    let mut sorted = checkpoints.to_vec();
-    sorted.sort_unstable();
-    let kept = |step: &u64| Some(step) == sorted.last() || Some(*step) == best;
-    let protected = sorted.iter().filter(|step| kept(step)).count();
-    let excess = sorted.len().saturating_sub(limit.max(protected));
-    sorted.iter().filter(|step| !kept(step)).take(excess).copied().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -277,17 +265,5 @@ mod tests {
             "metric_for_best_model: eval_rouge was not measured; this run measures eval_accuracy, eval_loss, \
              eval_runtime, eval_samples_per_second, eval_steps_per_second"
         );
-    }
-
-    #[test]
-    fn the_newest_and_the_best_checkpoint_stay() {
-        assert_eq!(expired(&[30, 10, 20], Some(2), None), [10]);
-        assert_eq!(expired(&[10, 20, 30], Some(2), Some(10)), [20]);
-        assert_eq!(expired(&[10, 20, 30], Some(1), Some(10)), [20]);
-        assert_eq!(expired(&[10, 20, 30], Some(1), Some(30)), [10, 20]);
-        assert_eq!(expired(&[10, 20, 30], Some(5), None), Vec::<u64>::new());
-        assert_eq!(expired(&[10, 20, 30], Some(1), Some(99)), [10, 20]);
-        assert_eq!(expired(&[10, 20], None, None), Vec::<u64>::new());
-        assert_eq!(expired(&[], Some(1), None), Vec::<u64>::new());
     }
 }
