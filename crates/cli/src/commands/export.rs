@@ -8,6 +8,7 @@ use ferrotune_checkpoint::{Dtype, FolderWriter};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{Plan, Precision, Tuning};
 use ferrotune_train::save::{Saver, write_as, write_whole};
+use std::path::Path;
 
 /// Writes the merged model to `export_dir`.
 pub(crate) fn export(args: &[String]) -> Result<(), Failure> {
@@ -18,6 +19,7 @@ pub(crate) fn export(args: &[String]) -> Result<(), Failure> {
     plan.model.precision = Precision::F32;
     let dir = plan.export.dir.clone().ok_or_else(|| Failure::Other(anyhow!("export_dir is not set")))?;
     let Answering { located, files, tokenizer, template, engine, .. } = prepare::open_for_answers(&plan)?;
+    refuse_sources(&dir, std::iter::once(located.path.as_path()).chain(plan.model.adapters.iter().map(Path::new)))?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &template)?;
     let folder = FolderWriter::new(&dir)?;
     let tuning = Tuning::Full;
@@ -37,4 +39,39 @@ pub(crate) fn export(args: &[String]) -> Result<(), Failure> {
     let modelfile = template.modelfile(&tokenizer, plan.data.default_system.as_deref());
     folder.bytes("Modelfile", modelfile.as_bytes())?;
     Ok(ui::line(&format!("The merged model is in {}.", dir.display()))?)
+}
+
+/// A merged model over its own base or adapter leaves neither: it can't be merged again, nor undone.
+fn refuse_sources<'a>(dir: &Path, sources: impl Iterator<Item = &'a Path>) -> Result<(), Failure> {
+    // A folder that isn't there yet is no source.
+    let Ok(target) = dir.canonicalize() else { return Ok(()) };
+    for source in sources {
+        if source.canonicalize().is_ok_and(|source| source == target) {
+            let dir = dir.display();
+            return Err(Failure::Other(anyhow!(
+                "export_dir {dir} is the folder of the model or adapter itself, which would be overwritten; choose another"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_not_exported_over_its_sources() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir(at("base")).unwrap();
+        std::fs::create_dir(at("adapter")).unwrap();
+        let refused = |dir: &str| {
+            let sources = [at("base"), at("adapter")];
+            refuse_sources(&at(dir), sources.iter().map(AsRef::as_ref)).is_err()
+        };
+        assert!(refused("base") && refused("adapter") && refused("base/../adapter"));
+        std::fs::create_dir(at("merged")).unwrap();
+        assert!(!refused("merged") && !refused("not-there-yet"));
+    }
 }
