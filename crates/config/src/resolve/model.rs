@@ -133,9 +133,7 @@ fn lora(s: &mut Settings<'_>) -> LoraPlan {
         additional_targets: s.list("additional_target"),
         rslora: s.bool("use_rslora"),
         dora: s.bool("use_dora"),
-        plus: s
-            .opt_float("loraplus_lr_ratio")
-            .map(|ratio| LoraPlus { ratio }),
+        plus: s.opt_float("loraplus_lr_ratio").map(|ratio| LoraPlus { ratio }),
         create_new: s.bool("create_new_adapter"),
     }
 }
