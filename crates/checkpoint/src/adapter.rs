@@ -10,6 +10,8 @@ pub use config::{AdapterConfig, Number, TargetModules};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::file::read_json;
@@ -141,6 +143,14 @@ impl Adapter {
             mismatches.push(format!("and {more} more"));
         }
         Err(Error::OtherModel { path: path.to_path_buf(), mismatches })
+    }
+
+    /// Whether it changes the embedding or the head by itself, so that weights which the two share become two.
+    pub fn separates_head(&self) -> bool {
+        let tied = self.config.other.get("ensure_weight_tying").and_then(Value::as_bool).unwrap_or(false);
+        let ends = |name: &str| ["embed_tokens", "lm_head"].iter().any(|end| name.ends_with(end));
+        let saved = self.saved.keys().any(|name| name.strip_suffix(".weight").is_some_and(ends));
+        !tied && (saved || self.modules.keys().any(|module| ends(module)))
     }
 
     /// Writes the two files, with PEFT's names.

@@ -4,8 +4,10 @@ use crate::failure::Failure;
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
-use ferrotune_checkpoint::{Adapter, OpenModel, TensorSource, TokenizerFiles, open_model, open_tokenizer};
-use ferrotune_config::plan::{ModelPlan, Plan, Precision, Tuning};
+use ferrotune_checkpoint::{
+    Adapter, AdapterConfig, OpenModel, TensorSource, TokenizerFiles, open_model, open_tokenizer,
+};
+use ferrotune_config::plan::{LoraPlan, LoraTargets, ModelPlan, Plan, Precision, Tuning};
 use ferrotune_config::{Diagnostic, Diagnostics, Recipe, Severity, Verb, env, launcher::Launch};
 use ferrotune_data::clock::Moment;
 use ferrotune_data::prepare::CACHE;
@@ -23,8 +25,8 @@ use std::rc::Rc;
 pub(crate) struct Resolved {
     pub(crate) plan: Plan,
     pub(crate) text: String,
-    /// What was typed, for the commands to go on with.
-    pub(crate) file: Option<String>,
+    /// The file and the overrides that name the model and its prompt, for the commands to go on with.
+    pub(crate) again: Option<String>,
 }
 
 /// Reads a recipe file and overrides, or overrides alone, and says the notes.
@@ -53,7 +55,8 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
     for note in notes.iter().chain(&more) {
         ui::error_text(&note.render(ui::colours()));
     }
-    Ok(Resolved { plan, text, file })
+    let again = file.map(|file| std::iter::once(file).chain(model_overrides(&args[1..])).collect::<Vec<_>>().join(" "));
+    Ok(Resolved { plan, text, again })
 }
 
 fn unreadable(path: &str, error: &std::io::Error) -> Failure {
@@ -64,6 +67,37 @@ fn unreadable(path: &str, error: &std::io::Error) -> Failure {
         message: format!("cannot read the recipe: {error}"),
         help: Some("give the path of a .yaml or .json file, or `key=value` pairs alone".to_owned()),
     }]))
+}
+
+/// Keys that another verb must be told as well, if they were given on the command line.
+const MODEL_KEYS: [&str; 9] = [
+    "model_name_or_path",
+    "model_revision",
+    "template",
+    "default_system",
+    "enable_thinking",
+    "add_tokens",
+    "add_special_tokens",
+    "resize_vocab",
+    "rope_scaling",
+];
+
+/// The overrides among `args` that name the model and its prompt, as they are typed.
+fn model_overrides(args: &[String]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let mut words = args.iter().peekable();
+    while let Some(word) = words.next() {
+        let (name, value) = match word.trim_start_matches("--").split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (word.trim_start_matches("--"), words.next_if(|next| !next.starts_with("--")).cloned()),
+        };
+        if let (true, Some(value)) = (MODEL_KEYS.contains(&name), value) {
+            let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || "/._-,:".contains(c));
+            let value = if plain { value } else { format!("'{}'", value.replace('\'', "'\\''")) };
+            kept.push(format!("{name}={value}"));
+        }
+    }
+    kept
 }
 
 /// Rows of a dataset folder that can't be written are cached under the user's cache folder instead.
@@ -145,8 +179,17 @@ pub(crate) fn dtype(precision: Precision) -> DType {
 
 /// The model's configuration, with the recipe's position scaling for rows of `cutoff_len` tokens and, if the recipe
 /// grows the vocabulary, room for all of the tokenizer's.
-fn configuration(plan: &Plan, files: &mut OpenModel, tokenizer: &Tokenizer) -> Result<Config, Failure> {
+fn configuration(
+    plan: &Plan,
+    files: &mut OpenModel,
+    tokenizer: &Tokenizer,
+    merged: &[LoadedAdapter],
+) -> Result<Config, Failure> {
     let mut config = Config::from_json(&files.config)?;
+    if config.tie_word_embeddings && merged.iter().any(|given| given.adapter.separates_head()) {
+        config.separate_head = true;
+        files.config["tie_word_embeddings"] = false.into();
+    }
     if let Some(kind) = plan.model.rope_scaling {
         let trained = config.max_position_embeddings;
         if config.rope.stretch(kind, trained, plan.data.cutoff_len) {
@@ -213,30 +256,49 @@ pub(crate) fn open_for_answers(plan: &Plan) -> Result<Answering, Failure> {
     let options = TemplateOptions::from_plan(&plan.data, Moment::now());
     let resolved = Template::resolve(&options, &mut tokenizer)?;
     resolved.notes.iter().for_each(|note| ui::note(note));
-    let config = configuration(plan, &mut files, &tokenizer)?;
-    let model = Model::new(&config, dtype(plan.model.precision), None, false)?;
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
-    engine.load(&*weights(plan, &files, &model), &adapters(&plan.model)?, None, plan.train.seed)?;
+    let (model, engine) = merged(plan, &mut files, &tokenizer)?;
     Ok(Answering { located, files, tokenizer, template: resolved.template, model, engine })
 }
 
-/// A model ready to train: all adapters but the last merged, the last one continued unless a new one is wanted. Returns what
-/// trains, too: growing the vocabulary adds to it.
+/// The model with all adapters merged; nothing trains.
+fn merged(plan: &Plan, files: &mut OpenModel, tokenizer: &Tokenizer) -> Result<(Model, Engine), Failure> {
+    let given = adapters(&plan.model)?;
+    let config = configuration(plan, files, tokenizer, &given)?;
+    let model = Model::new(&config, dtype(plan.model.precision), None, false)?;
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
+    engine.load(&*weights(plan, files, &model), &given, None, plan.train.seed)?;
+    Ok((model, engine))
+}
+
+/// A model ready to train, and how.
+pub(crate) struct Training {
+    pub(crate) model: Model,
+    pub(crate) engine: Engine,
+    /// The recipe's choice, or that of the adapter that goes on training; growing the vocabulary adds to it.
+    pub(crate) tuning: Tuning,
+    /// The configuration of that adapter.
+    pub(crate) continued: Option<AdapterConfig>,
+}
+
+/// Opens a model to train: all adapters but the last merged, the last one continued unless a new one is wanted. For a run
+/// that only evaluates, all are merged.
 pub(crate) fn open_for_training(
     plan: &Plan,
     files: &mut OpenModel,
     tokenizer: &Tokenizer,
-) -> Result<(Model, Engine, Tuning), Failure> {
-    let rows = files.config.get("vocab_size").cloned();
-    let config = configuration(plan, files, tokenizer)?;
-    let grown = rows != files.config.get("vocab_size").cloned();
-    let tuning = with_new_rows(&plan.tuning, grown);
-    let model = Model::new(&config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
-    let plus = matches!(&plan.tuning, Tuning::Lora(lora) if lora.plus.is_some());
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), plus);
+) -> Result<Training, Failure> {
+    if !plan.output.train {
+        let (model, engine) = merged(plan, files, tokenizer)?;
+        return Ok(Training { model, engine, tuning: plan.tuning.clone(), continued: None });
+    }
     let mut given = adapters(&plan.model)?;
-    let fresh = !matches!(&plan.tuning, Tuning::Lora(lora) if !lora.create_new);
-    let continued = if fresh { None } else { given.pop() };
+    let (tuning, continued) = match &plan.tuning {
+        Tuning::Lora(lora) if !lora.create_new => match given.pop() {
+            Some(last) => (Tuning::Lora(as_the_adapter_says(lora, &last)), Some(last)),
+            None => (plan.tuning.clone(), None),
+        },
+        other => (other.clone(), None),
+    };
     if !given.is_empty() {
         let names: Vec<&str> = given.iter().map(|g| g.path.as_str()).collect();
         ui::warning(&format!(
@@ -245,8 +307,50 @@ pub(crate) fn open_for_training(
             names.join(", ")
         ));
     }
+    let rows = files.config.get("vocab_size").cloned();
+    let config = configuration(plan, files, tokenizer, &given)?;
+    let grown = rows != files.config.get("vocab_size").cloned();
+    let tuning = with_new_rows(&tuning, grown);
+    let model = Model::new(&config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
+    let plus = matches!(&tuning, Tuning::Lora(lora) if lora.plus.is_some());
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), plus);
     engine.load(&*weights(plan, files, &model), &given, continued.as_ref(), plan.train.seed)?;
-    Ok((model, engine, tuning))
+    Ok(Training { model, engine, tuning, continued: continued.map(|last| last.adapter.config) })
+}
+
+/// The adapter that goes on training keeps its own rank, scale, kind and modules, as with PEFT; recipe keys that say
+/// otherwise are named.
+fn as_the_adapter_says(recipe: &LoraPlan, last: &LoadedAdapter) -> LoraPlan {
+    let config = &last.adapter.config;
+    let own = LoraPlan {
+        rank: config.r,
+        alpha: config.lora_alpha.get(),
+        dropout: config.lora_dropout,
+        targets: LoraTargets::Modules(last.adapter.modules.keys().cloned().collect()),
+        additional_targets: config.modules_to_save.clone().unwrap_or_default(),
+        rslora: config.use_rslora,
+        dora: config.use_dora,
+        plus: recipe.plus,
+        create_new: false,
+    };
+    let differs = [
+        ("lora_rank", own.rank != recipe.rank),
+        ("lora_alpha", own.alpha != recipe.alpha),
+        ("lora_dropout", own.dropout != recipe.dropout),
+        ("use_rslora", own.rslora != recipe.rslora),
+        ("use_dora", own.dora != recipe.dora),
+        ("additional_target", own.additional_targets != recipe.additional_targets),
+    ];
+    let names: Vec<&str> = differs.iter().filter(|(_, differs)| *differs).map(|(name, _)| *name).collect();
+    if !names.is_empty() {
+        ui::note(&format!(
+            "the adapter {} goes on training with its own settings, not the recipe's {}; for those of the recipe, set \
+             create_new_adapter: true",
+            last.path,
+            names.join(", ")
+        ));
+    }
+    own
 }
 
 /// New rows are noise until they train, so an adapter takes embedding and head along, as in LLaMA-Factory.

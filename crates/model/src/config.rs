@@ -49,6 +49,8 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// The head reads the embedding's weights.
     pub tie_word_embeddings: bool,
+    /// The head has a copy of its own of tied weights: an adapter changes one of the two.
+    pub separate_head: bool,
     /// Bias on q, k, v.
     pub qkv_bias: bool,
     /// Bias on o.
@@ -102,6 +104,7 @@ impl Config {
             vocab_size: get.need("vocab_size", family)?,
             rms_norm_eps: get.number("rms_norm_eps").unwrap_or(family.rms_norm_eps) as f32,
             tie_word_embeddings: get.flag("tie_word_embeddings").unwrap_or(false),
+            separate_head: false,
             qkv_bias: family.qkv_bias || attention_bias,
             o_bias: attention_bias,
             mlp_bias: get.flag("mlp_bias").unwrap_or(false),

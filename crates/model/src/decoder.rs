@@ -218,7 +218,7 @@ impl<'a> Builder<'a> {
         let config = self.config;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let head_segment = Segment(config.num_hidden_layers + 1);
-        let tied = config.tie_word_embeddings && !self.trainables.unties();
+        let tied = config.tie_word_embeddings && !config.separate_head && !self.trainables.unties();
         let embed_segments = [Segment(0), head_segment];
         let embed_segments = if tied { &embed_segments[..] } else { &embed_segments[..1] };
         let embed = self.base("model.embed_tokens.weight", [vocab, hidden], embed_segments);

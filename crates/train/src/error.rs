@@ -73,6 +73,16 @@ pub enum Error {
         /// In this run.
         expected: Vec<usize>,
     },
+    /// An adapter with a tensor that no weight of this run takes.
+    #[error(
+        "adapter {path} changes {name}, which this run has no weight for; take the adapter's own settings, or create_new_adapter: true"
+    )]
+    AdapterUnused {
+        /// The adapter.
+        path: String,
+        /// The tensor's weight.
+        name: String,
+    },
     /// An adapter without a tensor that this run trains.
     #[error(
         "adapter {path} has no {name}, which this run trains; take the adapter's own lora_target, or create_new_adapter: true"

@@ -20,6 +20,8 @@ use std::path::Path;
 pub struct Saver<'a> {
     /// What trains.
     pub tuning: &'a Tuning,
+    /// The configuration of the adapter that goes on training, whose keys stay as they are.
+    pub continued: Option<&'a AdapterConfig>,
     /// The model that the run started from.
     pub base: &'a OpenModel,
     /// What users and servers call it: a hub id, or a path.
@@ -72,9 +74,13 @@ impl Saver<'_> {
             lora_dropout: plan.dropout,
             use_rslora: plan.rslora,
             use_dora: plan.dora,
-            target_modules: TargetModules::Names(targets.into_iter().collect()),
+            target_modules: self.continued.map_or_else(
+                || TargetModules::Names(targets.into_iter().collect()),
+                |config| config.target_modules.clone(),
+            ),
             modules_to_save: (!plan.additional_targets.is_empty()).then(|| plan.additional_targets.clone()),
-            ..AdapterConfig::default()
+            inference_mode: true,
+            ..self.continued.cloned().unwrap_or_default()
         };
         Adapter { config, modules, saved }
     }

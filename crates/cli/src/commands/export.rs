@@ -25,6 +25,7 @@ pub(crate) fn export(args: &[String]) -> Result<(), Failure> {
     let tuning = Tuning::Full;
     let saver = Saver {
         tuning: &tuning,
+        continued: None,
         base: &files,
         base_name: &located.name,
         revision: located.revision.as_deref(),

@@ -3,15 +3,17 @@
 use super::chat::Talk;
 use crate::failure::Failure;
 use crate::interrupt::Interrupts;
-use crate::prepare::{self, Resolved};
+use crate::prepare::{self, Resolved, Training};
 use crate::{environment, ui};
 use anyhow::anyhow;
+use ferrotune_checkpoint::FolderWriter;
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::Model;
 use ferrotune_train::engine::Engine;
+use ferrotune_train::report::{Evaluation, LogRow, When, write_results};
 use ferrotune_train::save::Saver;
 use ferrotune_train::{Event, Finished, Job, decide, longest_batch, run, step_options};
 use indicatif::ProgressBar;
@@ -27,11 +29,12 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
     let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default())?;
     ui::say(prepared.report.render().trim_end());
-    let (model, engine, tuning) = prepare::open_for_training(plan, &mut files, &tokenizer)?;
+    let Training { model, engine, tuning, continued } = prepare::open_for_training(plan, &mut files, &tokenizer)?;
     check_vocabulary(&model, &tokenizer, &prepared)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     let saver = Saver {
         tuning: &tuning,
+        continued: continued.as_ref(),
         base: &files,
         base_name: &located.name,
         revision: located.revision.as_deref(),
@@ -147,7 +150,7 @@ impl Session<'_> {
             TemplateChoice::Model => String::new(),
         };
         let alone = format!("model_name_or_path={}{template}", plan.model.source);
-        let recipe = self.resolved.file.as_deref().unwrap_or(&alone);
+        let recipe = self.resolved.again.as_deref().unwrap_or(&alone);
         let adapter = if matches!(plan.tuning, Tuning::Lora(_)) {
             format!("adapter_name_or_path={dir}")
         } else {
@@ -166,17 +169,29 @@ impl Session<'_> {
                 "there is nothing to train or to evaluate on: set do_train: true or eval_dataset"
             )));
         }
+        let folder = FolderWriter::new(&plan.output.dir)?;
+        let several = plan.data.eval_each && self.prepared.eval.len() > 1;
         for (name, rows) in &self.prepared.eval {
             let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch)?;
+            let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.eval.accuracy), ..found };
+            let row = LogRow::evaluation(When { step: 0, epoch: 0.0 }, several.then_some(name.as_str()), &found);
+            write_results(folder.path(), "eval", &row)?;
             ui::line(&format!(
-                "{name}: loss {:.4}, perplexity {:.3}, {} rows",
-                found.loss,
+                "{name}: {}, perplexity {:.3}, {} rows",
+                metrics(&row),
                 found.loss.exp(),
                 found.samples
             ))?;
         }
-        Ok(())
+        Ok(ui::line(&format!("The numbers are in {}.", plan.output.dir.join("eval_results.json").display()))?)
     }
+}
+
+/// A row of the log as transformers prints it.
+fn metrics(row: &LogRow) -> String {
+    let mut text: Vec<String> = row.values().map(|(name, value)| format!("'{name}': {}", short(value))).collect();
+    text.push(format!("'epoch': {}", short(row.when.epoch)));
+    format!("{{{}}}", text.join(", "))
 }
 
 /// How vLLM is asked for the adapter, or why it can't be.
@@ -267,12 +282,7 @@ impl Screen {
                 self.bar.set_position(progress.step);
                 self.bar.set_message(format!("loss {loss:.4} {:.0} tokens/s", progress.recent_tokens_per_second));
             }
-            Event::Logged(row) => {
-                let mut text: Vec<String> =
-                    row.values().map(|(name, value)| format!("'{name}': {}", short(value))).collect();
-                text.push(format!("'epoch': {}", short(row.when.epoch)));
-                self.say(&format!("{{{}}}", text.join(", ")));
-            }
+            Event::Logged(row) => self.say(&metrics(&row)),
             Event::Evaluated { found, .. } => {
                 self.first_eval.get_or_insert(found.loss);
                 self.last_eval = Some(found.loss);

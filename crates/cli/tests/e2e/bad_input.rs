@@ -189,17 +189,9 @@ fn adapters_that_do_not_fit() {
     assert!(run.error().starts_with(start) && run.error().ends_with("; and 3 more"), "{}", run.error());
     let fewer = fixtures().join("train/qwen3_lora_qv_linear_wd_clip/init_adapter");
     let fewer = format!("adapter_name_or_path={}", fewer.display());
-    let name = "FIXTURES/train/qwen3_lora_qv_linear_wd_clip/init_adapter";
-    let error = format!(
-        "error: adapter {name} has no model.layers.0.self_attn.k_proj.lora_A.weight, which this run trains; take the adapter's \
-         own lora_target, or create_new_adapter: true"
-    );
-    fails(&place, &[&fewer, "lora_rank=4"], 1, &error);
-    let error = format!(
-        "error: adapter {name} doesn't fit this model: model.layers.0.self_attn.q_proj.lora_A.weight has shape [4, 64] there, [8, \
-         64] here; was it trained on another base, or with another lora_rank?"
-    );
-    fails(&place, &[&fewer, "lora_rank=8", "lora_target=q_proj,v_proj"], 1, &error);
+    // Other targets and another rank than the recipe's are no contradiction: the adapter goes on as it is.
+    let run = train(&place, &[&fewer, "max_steps=1"]).ok();
+    assert!(run.err.contains("with its own settings, not the recipe's lora_alpha"), "{}", run.err);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a run leaves in its folders beside the curve: the best weights, the tokenizer as trained with, the cache.
 
-use crate::common::{curve, tensors, trainable};
+use crate::common::{curve, model, tensors, trainable};
 use std::fs;
 
 /// More loss counts as better, so that the best evaluation is an early one.
@@ -69,4 +69,56 @@ fn a_data_folder_that_cannot_be_written_is_cached_elsewhere() {
         run.err
     );
     assert!(fs::read_dir(place.path(".cache/ferrotune/rows")).unwrap().count() > 0);
+}
+
+/// Evaluates three ways: as the run ended, from its adapter under a recipe that knows nothing of how it was made, and merged.
+fn same_loss_three_times(more: &str) {
+    let evaluated = "max_steps: 4\nval_size: 6\neval_strategy: steps\neval_steps: 4\nlearning_rate: 0.02\n";
+    let place = trainable(&format!("{evaluated}{more}"));
+    place.run(&["train", "train.yaml"]).ok();
+    let ended = *curve(&place.json("output/trainer_state.json"), "eval_loss").last().unwrap();
+    let plain = ["do_train=false", "do_eval=true", "use_dora=false", "use_rslora=false", "additional_target=null"];
+    let evaluate = |from: &str, to: &str| {
+        let output = format!("output_dir={to}");
+        let args = [&["train", "train.yaml", from, &output][..], &plain[..]].concat();
+        place.run(&args).ok();
+        place.json(&format!("{to}/eval_results.json"))["eval_loss"].as_f64().unwrap()
+    };
+    let adapted = evaluate("adapter_name_or_path=output", "adapted");
+    assert!((adapted - ended).abs() < 1e-5, "{more}: {ended} at the end, {adapted} from the adapter");
+    place.run(&["export", "train.yaml", "adapter_name_or_path=output", "export_dir=merged", "output_dir=none"]).ok();
+    let merged = evaluate("model_name_or_path=merged", "evaluated");
+    assert!((merged - ended).abs() < 1e-4, "{more}: {ended} at the end, {merged} merged");
+}
+
+#[test]
+fn an_adapter_means_the_same_wherever_it_is_read() {
+    let tied = format!("model_name_or_path: {}\ntemplate: llama3\n", model("tiny-llama-rope3").display());
+    for kind in ["use_dora: true\n", "use_rslora: true\n", "lora_target: q_proj,down_proj\n"] {
+        same_loss_three_times(kind);
+    }
+    for target in ["embed_tokens", "lm_head", "embed_tokens,lm_head", "norm"] {
+        same_loss_three_times(&format!("{tied}additional_target: {target}\n"));
+    }
+}
+
+#[test]
+fn an_adapter_goes_on_with_its_own_settings_and_loses_nothing() {
+    let place = trainable("max_steps: 2\nlora_rank: 6\nuse_rslora: true\nadditional_target: embed_tokens\n");
+    place.run(&["train", "train.yaml"]).ok();
+    let again = [
+        "adapter_name_or_path=output",
+        "output_dir=second",
+        "lora_rank=3",
+        "use_rslora=false",
+        "additional_target=null",
+    ];
+    let run = place.run(&[&["train", "train.yaml"][..], &again[..]].concat()).ok();
+    assert!(run.err.contains("with its own settings, not the recipe's lora_rank"), "{}", run.err);
+    let [first, second] = ["output", "second"].map(|folder| place.json(&format!("{folder}/adapter_config.json")));
+    assert_eq!(first, second);
+    let names = |folder: &str| -> Vec<String> {
+        tensors(&place.path(folder).join("adapter_model.safetensors")).into_keys().collect()
+    };
+    assert_eq!(names("output"), names("second"));
 }

@@ -30,6 +30,7 @@ impl Engine {
     ) -> Result<()> {
         for given in merged.iter().chain(continued) {
             given.adapter.check_fits(given.path.as_ref(), files)?;
+            self.check_taken(given)?;
         }
         for parameter in self.parameters() {
             let value = self.value(&parameter.param);
@@ -50,6 +51,19 @@ impl Engine {
         self.fill_magnitudes(continued);
         self.copy_masters();
         Ok(())
+    }
+
+    /// Every tensor of an adapter must have a weight of this model to go to.
+    fn check_taken(&self, given: &LoadedAdapter) -> Result<()> {
+        let modules = given.adapter.modules.keys().map(|module| format!("{module}.weight"));
+        let mut names = modules.chain(given.adapter.saved.keys().cloned());
+        let known = |name: &String| self.parameters().iter().any(|p| p.param.name == *name);
+        // Where the adapter keeps embedding and head tied, the head's copy is the embedding's.
+        let tied = |name: &String| name == "lm_head.weight" && !given.adapter.separates_head();
+        match names.find(|name| !known(name) && !tied(name)) {
+            Some(name) => Err(Error::AdapterUnused { path: given.path.clone(), name }),
+            None => Ok(()),
+        }
     }
 
     /// Takes the trained weights of a checkpoint that was saved without optimiser states: an adapter, or a whole model.
