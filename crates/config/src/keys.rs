@@ -127,25 +127,40 @@ pub fn canonical(key: &'static Key) -> &'static Key {
     }
 }
 
-/// The name that an unknown one was probably meant to be.
+/// The name that an unknown one was probably meant to be: the first in the table that is the same with more to it, as a
+/// part of a name is closer in meaning than in edits; else the one hardly misspelt.
 #[must_use]
 pub fn nearest(name: &str) -> Option<&'static str> {
-    nearest_of(name, all().map(|key| key.name))
+    let part = spelt_as_here(name);
+    let names = || all().map(|key| key.name);
+    names().find(|candidate| lengthens(&part, candidate)).or_else(|| nearest_of(name, names()))
 }
 
-/// The candidate with the fewest edits, if these are at most a third of the name.
+/// The candidate with the fewest edits, if these are one, or at most a quarter of the name.
 pub(crate) fn nearest_of(name: &str, candidates: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let length = name.chars().count();
     // A long text is no misspelt name, and distances cost its length.
     if length > 64 {
         return None;
     }
-    let name = name.to_lowercase().replace('-', "_");
+    let name = spelt_as_here(name);
     candidates
         .map(|candidate| (strsim::damerau_levenshtein(&name, candidate), candidate))
         .min()
-        .filter(|(edits, _)| *edits <= length.div_ceil(3))
+        .filter(|(edits, _)| *edits <= (length / 4).max(1))
         .map(|(_, candidate)| candidate)
+}
+
+fn spelt_as_here(name: &str) -> String {
+    name.to_lowercase().replace('-', "_")
+}
+
+/// Whether `candidate` is `name` with more behind it, or with more words between, as `batch_size` lacks some of
+/// `per_device_train_batch_size`. A word alone only counts as a beginning.
+fn lengthens(name: &str, candidate: &str) -> bool {
+    let mut words = candidate.split('_');
+    let begins = name.len() >= 4 && candidate.starts_with(name);
+    begins || name.contains('_') && name.split('_').all(|wanted| words.any(|word| word == wanted))
 }
 
 impl Key {
@@ -255,6 +270,11 @@ mod tests {
         assert_eq!(nearest("lora_rnak"), Some("lora_rank"));
         assert_eq!(nearest("learing-rate"), Some("learning_rate"));
         assert_eq!(nearest("Template"), Some("template"));
+        assert_eq!(nearest("model"), Some("model_name_or_path"));
+        assert_eq!(nearest("data"), Some("dataset"));
+        assert_eq!(nearest("save_step"), Some("save_steps"));
+        assert_eq!(nearest("per_device_batch_size"), Some("per_device_train_batch_size"));
+        assert_eq!(nearest("peft_config"), None);
         assert_eq!(nearest("xyzzy"), None);
         assert_eq!(nearest(&"lora_rank".repeat(1000)), None);
     }
