@@ -1,5 +1,7 @@
 //! The terminal: notes, errors, bars. Colours and bars only where a person looks.
 
+use crate::environment;
+use ferrotune_config::env;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::sync::Mutex;
@@ -7,12 +9,12 @@ use std::time::Duration;
 
 /// Whether stderr is a terminal that may be coloured.
 pub(crate) fn colours() -> bool {
-    stderr().is_terminal() && crate::environment::var(ferrotune_config::env::NO_COLOR).is_none_or(|v| v.is_empty())
+    watched() && environment::var(env::NO_COLOR).is_none_or(|value| value.is_empty())
 }
 
-/// Whether a person follows on stderr.
+/// Whether a person follows on stderr, in a terminal that can do more than print line after line.
 pub(crate) fn watched() -> bool {
-    stderr().is_terminal()
+    stderr().is_terminal() && environment::var(env::TERM).is_none_or(|kind| kind != "dumb")
 }
 
 /// Writes a line to stdout.
@@ -88,7 +90,7 @@ impl Downloads {
 
 impl ferrotune_checkpoint::hub::Progress for Downloads {
     fn begin(&self, what: &str, total: Option<u64>) {
-        let template = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         let new = bar(total.unwrap_or(0), template);
         new.set_message(what.to_owned());
         if !watched() {
@@ -119,7 +121,7 @@ pub(crate) struct Encoding {
 impl ferrotune_data::prepare::Progress for Encoding {
     fn encoding(&self, set: &str, done: u64, total: u64) {
         let mut slot = self.bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let bar = slot.get_or_insert_with(|| bar(total, "encoding {msg} {bar:30} {pos}/{len} rows {per_sec} {eta}"));
+        let bar = slot.get_or_insert_with(|| bar(total, "encoding {msg} {wide_bar} {pos}/{len} rows {per_sec} {eta}"));
         bar.set_message(set.to_owned());
         bar.set_length(total);
         bar.set_position(done);

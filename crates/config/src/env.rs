@@ -83,6 +83,8 @@ variables! {
     HOME,
     /// If set: no colours.
     NO_COLOR,
+    /// Kind of terminal; `dumb`: no colours and no bars.
+    TERM,
     /// Threads of the program; all cores if not set.
     RAYON_NUM_THREADS,
 }
