@@ -178,6 +178,16 @@ pub enum HubError {
         /// What the system said.
         source: io::Error,
     },
+    /// A name without an organisation that no hub gave: most likely a short name that isn't one.
+    #[error("{reason}\n  `{given}` is no short name; these are: {catalogue}")]
+    NoShortName {
+        /// As the recipe has it.
+        given: String,
+        /// Why the hub gave nothing for it.
+        reason: Box<HubError>,
+        /// The short names of the catalogue.
+        catalogue: String,
+    },
     /// Every source failed.
     #[error("`{given}` could not be had from anywhere:{}\n  by hand: {by_hand}", list(tried))]
     NothingWorked {
@@ -199,6 +209,16 @@ impl HubError {
 
     pub(super) fn not_found(id: String, endpoint: String, revision: String, token_variable: &'static str) -> HubError {
         HubError::NotFound { id, endpoint, revision, token_variable, catalogue: catalogue::names() }
+    }
+
+    /// Adds the short names, where `given` may have been meant as one and the error doesn't list them.
+    pub(super) fn with_short_names(self, given: &str) -> HubError {
+        let asked_in_vain =
+            self.is_refusal() || matches!(self, HubError::Offline { .. } | HubError::NothingWorked { .. });
+        if given.contains('/') || !asked_in_vain {
+            return self;
+        }
+        HubError::NoShortName { given: given.to_owned(), reason: Box::new(self), catalogue: catalogue::names() }
     }
 
     pub(super) fn bad_reply(url: &str, what: impl fmt::Display) -> HubError {

@@ -132,12 +132,13 @@ pub fn resolve(
         Source::Catalogue(entry) => from_catalogue(source, entry, settings, want, progress),
         Source::Hub { id, file } => {
             let hub = Hub::new(settings, id, Pick { want, file })?;
-            hub.get(progress).map_err(|reason| {
-                if !reason.is_silence() {
-                    return reason;
+            hub.get(progress).map_err(|mut reason| {
+                if reason.is_silence() {
+                    let tried = vec![Attempt { source: hub.name(), reason: Box::new(reason) }];
+                    let by_hand = by_hand(settings, id, None);
+                    reason = HubError::NothingWorked { given: source.to_owned(), tried, by_hand };
                 }
-                let tried = vec![Attempt { source: hub.name(), reason: Box::new(reason) }];
-                HubError::NothingWorked { given: source.to_owned(), tried, by_hand: by_hand(settings, id, None) }
+                reason.with_short_names(source)
             })
         }
     }

@@ -227,6 +227,20 @@ fn a_host_that_is_not_there_is_told_at_once() {
 }
 
 #[test]
+fn a_name_that_is_nearly_a_short_name_is_answered_with_those() {
+    let home = tempfile::tempdir().unwrap();
+    let nobody = settings(home.path(), NOBODY);
+    let offline = HubSettings { offline: true, ..settings(home.path(), NOBODY) };
+    let world = World::with(Repo::tiny(), |_| Some(Reply::status(401)), |_| None);
+    for settings in [&nobody, &offline, &world.settings()] {
+        let told = |name: &str| resolve(name, settings, Want::Everything, &Silent).unwrap_err().to_string();
+        let names = "\n  `smollm2` is no short name; these are: smollm2-135m-instruct, ";
+        assert_eq!(told("smollm2").matches(names).count(), 1, "{}", told("smollm2"));
+        assert!(!told("o/smollm2").contains("short name"), "{}", told("o/smollm2"));
+    }
+}
+
+#[test]
 fn missing_gated_and_private_models_have_cures() {
     let world = World::with(Repo::tiny(), |_| Some(Reply::status(404)), |_| None);
     let error = world.error();
