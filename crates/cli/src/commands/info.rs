@@ -23,7 +23,7 @@ pub(crate) fn env() -> Result<(), Failure> {
     ui::line(concat!("- `ferrotune` version: ", env!("CARGO_PKG_VERSION")))?;
     ui::line(&format!("- Platform: {} {}", std::env::consts::OS, std::env::consts::ARCH))?;
     ui::line(&format!("- Processor: {model}, {} threads", rayon::current_num_threads()))?;
-    ui::line(&format!("- Instructions used: {:?}", ferrotune_tensor::cpu::features()))?;
+    ui::line(&format!("- Instructions used: {}", ferrotune_tensor::cpu::features()))?;
     ui::line(&format!("- Memory available: {memory}"))?;
     for (name, _) in ferrotune_config::env::ALL {
         let secret = name.contains("TOKEN") && !name.ends_with("PATH");

@@ -4,6 +4,7 @@
 //! levels. [`with_level`] lowers the level for the current thread: that is how every path is tested on one machine.
 
 use std::cell::Cell;
+use std::fmt;
 use std::sync::OnceLock;
 
 /// Instruction sets that kernels are written for, from the least to the most capable.
@@ -23,6 +24,17 @@ impl Level {
     /// Every level that this processor can run, from the least to the most capable.
     pub fn available() -> impl Iterator<Item = Self> {
         [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16].into_iter().filter(|&l| l <= features())
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "AVX2",
+            Self::Avx512 => "AVX-512",
+            Self::Avx512Bf16 => "AVX-512 with bf16 products",
+        })
     }
 }
 
