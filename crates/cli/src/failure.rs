@@ -9,6 +9,8 @@ use std::process::ExitCode;
 pub(crate) enum Failure {
     /// Something is wrong with the recipe or the command line: exit code 2.
     Recipe(Diagnostics),
+    /// A verb that is LLaMA-Factory's and not ours, and what to do instead: exit code 2.
+    Verb(&'static str, &'static str),
     /// Anything else: exit code 1.
     Other(anyhow::Error),
     /// A signal ended a run, which has said how it goes on: 128 and the signal's number.
@@ -23,6 +25,10 @@ impl Failure {
         match self {
             Failure::Recipe(diagnostics) => {
                 ui::error_text(&diagnostics.render(ui::colours()));
+                ExitCode::from(2)
+            }
+            Failure::Verb(verb, instead) => {
+                ui::error(&format!("`{verb}` is LLaMA-Factory's and not there; {instead}"));
                 ExitCode::from(2)
             }
             Failure::Other(error) => {

@@ -8,6 +8,7 @@ mod log;
 mod prepare;
 mod ui;
 
+use crate::failure::Failure;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -53,6 +54,18 @@ enum Command {
     Version,
     /// Prints this help.
     Help,
+    /// LLaMA-Factory's server of an API.
+    #[command(hide = true)]
+    Api(RecipeArgs),
+    /// LLaMA-Factory's conversation in a browser.
+    #[command(hide = true)]
+    Webchat(RecipeArgs),
+    /// LLaMA-Factory's benchmarks.
+    #[command(hide = true)]
+    Eval(RecipeArgs),
+    /// LLaMA-Factory's recipes in a browser.
+    #[command(hide = true)]
+    Webui(RecipeArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +79,10 @@ fn main() -> ExitCode {
         Command::Env => commands::env(),
         Command::Version => commands::version(),
         Command::Help => commands::help(),
+        Command::Api(_) => Err(Failure::Verb("api", commands::elsewhere::API)),
+        Command::Webchat(_) => Err(Failure::Verb("webchat", commands::elsewhere::WEBCHAT)),
+        Command::Eval(_) => Err(Failure::Verb("eval", commands::elsewhere::EVAL)),
+        Command::Webui(_) => Err(Failure::Verb("webui", commands::elsewhere::WEBUI)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -28,11 +28,12 @@ pub(crate) fn chat(args: &[String]) -> Result<(), Failure> {
         if stdin().is_terminal() {
             ui::text("\nUser: ")?;
         }
-        let mut line = String::new();
-        if stdin().lock().read_line(&mut line)? == 0 {
+        // Bytes, as a paste or a pipe may hold some that are no UTF-8: they become U+FFFD, and the talk goes on.
+        let mut line = Vec::new();
+        if stdin().lock().read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        match line.trim() {
+        match String::from_utf8_lossy(&line).trim() {
             "" => {}
             "exit" | "quit" => return Ok(()),
             "clear" => {

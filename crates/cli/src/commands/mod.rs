@@ -2,6 +2,7 @@
 
 mod chat;
 mod data;
+pub(crate) mod elsewhere;
 mod export;
 mod info;
 mod train;

@@ -93,11 +93,11 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(!err.contains("error"), "{err}");
 }
 
-fn chat(place: &Place, options: &[&str], typed: &str) -> (String, String) {
+fn chat(place: &Place, options: &[&str], typed: impl AsRef<[u8]>) -> (String, String) {
     let args = [&["chat", "train.yaml", "do_sample=false", "max_new_tokens=6"], options].concat();
     let mut command = place.command(&args);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(typed.as_ref()).unwrap();
     let run = place.read(child.wait_with_output().unwrap()).ok();
     (run.out, run.err)
 }
@@ -117,6 +117,14 @@ fn chat_answers_with_and_without_an_adapter() {
     let (fresh, _) = chat(&place, &[], "Say 2 and 4\n");
     assert!(continued.starts_with(&one.join("\n")), "{continued}");
     assert!(!fresh.trim().is_empty());
+}
+
+#[test]
+fn chat_survives_bytes_that_are_no_utf8() {
+    let place = trainable("");
+    let (answers, told) = chat(&place, &[], b"Say \xff and 1\nclear\nexit\n");
+    assert!(!answers.trim().is_empty());
+    assert!(told.contains("The conversation is forgotten."), "{told}");
 }
 
 /// The loss on held-out rows, as `train` tells it when it only evaluates.
@@ -189,12 +197,31 @@ fn help_version_and_the_machine() {
     let env = place.read(command.env("HF_TOKEN", "hf_secret").output().unwrap()).ok().out;
     assert!(env.starts_with(concat!("- `ferrotune` version: ", env!("CARGO_PKG_VERSION"), "\n")), "{env}");
     assert!(env.contains("- HF_TOKEN=(set)\n") && !env.contains("hf_secret"), "{env}");
+    let (_, used) = env.split_once("- Instructions used: ").unwrap_or_else(|| panic!("{env}"));
+    assert!(["AVX-512", "AVX2", "portable"].iter().any(|name| used.starts_with(name)), "{env}");
     let none = place.run(&[]);
     assert_eq!(none.code, Some(2));
     assert!(none.err.contains("Usage: "), "{}", none.err);
     let unknown = place.run(&["trian"]);
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.err.contains("tip: a similar subcommand exists: 'train'"), "{}", unknown.err);
+}
+
+#[test]
+fn llama_factorys_other_verbs_are_answered() {
+    let place = Place::new();
+    let help = place.run(&["--help"]).ok().out;
+    for (verb, cure) in [
+        ("api", "vLLM"),
+        ("webchat", "ferrotune chat"),
+        ("eval", "do_eval=true"),
+        ("webui", "ferrotune train recipe.yaml"),
+    ] {
+        assert!(!help.lines().any(|line| line.trim_start().starts_with(verb)), "{help}");
+        let run = place.run(&[verb, "recipe.yaml", "--host", "0.0.0.0", "port=1"]);
+        assert_eq!((run.code, run.out.as_str()), (Some(2), ""), "{verb}: {}", run.err);
+        assert!(run.err.starts_with(&format!("error: `{verb}` ")) && run.err.contains(cure), "{}", run.err);
+    }
 }
 
 /// `| head -1` through a shell, as users type it.
