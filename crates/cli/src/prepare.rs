@@ -7,7 +7,7 @@ use ferrotune_checkpoint::hub::{self, HubSettings, Want};
 use ferrotune_checkpoint::{
     Adapter, AdapterConfig, OpenModel, TensorSource, TokenizerFiles, open_model, open_tokenizer,
 };
-use ferrotune_config::plan::{LoraPlan, LoraTargets, ModelPlan, Plan, Precision, Tuning};
+use ferrotune_config::plan::{LoraPlan, LoraTargets, ModelPlan, Plan, Precision, TemplateChoice, Tuning};
 use ferrotune_config::{Diagnostic, Diagnostics, Recipe, Severity, Verb, env, launcher::Launch};
 use ferrotune_data::clock::Moment;
 use ferrotune_data::prepare::CACHE;
@@ -51,6 +51,7 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
     let unknown = environment::var(env::ALLOW_EXTRA_ARGS).is_some_and(|v| env::is_on(&v));
     let recipe = recipe.with_home(environment::home()).with_unknown_keys(unknown);
     let (mut plan, more) = Plan::resolve(&recipe, verb)?;
+    check_names(&plan, &recipe, verb)?;
     place_cache(&mut plan);
     for note in notes.iter().chain(&more) {
         ui::error_text(&note.render(ui::colours()));
@@ -67,6 +68,25 @@ fn unreadable(path: &str, error: &std::io::Error) -> Failure {
         message: format!("cannot read the recipe: {error}"),
         help: Some("give the path of a .yaml or .json file, or `key=value` pairs alone".to_owned()),
     }]))
+}
+
+/// Names in the recipe that nothing answers to, all at once and with their places.
+fn check_names(plan: &Plan, recipe: &Recipe, verb: Verb) -> Result<(), Diagnostics> {
+    let mut faults = Vec::new();
+    if let TemplateChoice::Named(name) = &plan.data.template
+        && let Err(error) = Template::known(name)
+    {
+        faults.push(recipe.error_at("template", error.to_string()));
+    }
+    if matches!(verb, Verb::Train | Verb::Data) {
+        let wrong = ferrotune_data::prepare::check_names(&plan.data);
+        faults.extend(wrong.iter().map(|(key, error)| recipe.error_at(key, error.to_string())));
+    }
+    for path in plan.model.adapters.iter().filter(|path| !Path::new(path).join("adapter_config.json").is_file()) {
+        let message = format!("{path} has no adapter_config.json; expected the folder of a PEFT adapter");
+        faults.push(recipe.error_at("adapter_name_or_path", message));
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Diagnostics(faults)) }
 }
 
 /// Keys that another verb must be told as well, if they were given on the command line.

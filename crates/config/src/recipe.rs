@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::faults::Fault;
 use crate::tree::{self, At, Data, Key, Node};
-use crate::{json, overrides};
+use crate::{json, keys, overrides};
 
 /// Longest file that is taken for a recipe, in bytes.
 const MAX_BYTES: usize = 4 << 20;
@@ -135,6 +135,15 @@ impl Recipe {
     #[must_use]
     pub fn name(&self) -> &str {
         self.sources.first().map_or("command line", |source| source.name.as_str())
+    }
+
+    /// An error that was found elsewhere about the value of a key, with its place in this recipe.
+    #[must_use]
+    pub fn error_at(&self, key: &str, message: String) -> Diagnostic {
+        let means =
+            |written: &str| written == key || keys::find(written).is_some_and(|k| keys::canonical(k).name == key);
+        let at = self.entries.iter().find(|entry| means(&entry.key.text)).map(|entry| entry.value.at);
+        self.diagnostic(Severity::Error, at, (message, None))
     }
 
     /// A message about a place in this recipe, or about the recipe as a whole.

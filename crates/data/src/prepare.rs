@@ -21,6 +21,7 @@ use crate::clock::Moment;
 use crate::error::DataError;
 use crate::mix::{Place, mix};
 use crate::numpy::Legacy;
+use crate::registry::Registry;
 use crate::report::{Report, SetReport};
 use crate::rows::{self, Rows};
 use crate::split::split;
@@ -118,6 +119,22 @@ pub fn prepare_on(
         cache: path,
         from_cache,
     })
+}
+
+/// What can be said of a plan's names before any row is read: the key and what is wrong with its value, all at once.
+pub fn check_names(plan: &DataPlan) -> Vec<(&'static str, DataError)> {
+    let lists = [("dataset", &plan.datasets), ("eval_dataset", &plan.eval_datasets)];
+    let names: Vec<_> = lists.iter().flat_map(|(key, names)| names.iter().map(move |name| (*key, name))).collect();
+    if names.is_empty() {
+        return Vec::new();
+    }
+    match Registry::open(&plan.dir) {
+        Err(error) => vec![("dataset_dir", error)],
+        Ok(registry) => {
+            let wrong = |(key, name): (&'static str, &String)| Some((key, registry.entry(name, plan.stage).err()?));
+            names.into_iter().filter_map(wrong).collect()
+        }
+    }
 }
 
 fn thread_pool(workers: Option<usize>) -> Result<rayon::ThreadPool, DataError> {

@@ -177,11 +177,25 @@ fn choose(options: &TemplateOptions, tokenizer: &Tokenizer, notes: &mut Vec<Stri
             "empty"
         }
     };
-    let row = TABLE.iter().find(|row| row.name == name).ok_or_else(|| EncodeError::UnknownTemplate {
+    Ok(Template::from(row(name)?))
+}
+
+/// The row of the table called `name`.
+fn row(name: &str) -> Result<&'static Row, EncodeError> {
+    TABLE.iter().find(|row| row.name == name).ok_or_else(|| EncodeError::UnknownTemplate {
         name: name.to_owned(),
         nearest: crate::error::nearest(name, Template::names()).map(str::to_owned),
-    })?;
-    Ok(Template::from(row))
+    })
+}
+
+impl Template {
+    /// Whether the table has a template of this name.
+    ///
+    /// # Errors
+    /// If it doesn't, with the name that looks most like it.
+    pub fn known(name: &str) -> Result<(), EncodeError> {
+        row(name).map(|_| ())
+    }
 }
 
 /// An answer: its content and the eos token, unless that is left to the end of the row.
