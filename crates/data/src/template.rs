@@ -1,7 +1,7 @@
 //! How a conversation is written out for a model: a prefix, then a piece of text a turn.
 //!
-//! A template is a row of [`table`]; a model's own chat template is taken apart into the same
-//! fields ([`derive`]). Each text of a slot is tokenised by itself, content included, so token
+//! A template is a row of `table`; a model's own chat template is taken apart into the same
+//! fields (`derive`). Each text of a slot is tokenised by itself, content included, so token
 //! boundaries fall where the slots' do: that is part of the format.
 
 mod derive;
@@ -39,7 +39,7 @@ pub(crate) enum Class {
     Plain,
     /// The system prompt is part of the first user turn (Llama 2, Mistral, Gemma).
     SystemInUser,
-    /// Answers have a block of reasoning (see [`think`]).
+    /// Answers have a block of reasoning (see `think`).
     Reasoning,
     /// [`Class::Reasoning`], but an empty block is only its closing mark (GLM 4.7).
     ReasoningClosed,
@@ -81,7 +81,7 @@ pub struct Template {
     pub(crate) replace_eos: bool,
     /// The model's own chat template is replaced by this template on saving.
     pub(crate) replace_chat_template: bool,
-    /// See [`think`].
+    /// See `think`.
     pub(crate) enable_thinking: Option<bool>,
     /// Reasoning of earlier turns stays even when they aren't trained on.
     pub(crate) preserve_thinking: bool,

@@ -1,7 +1,7 @@
 //! Text to ids and back, with the special tokens a model's files name.
 //!
 //! The `tokenizers` crate is the reference and does everything but the hot path: a tokenizer of a
-//! known byte-level form is encoded by [`fast`], several times as fast, with identical ids.
+//! known byte-level form is encoded by `fast`, several times as fast, with identical ids.
 
 mod bpe;
 mod fast;

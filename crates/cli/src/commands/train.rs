@@ -274,7 +274,7 @@ impl Screen {
                     ui::bytes(memory.predicted.peak + memory.constant),
                     if memory.recompute { ", blocks recomputed" } else { "" }
                 ));
-                let template = "{bar:30} {pos}/{len} {msg} {elapsed}<{eta}";
+                let template = "{wide_bar} {pos}/{len} {msg} {elapsed}<{eta}";
                 self.bar = ui::bar(start.total, template);
                 self.bar.set_position(start.done);
             }
