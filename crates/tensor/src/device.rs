@@ -119,31 +119,14 @@ impl Device {
         self.0.executes && self.state().fault.is_none()
     }
 
-    /// Whether this device only counts.
-    pub fn is_meta(&self) -> bool {
-        !self.0.executes
-    }
-
     /// The first fault, if there was one.
     pub fn check(&self) -> Result<(), Fault> {
         self.state().fault.clone().map_or(Ok(()), Err)
     }
 
-    /// Forgets a fault: the device executes again.
-    pub fn recover(&self) -> Option<Fault> {
-        self.state().fault.take()
-    }
-
     /// Counters so far.
     pub fn track(&self) -> Track {
         self.state().track.clone()
-    }
-
-    /// Starts a new peak at what is live now.
-    pub fn reset_peak(&self) {
-        let track = &mut self.state().track;
-        track.peak = track.total();
-        track.at_peak = track.live;
     }
 
     /// Counts floating-point operations.

@@ -108,12 +108,6 @@ impl Var {
             None => Saved::Whole(self.value.clone()),
         }
     }
-
-    /// The same under another shape.
-    pub fn reshape(&self, shape: impl Into<Shape>) -> Self {
-        // Not of a value made again: that one knows only its own shape.
-        Self { value: self.value.reshape(shape), id: self.id, again: None }
-    }
 }
 
 /// A value cheap enough to be made again in the backward pass from what is saved anyway (a norm's output from its

@@ -110,11 +110,6 @@ impl Tensor {
         Arc::strong_count(&self.storage) == 1
     }
 
-    /// How many tensors hold these bytes.
-    pub fn holders(&self) -> usize {
-        Arc::strong_count(&self.storage)
-    }
-
     /// Fills it with zeros.
     pub fn zero(&self) {
         self.with_bytes_mut(|bytes| bytes.fill(0));

@@ -62,13 +62,6 @@ pub fn cast(to: &Tensor, from: &Tensor) {
     }
 }
 
-/// `x *= factor`.
-pub fn scale_in_place(x: &Tensor, factor: f32) {
-    if x.executes() {
-        cpu::scale(x.data_mut(), factor);
-    }
-}
-
 /// `sums[c] += sum over rows of x[row, c]`, f32.
 pub(crate) fn add_column_sums(sums: &Tensor, x: &Tensor) {
     assert_eq!(sums.numel(), x.shape().last(), "column sums");
