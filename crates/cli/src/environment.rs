@@ -12,6 +12,11 @@ pub(crate) fn home() -> Option<PathBuf> {
     var(ferrotune_config::env::HOME).filter(|home| !home.is_empty()).map(PathBuf::from)
 }
 
+/// How the program was called, for commands to go on with: a build's own path where it isn't on the search path.
+pub(crate) fn program() -> String {
+    std::env::args().next().filter(|name| !name.is_empty()).unwrap_or_else(|| "ferrotune".to_owned())
+}
+
 /// Bytes of memory that this process may still take: what the system has available, within the limit of its container.
 pub(crate) fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;

@@ -157,8 +157,9 @@ impl Session<'_> {
             format!("model_name_or_path={dir}")
         };
         ui::line(&format!("\nEverything is in {dir}. To go on:"))?;
-        ui::line(&format!("  ferrotune chat {recipe} {adapter}"))?;
-        ui::line(&format!("  ferrotune export {recipe} {adapter} export_dir={dir}-merged"))?;
+        let program = environment::program();
+        ui::line(&format!("  {program} chat {recipe} {adapter}"))?;
+        ui::line(&format!("  {program} export {recipe} {adapter} export_dir={dir}-merged"))?;
         serving_hint(plan, self.tuning, self.base_name)
     }
 

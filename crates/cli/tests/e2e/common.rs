@@ -115,6 +115,7 @@ impl Place {
     pub(crate) fn read(&self, output: Output) -> Run {
         let text = |bytes: Vec<u8>| {
             let text = String::from_utf8(bytes).unwrap();
+            let text = text.replace(env!("CARGO_BIN_EXE_ferrotune"), "ferrotune");
             text.replace(self.folder.path().to_str().unwrap(), "HERE").replace(fixtures().to_str().unwrap(), "FIXTURES")
         };
         Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
