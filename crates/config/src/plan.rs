@@ -429,8 +429,27 @@ pub enum Interval {
     Never,
     /// Every n optimiser steps.
     Steps(u64),
+    /// Every so large a share of all steps, above 0 and below 1, rounded up.
+    Share(f64),
     /// At each epoch's end.
     Epoch,
+}
+
+impl Interval {
+    /// The interval in a run of `total` steps; shares become steps, rounded up as transformers does.
+    #[must_use]
+    pub fn within(self, total: u64) -> Self {
+        match self {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "a number of steps"
+            )]
+            Self::Share(share) => Self::Steps((total as f64 * share).ceil() as u64),
+            other => other,
+        }
+    }
 }
 
 /// Evaluation during training.
@@ -463,8 +482,8 @@ pub struct OutputPlan {
     pub overwrite: bool,
     /// Where to go on.
     pub resume: Resume,
-    /// Log line interval in steps.
-    pub logging_steps: u64,
+    /// When a line is logged; in steps or as a share of them.
+    pub log: Interval,
     /// Log the first step too.
     pub logging_first_step: bool,
     /// When a checkpoint is written.

@@ -95,7 +95,7 @@ fn expected_lora_example() -> Plan {
             dir: "saves/qwen3-4b/lora/sft".into(),
             overwrite: true,
             resume: Resume::Never,
-            logging_steps: 10,
+            log: Interval::Steps(10),
             logging_first_step: false,
             save: Interval::Steps(500),
             save_total_limit: None,

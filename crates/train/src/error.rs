@@ -144,6 +144,18 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// Evaluated steps that are never saved, one of which may be the best.
+    #[error(
+        "load_best_model_at_end needs save_steps to be a multiple of eval_steps; of {total} steps their shares are {save} and {eval} steps: write `eval_steps: {eval}` and a multiple of it as save_steps, or the same share for both"
+    )]
+    BestNotSaved {
+        /// Steps of the run.
+        total: u64,
+        /// Steps between evaluations.
+        eval: u64,
+        /// Steps between checkpoints.
+        save: u64,
+    },
     /// The number that decides on the best checkpoint was not measured.
     #[error("metric_for_best_model: {metric} was not measured; this run measures {}", available.join(", "))]
     NoSuchMetric {

@@ -7,6 +7,7 @@ pub mod engine;
 pub mod error;
 mod evaluate;
 mod event;
+mod intervals;
 mod memory;
 mod order;
 mod outputs;

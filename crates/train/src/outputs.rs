@@ -5,7 +5,7 @@ use crate::Result;
 use crate::clock::Progress;
 use crate::report::tensorboard::Writer;
 use crate::report::{EventFile, LogRow, ModelCard, TrainerLog, TrainerState, write_chart, write_results};
-use crate::save::Saver;
+use crate::run::Job;
 use ferrotune_config::plan::Plan;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,7 +43,8 @@ impl Outputs {
     }
 
     /// Pictures and the model card.
-    pub(crate) fn close(self, plan: &Plan, saver: &Saver<'_>, state: &TrainerState) -> Result<()> {
+    pub(crate) fn close(self, job: &Job<'_>, state: &TrainerState) -> Result<()> {
+        let plan = job.plan;
         if plan.output.plot_loss {
             write_chart(&self.dir, state, "loss")?;
             write_chart(&self.dir, state, "eval_loss")?;
@@ -51,12 +52,12 @@ impl Outputs {
         let name = self.dir.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
         let card = ModelCard {
             name: &name,
-            base_model: saver.base_name,
+            base_model: job.saver.base_name,
             datasets: &plan.data.datasets,
-            tuning: saver.tuning,
+            tuning: job.saver.tuning,
             train: &plan.train,
             eval_batch: plan.eval.batch,
-            ranks: 1,
+            ranks: job.engine.comm().world(),
             state,
             version: env!("CARGO_PKG_VERSION"),
         };

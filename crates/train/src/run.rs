@@ -6,6 +6,7 @@ use crate::engine::Engine;
 use crate::error::name_rows;
 use crate::evaluate::evaluate;
 use crate::event::{Event, Start};
+use crate::intervals::{self, Intervals};
 use crate::memory::MemoryPlan;
 use crate::order::Order;
 use crate::outputs::Outputs;
@@ -106,6 +107,7 @@ struct Session<'a, 'h> {
     hear: &'h mut dyn FnMut(Event),
     options: StepOptions,
     order: Order,
+    every: Intervals,
     rates: LearningRate,
     best: Option<BestTracker>,
     run: RunState,
@@ -128,10 +130,11 @@ impl<'a, 'h> Session<'a, 'h> {
         let comm = job.engine.comm();
         let order = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world());
         let total = order.shape().total_steps();
+        let every = Intervals::new(plan, total)?;
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
         let mut best = BestTracker::new(&plan.eval);
         let mut run = RunState { rows: job.train.len() as u64, recipe: job.recipe.to_owned(), ..RunState::default() };
-        let mut state = fresh_state(plan, &order);
+        let mut state = fresh_state(plan, &order, every);
         if let Some(snapshot) = to_resume(plan)? {
             let read = read_state(job.engine, &snapshot)?;
             if read.rows != run.rows {
@@ -173,6 +176,7 @@ impl<'a, 'h> Session<'a, 'h> {
             hear,
             options,
             order,
+            every,
             rates,
             best,
             run,
@@ -198,11 +202,11 @@ impl<'a, 'h> Session<'a, 'h> {
             let (outcome, rate) = self.step()?;
             self.run.seconds = self.earlier + self.start.elapsed().as_secs_f64();
             self.log(&outcome, rate)?;
-            enough = self.due(self.job.plan.eval.every) && self.evaluate()?;
+            enough = self.due(self.every.eval) && self.evaluate()?;
             let done = self.run.step == total;
             let interrupted = self.job.stop.load(Ordering::Relaxed) && !done && !enough;
-            let last = done && matches!(self.job.plan.output.save, Interval::Steps(_));
-            if self.due(self.job.plan.output.save) || last || interrupted {
+            let last = done && matches!(self.every.save, Interval::Steps(_));
+            if self.due(self.every.save) || last || interrupted {
                 self.save(interrupted)?;
             }
             if interrupted {
@@ -251,15 +255,14 @@ impl<'a, 'h> Session<'a, 'h> {
 
     fn due(&self, interval: Interval) -> bool {
         match interval {
-            Interval::Never => false,
+            Interval::Never | Interval::Share(_) => false,
             Interval::Steps(every) => self.run.step.is_multiple_of(every),
             Interval::Epoch => self.order.ends_epoch(self.run.step),
         }
     }
 
     fn log(&mut self, outcome: &Outcome, rate: f64) -> Result<()> {
-        let plan = &self.job.plan.output;
-        let due = self.due(Interval::Steps(plan.logging_steps)) || (plan.logging_first_step && self.run.step == 1);
+        let due = self.due(self.every.log) || (self.job.plan.output.logging_first_step && self.run.step == 1);
         if !due {
             return Ok(());
         }
@@ -401,7 +404,7 @@ impl<'a, 'h> Session<'a, 'h> {
             }
         }
         self.settle();
-        self.outputs.close(plan, &self.job.saver, &self.state)?;
+        self.outputs.close(self.job, &self.state)?;
         // Last, because a summary in it says that everything else is there.
         self.state.write(&plan.output.dir)?;
         Ok(finished)
@@ -456,20 +459,16 @@ fn replaced(plan: &Plan, step: u64, hear: &mut dyn FnMut(Event)) -> Result<Vec<u
     Ok(replaced)
 }
 
-fn fresh_state(plan: &Plan, order: &Order) -> TrainerState {
-    let every = |interval| match interval {
-        Interval::Steps(steps) => Some(steps),
-        Interval::Never | Interval::Epoch => None,
-    };
+fn fresh_state(plan: &Plan, order: &Order, every: Intervals) -> TrainerState {
     let mut state = TrainerState {
-        logging_steps: plan.output.logging_steps,
         max_steps: order.shape().total_steps(),
         num_train_epochs: order.shape().epochs(),
         train_batch_size: plan.train.micro_batch as u64,
         ..TrainerState::default()
     };
-    state.eval_steps = every(plan.eval.every).unwrap_or(state.eval_steps);
-    state.save_steps = every(plan.output.save).unwrap_or(state.save_steps);
+    state.logging_steps = intervals::steps(every.log).unwrap_or(state.logging_steps);
+    state.eval_steps = intervals::steps(every.eval).unwrap_or(state.eval_steps);
+    state.save_steps = intervals::steps(every.save).unwrap_or(state.save_steps);
     state
 }
 

@@ -1,6 +1,6 @@
 //! What a run leaves in its folders beside the curve: the best weights, the tokenizer as trained with, the cache.
 
-use crate::common::{curve, model, tensors, trainable};
+use crate::common::{curve, history, model, tensors, trainable};
 use std::fs;
 
 /// More loss counts as better, so that the best evaluation is an early one.
@@ -121,4 +121,27 @@ fn an_adapter_goes_on_with_its_own_settings_and_loses_nothing() {
         tensors(&place.path(folder).join("adapter_model.safetensors")).into_keys().collect()
     };
     assert_eq!(names("output"), names("second"));
+}
+
+#[test]
+fn shares_of_a_run_whose_length_the_data_decides() {
+    let shares = "num_train_epochs: 2.5\nval_size: 6\neval_strategy: steps\neval_steps: 0.1\nlogging_steps: 0.2\n";
+    let place = trainable(&format!("{shares}save_steps: 0.3\nmax_steps: -1\n"));
+    place.run(&["train", "train.yaml"]).ok();
+    let state = place.json("output/trainer_state.json");
+    // 24 rows, 4 a step, two and a half times.
+    let numbers = ["max_steps", "eval_steps", "logging_steps", "save_steps"].map(|key| state[key].as_u64().unwrap());
+    assert_eq!(numbers, [15, 2, 3, 5]);
+    let steps = |key: &str| history(&state, key).iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(steps("loss"), [3, 6, 9, 12, 15]);
+    assert_eq!(steps("eval_loss"), [2, 4, 6, 8, 10, 12, 14, 15]);
+    for step in [5, 10, 15] {
+        assert!(place.path(&format!("output/checkpoint-{step}/DONE")).exists(), "{step}");
+    }
+    let run = place.run(&["train", "train.yaml", "load_best_model_at_end=true", "output_dir=best"]);
+    assert_eq!(
+        run.error(),
+        "error: load_best_model_at_end needs save_steps to be a multiple of eval_steps; of 15 steps their shares are 5 and 2 \
+         steps: write `eval_steps: 2` and a multiple of it as save_steps, or the same share for both"
+    );
 }

@@ -193,7 +193,7 @@ pub(super) const EVALUATION: &[Key] = &[
         "eval_steps",
         Float(Range::NotNegative),
         "null",
-        "steps between evaluations; `logging_steps` if not set; below 1 a share of `max_steps`",
+        "steps between evaluations; `logging_steps` if not set; below 1 a share of all steps",
     ),
     works("per_device_eval_batch_size", Int(1), "8", "rows in a batch of an evaluation"),
     works("eval_on_start", Bool, "false", "evaluate before the first step too"),

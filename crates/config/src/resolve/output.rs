@@ -27,7 +27,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
     OutputPlan {
         overwrite: s.bool("overwrite_output_dir"),
         resume: resume(s),
-        logging_steps: train::steps(s, "logging_steps"),
+        log: train::steps(s, "logging_steps"),
         logging_first_step: s.bool("logging_first_step"),
         save: save(s),
         save_total_limit: s.opt_count("save_total_limit"),
@@ -65,10 +65,7 @@ fn save(s: &mut Settings<'_>) -> Interval {
     match s.text("save_strategy").as_str() {
         "epoch" => Interval::Epoch,
         "no" => Interval::Never,
-        _ => match train::steps(s, "save_steps") {
-            0 => Interval::Never,
-            steps => Interval::Steps(steps),
-        },
+        _ => train::steps(s, "save_steps"),
     }
 }
 

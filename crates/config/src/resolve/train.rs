@@ -53,39 +53,19 @@ fn length(s: &mut Settings<'_>) -> RunLength {
     }
 }
 
-/// A number of steps; below 1 a share of `max_steps`, rounded up. Shares of a run whose length only
-/// the data decides can't be known here.
-pub(super) fn steps(s: &mut Settings<'_>, name: &'static str) -> u64 {
+/// An interval in steps, below 1 a share of all steps; 0 means never.
+pub(super) fn steps(s: &mut Settings<'_>, name: &'static str) -> Interval {
     let value = s.float(name);
     if value >= 1.0 && value.fract() != 0.0 {
         s.error(name, format!("`{name}: {value}` is no whole number of steps"), "write a whole number");
     }
     if value > 0.0 && value < 1.0 {
-        let RunLength::Steps(total) = length_of(s) else {
-            s.error(
-                name,
-                format!("`{name}: {value}` is a share of all steps, and their number is not known yet"),
-                "write a number of steps, or set `max_steps`",
-            );
-            return 1;
-        };
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a number of steps"
-        )]
-        return (total as f64 * value).ceil() as u64;
+        return Interval::Share(value);
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "not negative; saturates")]
-    let whole = value as u64;
-    whole
-}
-
-fn length_of(s: &Settings<'_>) -> RunLength {
-    match u64::try_from(s.int("max_steps")) {
-        Ok(steps) if steps > 0 => RunLength::Steps(steps),
-        _ => RunLength::Epochs(s.float("num_train_epochs")),
+    match value as u64 {
+        0 => Interval::Never,
+        whole => Interval::Steps(whole),
     }
 }
 
@@ -93,7 +73,7 @@ pub(super) fn eval(s: &mut Settings<'_>, verb: Verb) -> EvalPlan {
     let every = match s.text("eval_strategy").as_str() {
         "steps" => {
             let name = if s.opt_float("eval_steps").is_some_and(|n| n > 0.0) { "eval_steps" } else { "logging_steps" };
-            Interval::Steps(steps(s, name))
+            steps(s, name)
         }
         "epoch" => Interval::Epoch,
         _ => Interval::Never,
@@ -185,6 +165,14 @@ fn metric(s: &mut Settings<'_>) -> String {
     "eval_loss".to_owned()
 }
 
+fn mixed(s: &mut Settings<'_>, share: f64) {
+    let message = format!(
+        "`load_best_model_at_end` needs `save_steps` to be a multiple of `eval_steps`: one is {share} of all steps, the \
+         other a number of steps"
+    );
+    s.error("load_best_model_at_end", message, "write both as numbers of steps, or the same share for both");
+}
+
 /// The best checkpoint can only be gone back to if it was saved when it was evaluated.
 pub(super) fn check_best_checkpoint(s: &mut Settings<'_>, plan: &Plan) {
     let name = "load_best_model_at_end";
@@ -198,13 +186,23 @@ pub(super) fn check_best_checkpoint(s: &mut Settings<'_>, plan: &Plan) {
     if !plan.eval.load_best {
         return;
     }
-    match (plan.eval.every, plan.output.save) {
-        (Interval::Steps(eval), Interval::Steps(save)) if eval > 0 && save % eval != 0 => {
+    let known = |interval: Interval| match plan.train.length {
+        RunLength::Steps(total) => interval.within(total),
+        RunLength::Epochs(_) => interval,
+    };
+    match (known(plan.eval.every), known(plan.output.save)) {
+        (Interval::Steps(eval), Interval::Steps(save)) if save % eval != 0 => {
             let message =
                 format!("`{name}` needs `save_steps` to be a multiple of `eval_steps`: {save} and {eval} are not");
             s.error(name, message, &format!("write `save_steps: {eval}`"));
         }
-        (Interval::Steps(_), Interval::Steps(_)) | (Interval::Epoch, Interval::Epoch) | (Interval::Never, _) => {}
+        (Interval::Steps(_), Interval::Share(save)) => mixed(s, save),
+        (Interval::Share(eval), Interval::Steps(_)) => mixed(s, eval),
+        // Whether shares come out as multiples, the run finds out before its first step.
+        (Interval::Steps(_), Interval::Steps(_))
+        | (Interval::Share(_), Interval::Share(_))
+        | (Interval::Epoch, Interval::Epoch)
+        | (Interval::Never, _) => {}
         _ => {
             let (eval, save) = (s.text("eval_strategy"), s.text("save_strategy"));
             let message =
