@@ -285,7 +285,7 @@ fn merged(plan: &Plan, files: &mut OpenModel, tokenizer: &Tokenizer) -> Result<(
     let given = adapters(&plan.model)?;
     let config = configuration(plan, files, tokenizer, &given)?;
     let model = Model::new(&config, dtype(plan.model.precision), None, false)?;
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), false);
     engine.load(&*weights(plan, files, &model), &given, None, plan.train.seed)?;
     Ok((model, engine))
 }
@@ -333,7 +333,7 @@ pub(crate) fn open_for_training(
     let tuning = with_new_rows(&tuning, grown);
     let model = Model::new(&config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
     let plus = matches!(&tuning, Tuning::Lora(lora) if lora.plus.is_some());
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), plus);
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), plus);
     engine.load(&*weights(plan, files, &model), &given, continued.as_ref(), plan.train.seed)?;
     Ok(Training { model, engine, tuning, continued: continued.map(|last| last.adapter.config) })
 }

@@ -12,7 +12,7 @@ mod file;
 use std::sync::Arc;
 
 pub(crate) use file::{Cached, Writer, open};
-use file::{IndexEntry, Map};
+use file::{IndexEntry, Map, Set};
 
 /// Rows of a training or evaluation set: memory-mapped, immutable, cheap to clone.
 #[derive(Debug, Clone)]
@@ -24,6 +24,7 @@ pub struct Rows {
     tokens: u64,
     label_tokens: u64,
     longest: usize,
+    largest_id: u32,
 }
 
 /// One row.
@@ -43,12 +44,13 @@ pub struct Row<'a> {
 }
 
 impl Rows {
-    fn new(map: Arc<Map>, first: usize, len: usize, isolated: bool) -> Self {
+    fn new(map: Arc<Map>, set: &Set) -> Self {
+        let Set { first, len, isolated, largest_id, .. } = *set;
         let index = &map.index()[first..first + len];
         let tokens = index.iter().map(|entry| u64::from(entry.len)).sum();
         let label_tokens = index.iter().map(|entry| u64::from(entry.labels)).sum();
         let longest = index.iter().map(|entry| entry.len as usize).max().unwrap_or(0);
-        Self { map, first, len, isolated, tokens, label_tokens, longest }
+        Self { map, first, len, isolated, tokens, label_tokens, longest, largest_id }
     }
 
     /// Number of rows.
@@ -74,6 +76,11 @@ impl Rows {
     /// Tokens of the longest row.
     pub fn max_len(&self) -> usize {
         self.longest
+    }
+
+    /// Largest token id; 0 if there are no rows.
+    pub fn largest_id(&self) -> u32 {
+        self.largest_id
     }
 
     /// Tokens and tokens with a loss of row `i`, without touching its data.

@@ -10,6 +10,7 @@ use ferrotune_checkpoint::FolderWriter;
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
+use ferrotune_data::rows::Rows;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::Model;
 use ferrotune_train::engine::Engine;
@@ -227,7 +228,7 @@ fn one_line(text: &str) -> String {
 fn check_vocabulary(model: &Model, tokenizer: &Tokenizer, prepared: &Prepared) -> Result<(), Failure> {
     let size = model.config().vocab_size;
     let sets = prepared.train.iter().chain(prepared.eval.iter().map(|(_, rows)| rows));
-    let largest = sets.flat_map(|rows| rows.iter()).flat_map(|row| row.input_ids.iter().copied()).max();
+    let largest = sets.map(Rows::largest_id).max();
     match largest {
         Some(id) if id as usize >= size => {
             let token = tokenizer.id_to_token(id).unwrap_or_default();

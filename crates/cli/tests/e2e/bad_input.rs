@@ -188,6 +188,24 @@ error: dataset `dd` is not in data/dataset_info.json; did you mean `d`?
 }
 
 #[test]
+fn tokens_beyond_the_embedding() {
+    let tokens: Vec<String> = (0..40).map(|i| format!("<|new_{i}|>")).collect();
+    let tokens = format!("add_special_tokens={}", tokens.join(","));
+    let place = with_data("d.json", json!([{"instruction": "a <|new_39|>", "output": "b"}]).to_string());
+    // Encoded the first time, found in the cache the second.
+    for _ in 0..2 {
+        let run = train(&place, &[&tokens]);
+        let (before, after) = run.error().split_once(" has id ").unwrap();
+        assert_eq!(before, "error: token `<|new_39|>`");
+        let id = after.split(',').next().unwrap().parse::<u32>().unwrap();
+        let error = "but the model's embedding has 1024 rows; if tokens were added, set resize_vocab: true; otherwise the \
+                     tokenizer is of another model";
+        assert!(id >= 1024 && after.ends_with(error), "{after}");
+        assert_eq!(run.code, Some(1));
+    }
+}
+
+#[test]
 fn adapters_that_do_not_fit() {
     let place = trainable("");
     let other = format!("adapter_name_or_path={}", fixtures().join("train/llama3rope_lora/init_adapter").display());

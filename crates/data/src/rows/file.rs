@@ -19,7 +19,7 @@ use crate::read::read_at;
 use crate::report::Report;
 
 const MAGIC: [u8; 8] = *b"ft rows\n";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Begins the name of a file in the making.
 const UNFINISHED: &str = ".rows-";
 /// Read back as another number on a machine of the other byte order.
@@ -82,11 +82,13 @@ struct Contents {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Set {
+pub(super) struct Set {
     name: String,
-    first: usize,
-    len: usize,
-    isolated: bool,
+    pub(super) first: usize,
+    pub(super) len: usize,
+    pub(super) isolated: bool,
+    /// Largest token id.
+    pub(super) largest_id: u32,
 }
 
 /// The mapped file.
@@ -191,7 +193,7 @@ fn map(file: &File, header: &Header, contents: Contents) -> io::Result<Option<Ca
         return Ok(None);
     }
     let map = Arc::new(map);
-    let open = |set: Set| (set.name, Rows::new(Arc::clone(&map), set.first, set.len, set.isolated));
+    let open = |set: Set| (set.name.clone(), Rows::new(Arc::clone(&map), &set));
     let sets = contents.sets.into_iter().map(open).collect();
     Ok(Some(Cached { sets, report: contents.report }))
 }
@@ -224,7 +226,7 @@ impl<'a> Writer<'a> {
 
     /// The rows pushed from now on belong to the set `name`.
     pub(crate) fn begin_set(&mut self, name: &str, isolated: bool) {
-        self.sets.push(Set { name: name.to_owned(), first: self.index.len(), len: 0, isolated });
+        self.sets.push(Set { name: name.to_owned(), first: self.index.len(), len: 0, isolated, largest_id: 0 });
     }
 
     /// Adds a row to the set begun last; whether it is isolated, the set says.
@@ -242,6 +244,7 @@ impl<'a> Writer<'a> {
         });
         let set = self.sets.last_mut().expect("begin_set comes before push");
         set.len += 1;
+        set.largest_id = row.input_ids.iter().fold(set.largest_id, |largest, &id| largest.max(id));
         self.words += (2 * row.input_ids.len() + row.segments.len()) as u64;
         let parts: [&[u8]; 3] =
             [bytemuck::cast_slice(row.input_ids), bytemuck::cast_slice(row.labels), bytemuck::cast_slice(row.segments)];

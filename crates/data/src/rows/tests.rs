@@ -30,6 +30,7 @@ fn check(cached: &Cached) {
     assert_eq!(train.get(0), row(&[1, 2, 3], &[-100, 2, 3], &[3], (0, 0)));
     assert_eq!(train.get(1), row(&[4, 5], &[-100, -100], &[1, 1], (0, 2)));
     assert_eq!(train.size(0), (3, 2));
+    assert_eq!((train.largest_id(), validation.largest_id()), (5, 6));
     assert_eq!(validation.get(0), Row { isolated: true, ..row(&[6], &[6], &[1], (1, 9)) });
     assert_eq!(train.iter().len(), 2);
 }
