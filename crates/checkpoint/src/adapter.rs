@@ -23,6 +23,8 @@ const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the model's own names.
 const PREFIX: &str = "base_model.model.";
+/// Modules that can share their weights.
+const SHARED: [&str; 2] = ["embed_tokens", "lm_head"];
 /// How many differences an error tells.
 const MAX_TOLD: usize = 5;
 
@@ -148,9 +150,27 @@ impl Adapter {
     /// Whether it changes the embedding or the head by itself, so that weights which the two share become two.
     pub fn separates_head(&self) -> bool {
         let tied = self.config.other.get("ensure_weight_tying").and_then(Value::as_bool).unwrap_or(false);
-        let ends = |name: &str| ["embed_tokens", "lm_head"].iter().any(|end| name.ends_with(end));
+        let ends = |name: &str| SHARED.iter().any(|end| name.ends_with(end));
         let saved = self.saved.keys().any(|name| name.strip_suffix(".weight").is_some_and(ends));
         !tied && (saved || self.modules.keys().any(|module| ends(module)))
+    }
+
+    /// Checks that a run can go on training it as it is: pairs of linear layers inside the blocks, of one rank and scale.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] with what can be merged only; `path` is the adapter's folder.
+    pub fn check_continues(&self, path: &Path) -> Result<()> {
+        let ends = |module: &&String| SHARED.iter().any(|end| module.ends_with(end));
+        let patterns = [("rank_pattern", &self.config.rank_pattern), ("alpha_pattern", &self.config.alpha_pattern)];
+        let what = match (self.modules.keys().find(ends), patterns.iter().find(|(_, pattern)| !pattern.is_empty())) {
+            (Some(module), _) => format!("has low-rank weights on {module}"),
+            (None, Some((name, _))) => format!("sets {name}"),
+            (None, None) => return Ok(()),
+        };
+        let reason = format!(
+            "it {what}, with which it can't go on training; create_new_adapter: true merges it and trains another"
+        );
+        Err(Error::Adapter { path: path.to_path_buf(), reason })
     }
 
     /// Writes the two files, with PEFT's names.
@@ -209,6 +229,9 @@ fn read_config(folder: &Path) -> Result<AdapterConfig> {
     ];
     if let Some((_, what)) = unsupported.into_iter().find(|(wrong, _)| *wrong) {
         return Err(json(format!("{what}; only LoRA adapters without biases are supported")));
+    }
+    if let Some((what, cure)) = config::other_meaning(&config) {
+        return Err(json(format!("{what}; {cure}")));
     }
     if config.r == 0 {
         return Err(json("r is 0".into()));
@@ -292,6 +315,9 @@ fn pair(config: &AdapterConfig, module: &str, parts: Parts) -> Result<LoraWeight
     };
     if a_rank != rank || b_rank != rank {
         return Err(format!("'{module}' has rank {a_rank} in A and {b_rank} in B, {CONFIG} says {rank}"));
+    }
+    if config.use_dora && embedding {
+        return Err(format!("'{module}' is an embedding with DoRA; merge the adapter with PEFT's merge_and_unload"));
     }
     let magnitude = match config.use_dora {
         true => Some(take(Part::Magnitude)?),

@@ -5,6 +5,7 @@
 //! Names here are ferrotune's own: other tools' spellings are translated in `keys.rs` and nowhere else.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A whole run, as resolved from a recipe, its overrides and the defaults.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +20,8 @@ pub struct Plan {
     pub data: DataPlan,
     /// Steps, rates, accumulation.
     pub train: TrainPlan,
+    /// How the work is split over ranks.
+    pub parallel: ParallelPlan,
     /// Evaluation during training.
     pub eval: EvalPlan,
     /// What is written where, and when.
@@ -301,6 +304,68 @@ pub struct TrainPlan {
     pub drop_last: bool,
     /// Trainable weights of `full` and `freeze` in the recipe's dtype instead of f32 (`pure_bf16`).
     pub pure_bf16: bool,
+}
+
+/// How the work is split over ranks, as far as the recipe says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParallelPlan {
+    /// What is split; `None` leaves it to the memory and the links that are found.
+    pub strategy: Option<Strategy>,
+    /// Optimiser states lie in host memory (`offload_optimizer`).
+    pub offload_optimizer: bool,
+    /// Shards of weights lie in host memory (`offload_param`).
+    pub offload_parameters: bool,
+    /// Gathers and reductions run beside the computation.
+    pub overlap: bool,
+    /// A step's rows are laid into micro-batches of at most so many tokens, instead of so many rows.
+    pub max_tokens_per_micro_batch: Option<usize>,
+    /// How long nothing may be heard of a rank before it counts as dead.
+    pub peer_timeout: Duration,
+    /// How long missing ranks are waited for at the start.
+    pub join_timeout: Duration,
+    /// Data and output folders are the same on all nodes (`data_shared_file_system`).
+    pub shared_disk: bool,
+    /// Each node writes the model's files (`save_on_each_node`).
+    pub save_on_each_node: bool,
+}
+
+/// What is split over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// Nothing but the rows.
+    Replicate,
+    /// Optimiser states.
+    Zero1,
+    /// Optimiser states and gradients.
+    Zero2,
+    /// Optimiser states, gradients and weights.
+    Zero3,
+    /// All of these inside groups of so many ranks (a node's, if not said), which are replicas of each other.
+    Hybrid {
+        /// Ranks in a group.
+        shards: Option<usize>,
+    },
+    /// Consecutive blocks on so many consecutive ranks (a node's, if not said), which are replicas of each other.
+    Pipeline {
+        /// Ranks in a pipe.
+        stages: Option<usize>,
+    },
+}
+
+impl Default for ParallelPlan {
+    fn default() -> Self {
+        Self {
+            strategy: None,
+            offload_optimizer: false,
+            offload_parameters: false,
+            overlap: true,
+            max_tokens_per_micro_batch: None,
+            peer_timeout: Duration::from_secs(10),
+            join_timeout: Duration::from_secs(15 * 60),
+            shared_disk: false,
+            save_on_each_node: false,
+        }
+    }
 }
 
 /// When a run ends.

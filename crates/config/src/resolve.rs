@@ -11,7 +11,7 @@ mod schedule;
 mod train;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::Plan;
+use crate::plan::{ParallelPlan, Plan};
 use crate::recipe::Recipe;
 use crate::settings::Settings;
 
@@ -44,6 +44,7 @@ impl Plan {
             tuning: model::tuning(s),
             data: data::data(s, stage, verb),
             train: train::train(s),
+            parallel: ParallelPlan::default(),
             eval: train::eval(s, verb),
             output: output::output(s, verb),
             generation: output::generation(s),

@@ -1,20 +1,42 @@
 //! The collectives that strategies are made of.
 //!
 //! They follow structure, never data: every rank calls the same ones in the same order with the same lengths, whatever
-//! its micro-batch held.
+//! its micro-batch held. A collective is begun here and carried out beside the computation; its [`Ticket`] is waited for
+//! where the result is needed.
 
+use crate::Pulse;
 use ferrotune_tensor::Tensor;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
 
-/// Why a collective failed. Which rank, and what it was about.
-#[derive(Debug, thiserror::Error)]
+/// Why a collective failed: which rank, and what it was about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommError {
-    /// A peer is gone.
-    #[error("rank {rank} is gone: {reason}")]
+    /// A peer is gone: its connection ended, or nothing was heard of it for too long.
+    #[error("rank {rank} ({host}) is gone: {reason}; it was {doing}")]
     PeerLost {
         /// Which.
         rank: usize,
-        /// What was seen of it.
+        /// The name of its machine.
+        host: String,
+        /// What was seen.
         reason: String,
+        /// What it did when it was last heard of.
+        doing: String,
+    },
+    /// A peer ended its part of the run by itself and said why.
+    #[error("rank {rank} ({host}) stopped: {reason}; it was {doing}")]
+    PeerFailed {
+        /// Which.
+        rank: usize,
+        /// The name of its machine.
+        host: String,
+        /// Its own error.
+        reason: String,
+        /// What it did.
+        doing: String,
     },
     /// The ranks are out of step.
     #[error("rank {rank} called {theirs} where this rank called {ours}")]
@@ -26,44 +48,103 @@ pub enum CommError {
         /// Ours.
         ours: String,
     },
+    /// This rank's own [`Comm::fail`] ended it.
+    #[error("this rank ended its part of the run: {0}")]
+    Ended(String),
 }
 
 /// A collective under way. It holds its buffers until it is waited for, so that they are counted as live.
 #[must_use = "a collective is over only after `wait`"]
 pub struct Ticket {
-    result: Result<(), CommError>,
+    state: State,
     hold: Vec<Tensor>,
+}
+
+enum State {
+    Ready(Result<(), CommError>),
+    Pending { done: Receiver<Result<(), CommError>>, pulse: Arc<Pulse> },
 }
 
 impl Ticket {
     /// A collective that ended at once.
     pub fn done(hold: Vec<Tensor>) -> Self {
-        Self { result: Ok(()), hold }
+        Self { state: State::Ready(Ok(())), hold }
+    }
+
+    /// A collective that couldn't begin.
+    pub fn failed(error: CommError) -> Self {
+        Self { state: State::Ready(Err(error)), hold: Vec::new() }
+    }
+
+    /// A collective that another thread carries out; it sends the result when its loans are dropped.
+    pub fn pending(done: Receiver<Result<(), CommError>>, pulse: Arc<Pulse>, hold: Vec<Tensor>) -> Self {
+        Self { state: State::Pending { done, pulse }, hold }
     }
 
     /// Waits for the end.
+    ///
+    /// # Errors
+    /// If a rank is lost or out of step.
     pub fn wait(self) -> Result<(), CommError> {
+        let result = match self.state {
+            State::Ready(result) => result,
+            State::Pending { done, pulse } => {
+                let start = Instant::now();
+                let ended = || Err(CommError::Ended("its communication thread ended".into()));
+                let result = done.recv().unwrap_or_else(|_| ended());
+                pulse.waited(start.elapsed());
+                result
+            }
+        };
         drop(self.hold);
-        self.result
+        result
     }
 }
 
-/// Communication between the ranks of a run.
+/// Communication between the ranks of a run, or of a group of them.
 pub trait Comm {
-    /// This process's number.
+    /// This process's number, in this group.
     fn rank(&self) -> usize;
     /// How many there are.
     fn world(&self) -> usize;
-    /// Sums `buffer` over all ranks, in place.
+    /// Sums the f32 `buffer` over all ranks, in place; all ranks get the same bits.
     fn all_reduce(&self, buffer: &Tensor) -> Ticket;
-    /// Sums `full` over all ranks and leaves this rank's part in `shard` (`full` is `world` shards long).
+    /// Sums the f32 `full` over all ranks and leaves this rank's part in `shard`; `full` is `world` shards long and
+    /// undefined afterwards, except where `shard` is a view of it, which must be the part of this rank.
     fn reduce_scatter(&self, full: &Tensor, shard: &Tensor) -> Ticket;
-    /// Puts all ranks' `shard`s one behind the other into `full`.
+    /// Puts all ranks' `shard`s one behind the other into `full`, of any type. `shard` may be this rank's part of `full`.
     fn all_gather(&self, shard: &Tensor, full: &Tensor) -> Ticket;
-    /// Sends `buffer` of rank `root` to all.
+    /// Copies `buffer` of rank `root`, of any type, to all.
     fn broadcast(&self, buffer: &Tensor, root: usize) -> Ticket;
-    /// Sums a few numbers over all ranks, in rank order.
+    /// Sends `buffer` to rank `to`; the call that it meets is that rank's [`recv`](Self::recv) of the same length. Never
+    /// waits for the receiver to begin.
+    fn send(&self, buffer: &Tensor, to: usize) -> Ticket;
+    /// Receives what rank `from` sends into `buffer`.
+    fn recv(&self, buffer: &Tensor, from: usize) -> Ticket;
+    /// Sums a few numbers over all ranks, in rank order: the same bits everywhere.
+    ///
+    /// # Errors
+    /// If a rank is lost or out of step.
     fn sum(&self, values: &mut [f64]) -> Result<(), CommError>;
+    /// Every rank's bytes at every rank, in rank order. Lengths may differ.
+    ///
+    /// # Errors
+    /// If a rank is lost or out of step.
+    fn exchange(&self, mine: &[u8]) -> Result<Vec<Vec<u8>>, CommError>;
     /// Returns once all ranks have called it.
+    ///
+    /// # Errors
+    /// If a rank is lost or out of step.
     fn barrier(&self) -> Result<(), CommError>;
+    /// Communication among some of these ranks, `ranks` ascending and this one among them. Costs nothing and
+    /// talks to nobody; collectives of different groups must still be begun in one order by ranks that share both.
+    fn group(&self, ranks: &[usize]) -> Rc<dyn Comm>;
+    /// Ends the run for all ranks: the others' collectives fail with this rank's number and `reason`.
+    fn fail(&self, reason: &str);
+    /// Why the run has ended, if it has; cheap enough to be asked at every segment.
+    fn ended(&self) -> Option<CommError>;
+    /// Bytes sent so far to each rank of the whole run.
+    fn traffic(&self) -> Vec<u64>;
+    /// What this rank is doing, for the others and for whoever watches.
+    fn pulse(&self) -> &Arc<Pulse>;
 }

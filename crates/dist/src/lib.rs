@@ -3,7 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod comm;
+mod mesh;
+mod pulse;
 mod solo;
 
 pub use comm::{Comm, CommError, Ticket};
+pub use mesh::{Layout, Mesh, Place};
+pub use pulse::{Activity, Beat, Pulse};
 pub use solo::Solo;

@@ -16,4 +16,4 @@ pub use device::{Device, Fault, Kind, Track};
 pub use dtype::DType;
 pub use shape::Shape;
 pub use tape::{Grads, Host, Param, ParamInfo, Phase, Segment, Tape, Var};
-pub use tensor::Tensor;
+pub use tensor::{Lent, Tensor};

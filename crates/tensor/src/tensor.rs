@@ -25,6 +25,38 @@ impl Drop for Storage {
     }
 }
 
+/// A tensor's bytes on loan to another thread: a collective under way.
+///
+/// The lender keeps the tensor alive and unread until the loan ends (a collective's ticket sees to both).
+pub struct Lent {
+    storage: Arc<Storage>,
+    ptr: Option<*mut u8>,
+    bytes: usize,
+}
+
+// SAFETY: the bytes stay where they are as long as the storage lives; freeing it goes through the device's lock; and
+// only the borrower touches them until the loan ends.
+unsafe impl Send for Lent {}
+
+impl Lent {
+    /// The bytes; none where the device doesn't execute.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: in bounds by the tensor's construction, alive through `storage`, and lent to this thread alone.
+        self.ptr.map_or(&[], |ptr| unsafe { std::slice::from_raw_parts(ptr, self.bytes) })
+    }
+
+    /// The bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above.
+        self.ptr.map_or(&mut [], |ptr| unsafe { std::slice::from_raw_parts_mut(ptr, self.bytes) })
+    }
+
+    /// The device the bytes lie on.
+    pub fn device(&self) -> &Device {
+        &self.storage.device
+    }
+}
+
 /// A contiguous row-major tensor.
 #[derive(Clone)]
 pub struct Tensor {
@@ -110,6 +142,12 @@ impl Tensor {
         Arc::strong_count(&self.storage) == 1
     }
 
+    /// Whether both name the same bytes.
+    pub fn same_bytes(&self, other: &Self) -> bool {
+        let alike = self.offset == other.offset && self.bytes() == other.bytes();
+        alike && Arc::ptr_eq(&self.storage, &other.storage)
+    }
+
     /// Fills it with zeros.
     pub fn zero(&self) {
         self.with_bytes_mut(|bytes| bytes.fill(0));
@@ -132,6 +170,11 @@ impl Tensor {
             // SAFETY: as in `with_bytes_mut`.
             read(unsafe { std::slice::from_raw_parts(ptr, self.bytes()) });
         }
+    }
+
+    /// Lends its bytes to another thread. Nobody else may touch them until the loan is dropped.
+    pub fn lend(&self) -> Lent {
+        Lent { storage: self.storage.clone(), ptr: self.ptr(), bytes: self.bytes() }
     }
 
     /// Copies values in, converted to its dtype.

@@ -98,7 +98,7 @@ fn case(dtype: &str, shape: &str, mode: &str) {
     });
     let element = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
     let model = Model::new(&config(), element, Some(&tuning), false).expect("a model");
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo), false);
+    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), false);
     let shapes = model.parameters().iter().map(|p| (p.param.name.clone(), p.param.shape.dims().to_vec()));
     engine.load(&Noise(shapes.collect()), &[], None, 1).expect("weights");
     let options = StepOptions {

@@ -13,7 +13,7 @@ use std::rc::Rc;
 /// Counts a step over `lengths`, one row each, in one micro-batch.
 pub fn predict(model: &Model, options: &StepOptions, lengths: &[usize]) -> Result<Track> {
     let device = Device::meta();
-    let engine = Engine::new(&device, model, Rc::new(Solo), options.plus.is_some());
+    let engine = Engine::new(&device, model, Rc::new(Solo::default()), options.plus.is_some());
     let rows: Vec<Flat> = lengths.iter().map(|&len| Flat::new(len)).collect();
     let samples: Vec<Sample<'_>> =
         rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect();

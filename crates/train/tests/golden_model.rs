@@ -96,7 +96,7 @@ fn setup(name: &str, tuning: &Tuning, adapter: bool) -> Setup {
     let config = Config::from_json(&serde_json::from_slice(&json).unwrap()).unwrap();
     let device = Device::cpu();
     let model = Model::new(&config, DType::F32, Some(tuning), false).unwrap();
-    let engine = Engine::new(&device, &model, Rc::new(Solo), false);
+    let engine = Engine::new(&device, &model, Rc::new(Solo::default()), false);
     let weights = open(&files.join("model.safetensors"));
     if adapter {
         let read = Adapter::read(&folder.join("adapter")).unwrap();

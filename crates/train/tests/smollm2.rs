@@ -34,7 +34,7 @@ fn log_probabilities_and_greedy_tokens() {
     let files = open_model(Path::new(&path)).unwrap();
     let device = Device::cpu();
     let model = Model::new(&Config::from_json(&files.config).unwrap(), DType::F32, None, false).unwrap();
-    let engine = Engine::new(&device, &model, Rc::new(Solo), false);
+    let engine = Engine::new(&device, &model, Rc::new(Solo::default()), false);
     engine.load(&*files.tensors, &[], None, 1).unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/smollm2/forward.json");
     let golden: Value = serde_json::from_slice(&std::fs::read(fixture).unwrap()).unwrap();

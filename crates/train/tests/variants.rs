@@ -30,7 +30,7 @@ fn every_setting_gives_transformers_logits_at_once_and_token_by_token() {
         let config = Config::from_json(&json).unwrap_or_else(|e| panic!("{name}: {e}"));
         let device = Device::cpu();
         let model = Model::new(&config, DType::F32, None, false).unwrap();
-        let engine = Engine::new(&device, &model, Rc::new(Solo), false);
+        let engine = Engine::new(&device, &model, Rc::new(Solo::default()), false);
         engine.load(&SafetensorsFile::open(&folder.join("model.safetensors")).unwrap(), &[], None, 1).unwrap();
         let expected = SafetensorsFile::open(&folder.join("expected.safetensors")).unwrap();
         let want = expected.read_f32("logits").unwrap();

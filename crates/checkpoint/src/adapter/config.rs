@@ -195,3 +195,33 @@ pub(super) fn irregular_pattern(config: &AdapterConfig) -> Option<&str> {
     let keys = config.rank_pattern.keys().chain(config.alpha_pattern.keys());
     keys.map(String::as_str).find(|key| !plain(key))
 }
+
+/// Ways to initialise that take something out of the base weights, to which PEFT does it again when it loads.
+const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Keys that give the pairs another meaning than `W + s B A`.
+const VARIANTS: [&str; 8] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
+/// What makes the adapter mean something else than a low-rank update of the model's own weights, and the cure.
+pub(super) fn other_meaning(config: &AdapterConfig) -> Option<(String, &'static str)> {
+    let init = config.init_lora_weights.as_str().unwrap_or_default();
+    if CHANGES_BASE.iter().any(|kind| init.to_ascii_lowercase().starts_with(kind)) {
+        let cure = "it adds to weights that this initialisation changed, not to the model's: convert it (LLaMA-Factory's \
+                    pissa_convert, PEFT's path_initial_model_for_weight_conversion), or, if model_name_or_path is the changed \
+                    model, write true there";
+        return Some((format!("init_lora_weights is {init}"), cure));
+    }
+    let used =
+        |key: &&&str| config.other.get(**key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+    let cure = "only plain LoRA, rsLoRA and DoRA are supported: merge it with PEFT's merge_and_unload";
+    VARIANTS.iter().find(used).map(|key| (format!("{key} is set"), cure))
+}

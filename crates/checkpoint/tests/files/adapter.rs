@@ -141,8 +141,12 @@ fn what_cannot_be_right_is_refused() {
     let b: Filled<'_> = ("q.lora_B.weight", &[4, 2], 1.0);
     let m: Filled<'_> = ("q.lora_magnitude_vector", &[4], 1.0);
     let none = json!({});
-    assert_eq!(read_changed(&[a, b], &none), "read");
-    let cases: [(&[Filled<'_>], Value, &str); 16] = [
+    for harmless in [json!({}), json!({"init_lora_weights": "gaussian", "use_qalora": false, "arrow_config": null})] {
+        assert_eq!(read_changed(&[a, b], &harmless), "read");
+    }
+    let embedding: [Filled<'_>; 3] =
+        [("e.lora_embedding_A", a.1, 1.0), ("e.lora_embedding_B", b.1, 1.0), ("e.lora_magnitude_vector", &[4], 1.0)];
+    let cases: [(&[Filled<'_>], Value, &str); 21] = [
         (&[], none.clone(), "holds no tensor"),
         (&[a], none.clone(), "'q' lacks its tensor 'lora_B.weight'"),
         (&[b], none.clone(), "'q' lacks its tensor 'lora_A.weight'"),
@@ -158,6 +162,15 @@ fn what_cannot_be_right_is_refused() {
         (&[("q.lora_A.default.weight", a.1, 1.0)], none, "save_pretrained"),
         (&[a, b], json!({"peft_type": "IA3"}), "peft_type is IA3"),
         (&[a, b], json!({"bias": "all"}), "bias is all"),
+        (
+            &[a, b],
+            json!({"init_lora_weights": "pissa_niter_16"}),
+            "init_lora_weights is pissa_niter_16; it adds to weights",
+        ),
+        (&[a, b], json!({"init_lora_weights": "olora"}), "init_lora_weights is olora"),
+        (&[a, b], json!({"alora_invocation_tokens": [7]}), "alora_invocation_tokens is set; only plain LoRA"),
+        (&[a, b], json!({"trainable_token_indices": [7]}), "trainable_token_indices is set"),
+        (&embedding, json!({"use_dora": true}), "'e' is an embedding with DoRA"),
         (&[a, b], json!({"r": -1}), "adapter_config.json: "),
     ];
     for (tensors, config, expected) in cases {
@@ -174,6 +187,25 @@ fn what_cannot_be_right_is_refused() {
     missing("has no adapter_model.safetensors; the adapter's weights are missing");
     fs::write(dir.path().join("adapter_model.bin"), "").unwrap();
     missing("adapter_model.bin is in PyTorch's pickle format");
+}
+
+#[test]
+fn what_can_only_be_merged_does_not_go_on_training() {
+    let said = |adapter: &Adapter| {
+        adapter.check_continues(Path::new("a")).map_or_else(|e| e.to_string(), |()| "goes on".into())
+    };
+    let mut adapter = sample();
+    assert_eq!(
+        said(&adapter),
+        "adapter a: it has low-rank weights on model.embed_tokens, with which it can't go on training; create_new_adapter: \
+         true merges it and trains another"
+    );
+    adapter.modules.remove("model.embed_tokens");
+    assert_eq!(said(&adapter), "goes on");
+    adapter.config.alpha_pattern.insert("q_proj".into(), 64.into());
+    assert!(said(&adapter).contains("it sets alpha_pattern, "), "{}", said(&adapter));
+    adapter.config.rank_pattern.insert("q_proj".into(), 2.into());
+    assert!(said(&adapter).contains("it sets rank_pattern, "), "{}", said(&adapter));
 }
 
 #[test]
