@@ -9,6 +9,7 @@ use crate::{Batch, Config, ModelError, Trainables};
 use ferrotune_config::plan::Tuning;
 use ferrotune_tensor::ops::{self, Linear, Lora};
 use ferrotune_tensor::{DType, Param, Segment, Shape, Tape, Tensor, Var};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Gate, up and down projection: `down(silu(gate(x)) * up(x))`.
@@ -138,31 +139,55 @@ impl Model {
         (1..=self.blocks.len()).contains(&segment.0)
     }
 
-    /// The residual stream after the last block, `[t, hidden_size]`; `look` is shown each segment's output.
-    fn hidden(&self, t: &Tape<'_>, batch: &Rc<Batch>, mut look: impl FnMut(Segment, &Tensor)) -> Var {
-        let (embed, of, activations) = (self.embed.clone(), batch.clone(), self.activations);
-        let mut x = t.segment(Segment(0), None, move |t, _| {
-            let x = ops::embedding(t, &of.ids, &embed, activations);
-            match &of.noise {
-                Some(noise) if noise.embedding_alpha > 0.0 => ops::embedding_noise(t, x, noise),
-                _ => x,
-            }
-        });
-        for (i, block) in self.blocks.iter().enumerate() {
-            let (block, of) = (block.clone(), batch.clone());
-            look(Segment(i), &x.value);
-            x = t.segment(Segment(i + 1), Some(x), move |t, x| {
-                block.forward(t, &x.expect("a block is given its input"), &of)
-            });
-        }
-        look(Segment(self.blocks.len()), &x.value);
-        x
+    /// All segments, in order.
+    pub fn span(&self) -> Range<usize> {
+        0..self.segments()
     }
 
-    /// The loss over the batch's label rows, times `options.scale`; its sum and the number of right guesses are added to
-    /// `batch.stats`.
-    pub fn loss(&self, t: &Tape<'_>, batch: &Rc<Batch>, options: LossOptions) -> Var {
-        let x = self.hidden(t, batch, |_, _| {});
+    /// The segments of `span` on top of `x`, which is `None` where the span begins with the embedding. The result is the
+    /// residual stream, `[t, hidden_size]`, or the loss where the span ends with the head: the sum over the batch's label
+    /// rows times `options.scale`; the unscaled sum and the number of right guesses are added to `batch.targets`.
+    pub fn forward(
+        &self,
+        t: &Tape<'_>,
+        batch: &Rc<Batch>,
+        span: Range<usize>,
+        x: Option<Var>,
+        options: LossOptions,
+    ) -> Var {
+        let head = self.blocks.len() + 1;
+        let x = self.stream(t, batch, span.start..span.end.min(head), x, |_, _| {});
+        if span.end <= head { x } else { self.head_loss(t, batch, x, options) }
+    }
+
+    /// The residual stream after the segments of `span`, the head not among them; `look` is shown each one's output.
+    fn stream(
+        &self,
+        t: &Tape<'_>,
+        batch: &Rc<Batch>,
+        span: Range<usize>,
+        mut x: Option<Var>,
+        mut look: impl FnMut(Segment, &Tensor),
+    ) -> Var {
+        for segment in span.map(Segment) {
+            let of = batch.clone();
+            let y = match segment.0.checked_sub(1).map(|layer| self.blocks[layer].clone()) {
+                None => {
+                    let (embed, activations) = (self.embed.clone(), self.activations);
+                    t.segment(segment, None, move |t, _| embed_tokens(t, &embed, &of, activations))
+                }
+                Some(block) => t.segment(segment, x.take(), move |t, x| {
+                    block.forward(t, &x.expect("a block is given its input"), &of)
+                }),
+            };
+            look(segment, &y.value);
+            x = Some(y);
+        }
+        x.expect("a span without segments is given its input")
+    }
+
+    /// The last segment: the final norm, the head and the loss.
+    fn head_loss(&self, t: &Tape<'_>, batch: &Rc<Batch>, x: Var, options: LossOptions) -> Var {
         let (norm, head, of, eps) = (self.norm.clone(), self.head.clone(), batch.clone(), self.config.rms_norm_eps);
         t.segment(Segment(self.blocks.len() + 1), Some(x), move |t, x| {
             let x = ops::rmsnorm(t, &x.expect("the head is given its input"), &norm, eps);
@@ -171,24 +196,36 @@ impl Model {
         })
     }
 
-    /// The first part of the model, in the order of the forward pass, whose output holds an infinite value or NaN.
-    pub fn first_bad_part(&self, t: &Tape<'_>, batch: &Rc<Batch>) -> Option<String> {
+    /// The loss of the whole model: [`forward`](Self::forward) over all segments.
+    pub fn loss(&self, t: &Tape<'_>, batch: &Rc<Batch>, options: LossOptions) -> Var {
+        self.forward(t, batch, self.span(), None, options)
+    }
+
+    /// The first of the segments of `span`, in the order of the forward pass, whose output holds an infinite value or NaN;
+    /// and the residual stream behind it.
+    pub fn first_bad_part(
+        &self,
+        t: &Tape<'_>,
+        batch: &Rc<Batch>,
+        span: Range<usize>,
+        x: Option<Var>,
+    ) -> (Option<String>, Var) {
         let mut first = None;
-        let x = self.hidden(t, batch, |segment, x| {
+        let x = self.stream(t, batch, span.start..span.end.min(self.blocks.len() + 1), x, |segment, x| {
             if first.is_none() && !ops::all_finite(x) {
                 first = Some(segment);
             }
         });
-        drop(x);
-        first.map(|segment| match segment.0.checked_sub(1) {
+        let name = first.map(|segment| match segment.0.checked_sub(1) {
             None => "model.embed_tokens".to_owned(),
             Some(layer) => format!("model.layers.{layer}"),
-        })
+        });
+        (name, x)
     }
 
     /// Logits in f32 of the given rows of the batch, `[rows, vocab_size]`.
     pub fn logits(&self, t: &Tape<'_>, batch: &Rc<Batch>, rows: &Tensor) -> Tensor {
-        let x = self.hidden(t, batch, |_, _| {});
+        let x = self.stream(t, batch, 0..self.blocks.len() + 1, None, |_, _| {});
         let (norm, head, eps) = (self.norm.clone(), self.head.clone(), self.config.rms_norm_eps);
         let rows = rows.clone();
         let segment = Segment(self.blocks.len() + 1);
@@ -197,6 +234,15 @@ impl Model {
             Var::constant(ops::row_logits(t, &x.value, &head, &rows))
         });
         logits.value
+    }
+}
+
+/// The first segment: the tokens' rows of the embedding, with NEFTune's noise where the recipe wants it.
+fn embed_tokens(t: &Tape<'_>, embed: &Param, batch: &Batch, activations: DType) -> Var {
+    let x = ops::embedding(t, &batch.ids, embed, activations);
+    match &batch.noise {
+        Some(noise) if noise.embedding_alpha > 0.0 => ops::embedding_noise(t, x, noise),
+        _ => x,
     }
 }
 

@@ -29,9 +29,17 @@ pub enum ModelError {
         /// What would be right.
         expected: String,
     },
-    /// A module named by the recipe isn't in the model.
+    /// The recipe wants what the model doesn't have; never empty.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Unmet(Vec<Unmet>),
+}
+
+/// What a recipe asks for and the model doesn't have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unmet {
+    /// A module.
     #[error("{key} names `{name}`, which this model doesn't have; its modules are {available}")]
-    UnknownModule {
+    Module {
         /// Recipe key.
         key: &'static str,
         /// As written.
@@ -43,10 +51,30 @@ pub enum ModelError {
     #[error(
         "freeze_trainable_layers asks for {asked} blocks, the model has {layers}; write a number from -{layers} to {layers}"
     )]
-    TooManyLayers {
+    Layers {
         /// Asked for.
         asked: i64,
         /// In the model.
         layers: usize,
     },
+    /// Each module that would get an adapter trains whole.
+    #[error(
+        "additional_target trains every module of lora_target ({targets}) whole, which leaves none for an adapter; name another \
+         in lora_target"
+    )]
+    NoAdapter {
+        /// The modules named.
+        targets: String,
+    },
+}
+
+impl Unmet {
+    /// The recipe key that asks for it, and which item of its list does.
+    pub fn asked_by(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Unmet::Module { key, name, .. } => (key, Some(name)),
+            Unmet::NoAdapter { .. } => ("lora_target", None),
+            Unmet::Layers { .. } => ("freeze_trainable_layers", None),
+        }
+    }
 }

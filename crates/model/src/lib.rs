@@ -16,7 +16,7 @@ mod tuning;
 pub use batch::{Batch, NoiseSettings, Sequence};
 pub use config::Config;
 pub use decoder::{LossOptions, Model};
-pub use error::ModelError;
+pub use error::{ModelError, Unmet};
 pub use kv_cache::KvCache;
 pub use parameters::{Parameter, Role, Source};
 pub use rope::{RopeConfig, Scaling};

@@ -1,6 +1,6 @@
 //! Which parameters train: a recipe's choice checked against the modules that the model has.
 
-use crate::{Config, ModelError};
+use crate::{Config, ModelError, Unmet};
 use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
 use std::collections::BTreeSet;
 
@@ -32,20 +32,25 @@ impl Trainables {
     }
 
     /// Checks `tuning` against the model. `names`: all parameter names of the base model.
+    ///
+    /// # Errors
+    /// Everything that the model doesn't have, at once.
     pub fn resolve(tuning: &Tuning, config: &Config, names: &[String]) -> Result<Self, ModelError> {
+        let mut unmet = Vec::new();
         let choice = match tuning {
             Tuning::Full => Choice::All,
             Tuning::Freeze(plan) => {
                 let layers = config.num_hidden_layers;
                 let count = plan.layers.unsigned_abs() as usize;
                 if count > layers {
-                    return Err(ModelError::TooManyLayers { asked: plan.layers, layers });
+                    unmet.push(Unmet::Layers { asked: plan.layers, layers });
                 }
+                let count = count.min(layers);
                 let range = if plan.layers >= 0 { layers - count..layers } else { 0..count };
                 let inside = module_names(names, true);
                 let outside = module_names(names, false);
-                known("freeze_trainable_modules", &plan.modules, &inside)?;
-                known("freeze_extra_modules", &plan.extra_modules, &outside)?;
+                unmet.extend(unknown("freeze_trainable_modules", &plan.modules, &inside));
+                unmet.extend(unknown("freeze_extra_modules", &plan.extra_modules, &outside));
                 let module = |m: &String| if m == "all" { String::new() } else { m.clone() };
                 let modules: Vec<String> = if plan.modules.is_empty() {
                     vec![String::new()]
@@ -61,17 +66,20 @@ impl Trainables {
                     LoraTargets::Modules(modules) => modules.clone(),
                 };
                 let linears = linear_names(config);
-                for target in &targets {
-                    if !linears.iter().any(|name| matches_suffix(name, target)) {
-                        let available = BLOCK_LINEARS.join(", ");
-                        return Err(ModelError::UnknownModule { key: "lora_target", name: target.clone(), available });
-                    }
+                let missing = |target: &&String| !linears.iter().any(|name| matches_suffix(name, target));
+                unmet.extend(targets.iter().filter(missing).map(|name| Unmet::Module {
+                    key: "lora_target",
+                    name: name.clone(),
+                    available: BLOCK_LINEARS.join(", "),
+                }));
+                unmet.extend(not_saved_whole(&plan.additional_targets, names));
+                if unmet.is_empty() && !linears.iter().any(|name| adapts(name, &targets, plan)) {
+                    unmet.push(Unmet::NoAdapter { targets: targets.join(", ") });
                 }
-                saved_whole(&plan.additional_targets, names)?;
                 Choice::Lora { plan: plan.clone(), targets }
             }
         };
-        Ok(Self { choice })
+        if unmet.is_empty() { Ok(Self { choice }) } else { Err(ModelError::Unmet(unmet)) }
     }
 
     /// Whether the base parameter `name` trains.
@@ -89,7 +97,7 @@ impl Trainables {
     /// The adapter settings of the linear module `name`, if it gets one.
     pub fn lora(&self, name: &str) -> Option<&LoraPlan> {
         match &self.choice {
-            Choice::Lora { plan, targets } if targets.iter().any(|t| matches_suffix(name, t)) => Some(plan),
+            Choice::Lora { plan, targets } if adapts(name, targets, plan) => Some(plan),
             _ => None,
         }
     }
@@ -100,6 +108,11 @@ impl Trainables {
         matches!(&self.choice, Choice::Lora { plan, .. }
             if ["model.embed_tokens", "lm_head"].iter().any(|module| ends_with_one(module, &plan.additional_targets)))
     }
+}
+
+/// Whether a linear module gets an adapter. One that trains whole gets none: PEFT would not load it.
+fn adapts(name: &str, targets: &[String], plan: &LoraPlan) -> bool {
+    targets.iter().any(|target| matches_suffix(name, target)) && !ends_with_one(name, &plan.additional_targets)
 }
 
 /// PEFT's rule for names in a list: the whole name or its end after a dot.
@@ -113,16 +126,16 @@ fn ends_with_one(module: &str, targets: &[String]) -> bool {
     targets.iter().any(|target| module.ends_with(target.as_str()))
 }
 
-/// Checks that each of `targets` is a module with weights of its own.
-fn saved_whole(targets: &[String], names: &[String]) -> Result<(), ModelError> {
+/// Those of `targets` that are no module with weights of its own.
+fn not_saved_whole(targets: &[String], names: &[String]) -> Vec<Unmet> {
     // A head that shares the embedding's weights can be trained too: PEFT gives it a copy of its own.
     let modules: Vec<&str> = names.iter().filter_map(|name| module_of(name)).chain(["lm_head"]).collect();
-    let missing = targets.iter().find(|target| !modules.iter().any(|module| module.ends_with(target.as_str())));
-    missing.map_or(Ok(()), |name| {
-        let last = modules.iter().map(|module| module.rsplit_once('.').map_or(*module, |(_, last)| last));
-        let available: Vec<&str> = last.collect::<BTreeSet<_>>().into_iter().collect();
-        Err(ModelError::UnknownModule { key: "additional_target", name: name.clone(), available: available.join(", ") })
-    })
+    let missing = targets.iter().filter(|target| !modules.iter().any(|module| module.ends_with(target.as_str())));
+    let last = modules.iter().map(|module| module.rsplit_once('.').map_or(*module, |(_, last)| last));
+    let available = last.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ");
+    let unmet =
+        |name: &String| Unmet::Module { key: "additional_target", name: name.clone(), available: available.clone() };
+    missing.map(unmet).collect()
 }
 
 /// The module that owns a parameter.
@@ -155,12 +168,10 @@ fn module_names(names: &[String], inside: bool) -> Vec<String> {
     modules
 }
 
-fn known(key: &'static str, asked: &[String], available: &[String]) -> Result<(), ModelError> {
-    let missing = asked.iter().find(|name| *name != "all" && !available.contains(name));
-    missing.map_or(Ok(()), |name| {
-        let simple: Vec<&str> = available.iter().map(String::as_str).filter(|m| !m.contains('.')).collect();
-        Err(ModelError::UnknownModule { key, name: name.clone(), available: simple.join(", ") })
-    })
+fn unknown(key: &'static str, asked: &[String], available: &[String]) -> Vec<Unmet> {
+    let missing = asked.iter().filter(|name| *name != "all" && !available.contains(name));
+    let simple = available.iter().map(String::as_str).filter(|m| !m.contains('.')).collect::<Vec<_>>().join(", ");
+    missing.map(|name| Unmet::Module { key, name: name.clone(), available: simple.clone() }).collect()
 }
 
 #[cfg(test)]
@@ -178,14 +189,18 @@ mod tests {
     ];
 
     fn with_additional(target: &str) -> Result<Trainables, ModelError> {
+        with_targets(LoraTargets::All, target)
+    }
+
+    fn with_targets(targets: LoraTargets, additional: &str) -> Result<Trainables, ModelError> {
         let config = json!({"model_type": "qwen3", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
                             "num_attention_heads": 4, "vocab_size": 100, "tie_word_embeddings": true});
         let plan = LoraPlan {
             rank: 8,
             alpha: 16.0,
             dropout: 0.0,
-            targets: LoraTargets::All,
-            additional_targets: vec![target.to_owned()],
+            targets,
+            additional_targets: vec![additional.to_owned()],
             rslora: false,
             dora: false,
             plus: None,
@@ -207,6 +222,19 @@ mod tests {
         for (target, unties) in [("head", true), ("model.embed_tokens", true), ("norm", false)] {
             assert_eq!(with_additional(target).unwrap().unties(), unties, "{target}");
         }
+    }
+
+    #[test]
+    fn a_module_that_trains_whole_gets_no_adapter() {
+        let trainables = with_additional("up_proj").unwrap();
+        assert!(trainables.trains(NAMES[3]) && trainables.lora("model.layers.0.mlp.up_proj").is_none());
+        assert!(trainables.lora("model.layers.0.mlp.down_proj").is_some());
+        let none_left = with_targets(LoraTargets::Modules(vec!["up_proj".into()]), "up_proj").unwrap_err();
+        assert_eq!(
+            none_left.to_string(),
+            "additional_target trains every module of lora_target (up_proj) whole, which leaves none for an adapter; name \
+             another in lora_target"
+        );
     }
 
     #[test]

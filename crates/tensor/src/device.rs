@@ -73,6 +73,9 @@ pub enum Fault {
         /// Bytes in use then.
         live: u64,
     },
+    /// Whoever drives the device ended its work: another rank is lost, say.
+    #[error("work was stopped: {0}")]
+    Stopped(String),
 }
 
 /// A device. Clones share it.
@@ -122,6 +125,17 @@ impl Device {
     /// The first fault, if there was one.
     pub fn check(&self) -> Result<(), Fault> {
         self.state().fault.clone().map_or(Ok(()), Err)
+    }
+
+    /// Lets all further work run through without touching data; [`check`](Self::check) gives `reason` from now on.
+    pub fn stop(&self, reason: String) {
+        self.state().fault.get_or_insert(Fault::Stopped(reason));
+    }
+
+    /// Another device like this one, with memory and counters of its own: the host's, where states that the device has no
+    /// room for are kept.
+    pub fn another(&self) -> Self {
+        Self::new(self.0.executes)
     }
 
     /// Counters so far.

@@ -179,6 +179,13 @@ impl<'h> Tape<'h> {
         self.recording.get()
     }
 
+    /// A value that came from elsewhere (another stage of the model) and whose gradient goes back there:
+    /// [`backward`](Self::backward) returns it.
+    pub fn leaf(&self, value: Tensor) -> Var {
+        let id = self.records().then(|| self.fresh());
+        Var { value, id, again: None }
+    }
+
     /// A parameter's data, for use inside the op that asks.
     pub fn weight(&self, param: &Param) -> Tensor {
         self.host.weight(param)
@@ -246,14 +253,13 @@ impl<'h> Tape<'h> {
         var
     }
 
-    /// Differentiates `root`, whose gradient is `seed`. Consumes the tape: what an op saved dies as its gradient
-    /// is computed.
-    pub fn backward(self, root: &Var, seed: Tensor) {
-        if let Some(id) = root.id {
-            let mut grads = Grads { device: self.device.clone(), host: self.host, slots: HashMap::new() };
-            grads.put(id, seed);
-            self.run_back(&mut grads);
-        }
+    /// Differentiates `root`, whose gradient is `seed`, and returns the gradient of `leaf`. Consumes the tape: what an op
+    /// saved dies as its gradient is computed.
+    pub fn backward(self, root: &Var, seed: Tensor, leaf: Option<&Var>) -> Option<Tensor> {
+        let mut grads = Grads { device: self.device.clone(), host: self.host, slots: HashMap::new() };
+        grads.put(root.id?, seed);
+        self.run_back(&mut grads);
+        grads.slots.remove(&leaf?.id?)
     }
 
     fn run_back(self, grads: &mut Grads<'_>) {
@@ -270,13 +276,13 @@ impl<'h> Tape<'h> {
                     self.host.enter(segment, Phase::Backward);
                     if let Some(dy) = grads.slots.remove(&out) {
                         let again = Tape::new(&self.device, self.host, &|_| false);
-                        // The input is a leaf of the repeated stretch: its gradient comes out under this number.
-                        let leaf = x.as_ref().and_then(|x| x.id).map(|_| again.fresh());
-                        let input = x.as_ref().map(|x| Var { value: x.value.clone(), id: leaf, again: None });
-                        let y = body(&again, input);
-                        if let Some(dx) = again.replay_back(&y, dy.reshape(shape), leaf)
-                            && let Some(id) = x.and_then(|x| x.id)
-                        {
+                        let input = x.as_ref().map(|x| match x.id {
+                            Some(_) => again.leaf(x.value.clone()),
+                            None => Var::constant(x.value.clone()),
+                        });
+                        let y = body(&again, input.clone());
+                        let dx = again.backward(&y, dy.reshape(shape), input.as_ref());
+                        if let (Some(id), Some(dx)) = (x.and_then(|x| x.id), dx) {
                             grads.put(id, dx);
                         }
                     }
@@ -284,13 +290,6 @@ impl<'h> Tape<'h> {
                 }
             }
         }
-    }
-
-    fn replay_back(self, y: &Var, dy: Tensor, leaf: Option<Id>) -> Option<Tensor> {
-        let mut grads = Grads { device: self.device.clone(), host: self.host, slots: HashMap::new() };
-        grads.put(y.id?, dy);
-        self.run_back(&mut grads);
-        leaf.and_then(|leaf| grads.slots.remove(&leaf))
     }
 }
 

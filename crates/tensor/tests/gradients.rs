@@ -68,7 +68,7 @@ fn run(weights: &Weights, x: &Param, net: &Net<'static>, recompute: bool, seed: 
     let seed = if loss_root { vec![1.0; n] } else { seed[..n].to_vec() };
     let total = y.value.to_f32().iter().zip(&seed).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     let seed = Tensor::from_f32(&weights.device, &seed, y.value.shape(), Kind::ActGrad);
-    tape.backward(&y, seed);
+    tape.backward(&y, seed, None);
     total
 }
 
@@ -301,7 +301,7 @@ fn meta_counts_what_cpu_allocates() {
         let tape = Tape::new(&device, &w, &again);
         let input = ops::embedding(&tape, &ids, &x, DType::F32);
         let y = tape.segment(Segment(0), Some(input), move |t, x| net(t, x.expect("input")));
-        tape.backward(&y, device.zeros([1], DType::F32, Kind::ActGrad));
+        tape.backward(&y, device.zeros([1], DType::F32, Kind::ActGrad), None);
         device.track()
     };
     let kept = count(Device::cpu(), false);

@@ -115,7 +115,7 @@ fn accumulate(
     let root = model.loss(&tape, &batch, loss);
     let one = Tensor::from_f32(engine.device(), &[1.0], [1], Kind::ActGrad);
     let value = root.value.clone();
-    tape.backward(&root, one);
+    tape.backward(&root, one, None);
     engine.device().check()?;
     Ok(value.item())
 }
@@ -150,7 +150,8 @@ fn not_finite(
     for sample in micro_batches.iter().flatten() {
         let alone = batch(model, engine, std::slice::from_ref(sample), None);
         let tape = Tape::forward_only(engine.device(), engine);
-        if let Some(part) = model.first_bad_part(&tape, &alone) {
+        let (part, _) = model.first_bad_part(&tape, &alone, model.span(), None);
+        if let Some(part) = part {
             place.get_or_insert_with(|| format!("the output of {part}"));
             rows.push(sample.row.source);
         }

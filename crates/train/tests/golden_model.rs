@@ -128,7 +128,7 @@ fn check(setup: &Setup, prefix: &str, recompute: bool) {
     let want = golden.read_f32(&format!("{prefix}_loss")).unwrap()[0];
     let got = loss.value.item();
     assert!((got - want).abs() < 1e-4 * want, "loss {got}, golden {want}");
-    tape.backward(&loss, Tensor::from_f32(device, &[1.0], [1], Kind::ActGrad));
+    tape.backward(&loss, Tensor::from_f32(device, &[1.0], [1], Kind::ActGrad), None);
 }
 
 #[test]
