@@ -5,6 +5,7 @@ mod environment;
 mod failure;
 mod interrupt;
 mod log;
+mod place;
 mod prepare;
 mod ui;
 

@@ -1,6 +1,7 @@
 //! From arguments to a plan, and from a plan to an opened model, tokenizer and engine: what several verbs need.
 
 use crate::failure::Failure;
+use crate::place::About;
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
@@ -14,19 +15,32 @@ use ferrotune_data::prepare::CACHE;
 use ferrotune_data::template::{Template, TemplateOptions};
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::Solo;
-use ferrotune_model::{Config, Model};
+use ferrotune_model::{Config, Model, ModelError, Unmet};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Engine, LoadedAdapter};
-use ferrotune_train::{Fresh, Grown};
+use ferrotune_train::{Fresh, Grown, check_files};
 use std::path::Path;
 use std::rc::Rc;
 
 /// A plan and the recipe's own text.
 pub(crate) struct Resolved {
     pub(crate) plan: Plan,
+    recipe: Recipe,
     pub(crate) text: String,
     /// The file and the overrides that name the model and its prompt, for the commands to go on with.
     pub(crate) again: Option<String>,
+}
+
+impl Resolved {
+    /// An error that is about a key of the recipe with that key's place; any other, or one about a key that isn't written,
+    /// as it is.
+    pub(crate) fn place<E: About>(&self, error: E) -> Failure {
+        let at = error.key().map(|key| self.recipe.error_at(key, error.to_string()));
+        match at.filter(|diagnostic| diagnostic.span.is_some()) {
+            Some(diagnostic) => Failure::Recipe(diagnostic.into()),
+            None => error.into(),
+        }
+    }
 }
 
 /// Reads a recipe file and overrides, or overrides alone, and says the notes.
@@ -57,7 +71,7 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
         ui::error_text(&note.render(ui::colours()));
     }
     let again = file.map(|file| std::iter::once(file).chain(model_overrides(&args[1..])).collect::<Vec<_>>().join(" "));
-    Ok(Resolved { plan, text, again })
+    Ok(Resolved { plan, recipe, text, again })
 }
 
 fn unreadable(path: &str, error: &std::io::Error) -> Failure {
@@ -84,7 +98,7 @@ fn check_names(plan: &Plan, recipe: &Recipe, verb: Verb) -> Result<(), Diagnosti
     }
     for path in plan.model.adapters.iter().filter(|path| !Path::new(path).join("adapter_config.json").is_file()) {
         let message = format!("{path} has no adapter_config.json; expected the folder of a PEFT adapter");
-        faults.push(recipe.error_at("adapter_name_or_path", message));
+        faults.push(recipe.error_at_item("adapter_name_or_path", path, message));
     }
     if faults.is_empty() { Ok(()) } else { Err(Diagnostics(faults)) }
 }
@@ -143,7 +157,8 @@ pub(crate) struct Located {
 }
 
 /// Finds the model's files, downloading what is missing.
-pub(crate) fn locate(plan: &ModelPlan, want: Want) -> Result<Located, Failure> {
+pub(crate) fn locate(resolved: &Resolved, want: Want) -> Result<Located, Failure> {
+    let plan = &resolved.plan.model;
     let home = environment::home().ok_or_else(|| Failure::Other(anyhow!("HOME is not set")))?;
     let mut settings = HubSettings::from_vars(environment::var, home);
     if let Some(folder) = &plan.cache_dir {
@@ -155,7 +170,8 @@ pub(crate) fn locate(plan: &ModelPlan, want: Want) -> Result<Located, Failure> {
     if let Some(token) = &plan.hub_token {
         settings.hugging_face.token = hub::Token::Given(hub::Secret::new(token));
     }
-    let found = hub::resolve(&plan.source, &settings, want, &ui::Downloads::default())?;
+    let found = hub::resolve(&plan.source, &settings, want, &ui::Downloads::default());
+    let found = found.map_err(|error| resolved.place(error))?;
     let catalogue = hub::CATALOGUE.iter().find(|entry| entry.name == plan.source);
     let name = match (&found.origin, catalogue) {
         (hub::Origin::HuggingFace { id, .. } | hub::Origin::ModelScope { id, .. }, _) => id.clone(),
@@ -176,15 +192,16 @@ pub(crate) fn tokenizer(plan: &ModelPlan, files: &TokenizerFiles) -> Result<Toke
 }
 
 /// The tokenizer alone, for verbs that need no weights.
-pub(crate) fn open_tokenizer_only(plan: &ModelPlan) -> Result<Tokenizer, Failure> {
-    let located = locate(plan, Want::TokenizerOnly)?;
-    tokenizer(plan, &open_tokenizer(&located.path)?)
+pub(crate) fn open_tokenizer_only(resolved: &Resolved) -> Result<Tokenizer, Failure> {
+    let located = locate(resolved, Want::TokenizerOnly)?;
+    let files = open_tokenizer(&located.path).map_err(|error| resolved.place(error))?;
+    tokenizer(&resolved.plan.model, &files)
 }
 
 /// Opens the model's files and says what was corrected in them.
-pub(crate) fn open(plan: &ModelPlan) -> Result<(Located, OpenModel), Failure> {
-    let located = locate(plan, Want::Everything)?;
-    let files = open_model(&located.path)?;
+pub(crate) fn open(resolved: &Resolved) -> Result<(Located, OpenModel), Failure> {
+    let located = locate(resolved, Want::Everything)?;
+    let files = open_model(&located.path).map_err(|error| resolved.place(error))?;
     files.notes.iter().for_each(|note| ui::note(note));
     Ok((located, files))
 }
@@ -200,12 +217,13 @@ pub(crate) fn dtype(precision: Precision) -> DType {
 /// The model's configuration, with the recipe's position scaling for rows of `cutoff_len` tokens and, if the recipe
 /// grows the vocabulary, room for all of the tokenizer's.
 fn configuration(
-    plan: &Plan,
+    resolved: &Resolved,
     files: &mut OpenModel,
     tokenizer: &Tokenizer,
     merged: &[LoadedAdapter],
 ) -> Result<Config, Failure> {
-    let mut config = Config::from_json(&files.config)?;
+    let plan = &resolved.plan;
+    let mut config = Config::from_json(&files.config).map_err(|error| resolved.place(error))?;
     if config.tie_word_embeddings && merged.iter().any(|given| given.adapter.separates_head()) {
         config.separate_head = true;
         files.config["tie_word_embeddings"] = false.into();
@@ -253,10 +271,16 @@ pub(crate) fn files_to_save(
     Ok(saved)
 }
 
-/// Reads the adapters of a plan.
-pub(crate) fn adapters(plan: &ModelPlan) -> Result<Vec<LoadedAdapter>, Failure> {
-    let read = |path: &String| Ok(LoadedAdapter { path: path.clone(), adapter: Adapter::read(Path::new(path))? });
-    plan.adapters.iter().map(read).collect()
+/// Reads the adapters of a plan; every one that can't be used is told.
+fn adapters(resolved: &Resolved) -> Result<Vec<LoadedAdapter>, Failure> {
+    let (mut read, mut faults) = (Vec::new(), Vec::new());
+    for path in &resolved.plan.model.adapters {
+        match Adapter::read(Path::new(path)) {
+            Ok(adapter) => read.push(LoadedAdapter { path: path.clone(), adapter }),
+            Err(error) => faults.push(resolved.recipe.error_at_item("adapter_name_or_path", path, error.to_string())),
+        }
+    }
+    if faults.is_empty() { Ok(read) } else { Err(Failure::Recipe(Diagnostics(faults))) }
 }
 
 /// A model ready to answer, and all that came with it.
@@ -270,56 +294,62 @@ pub(crate) struct Answering {
 }
 
 /// Opens a model to talk to or to export: adapters merged, nothing trains.
-pub(crate) fn open_for_answers(plan: &Plan) -> Result<Answering, Failure> {
-    let (located, mut files) = open(&plan.model)?;
+pub(crate) fn open_for_answers(resolved: &Resolved) -> Result<Answering, Failure> {
+    let plan = &resolved.plan;
+    let (located, mut files) = open(resolved)?;
     let mut tokenizer = tokenizer(&plan.model, &files.tokenizer)?;
     let options = TemplateOptions::from_plan(&plan.data, Moment::now());
-    let resolved = Template::resolve(&options, &mut tokenizer)?;
-    resolved.notes.iter().for_each(|note| ui::note(note));
-    let (model, engine) = merged(plan, &mut files, &tokenizer)?;
-    Ok(Answering { located, files, tokenizer, template: resolved.template, model, engine })
+    let found = Template::resolve(&options, &mut tokenizer).map_err(|error| resolved.place(error))?;
+    found.notes.iter().for_each(|note| ui::note(note));
+    let merged = adapters(resolved)?;
+    let config = configuration(resolved, &mut files, &tokenizer, &merged)?;
+    let fitted = fitted(resolved, &files, &config, Wanted { tuning: None, merged, continued: None })?;
+    let Training { model, engine, .. } = fitted.load(resolved, &files)?;
+    Ok(Answering { located, files, tokenizer, template: found.template, model, engine })
 }
 
-/// The model with all adapters merged; nothing trains.
-fn merged(plan: &Plan, files: &mut OpenModel, tokenizer: &Tokenizer) -> Result<(Model, Engine), Failure> {
-    let given = adapters(&plan.model)?;
-    let config = configuration(plan, files, tokenizer, &given)?;
-    let model = Model::new(&config, dtype(plan.model.precision), None, false)?;
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), false);
-    engine.load(&*weights(plan, files, &model), &given, None, plan.train.seed)?;
-    Ok((model, engine))
+/// What becomes of a model.
+struct Wanted {
+    /// The recipe's choice, or that of the adapter that goes on training; growing the vocabulary adds to it. Nothing if
+    /// nothing trains.
+    tuning: Option<Tuning>,
+    merged: Vec<LoadedAdapter>,
+    continued: Option<LoadedAdapter>,
+}
+
+/// A model that its files and adapters were found to fit; no weight is read yet.
+pub(crate) struct Fitted {
+    model: Model,
+    wanted: Wanted,
 }
 
 /// A model ready to train, and how.
 pub(crate) struct Training {
     pub(crate) model: Model,
     pub(crate) engine: Engine,
-    /// The recipe's choice, or that of the adapter that goes on training; growing the vocabulary adds to it.
     pub(crate) tuning: Tuning,
-    /// The configuration of that adapter.
+    /// The configuration of the adapter that goes on training.
     pub(crate) continued: Option<AdapterConfig>,
 }
 
-/// Opens a model to train: all adapters but the last merged, the last one continued unless a new one is wanted. For a run
-/// that only evaluates, all are merged.
-pub(crate) fn open_for_training(
-    plan: &Plan,
+/// Looks whether a model can train as the recipe says, before anything is encoded: all adapters but the last are to be
+/// merged, the last one continued unless a new one is wanted. For a run that only evaluates, all are merged.
+pub(crate) fn fit_for_training(
+    resolved: &Resolved,
     files: &mut OpenModel,
     tokenizer: &Tokenizer,
-) -> Result<Training, Failure> {
-    if !plan.output.train {
-        let (model, engine) = merged(plan, files, tokenizer)?;
-        return Ok(Training { model, engine, tuning: plan.tuning.clone(), continued: None });
-    }
-    let mut given = adapters(&plan.model)?;
+) -> Result<Fitted, Failure> {
+    let plan = &resolved.plan;
+    let mut given = adapters(resolved)?;
     let (tuning, continued) = match &plan.tuning {
+        _ if !plan.output.train => (None, None),
         Tuning::Lora(lora) if !lora.create_new => match given.pop() {
-            Some(last) => (Tuning::Lora(as_the_adapter_says(lora, &last)), Some(last)),
-            None => (plan.tuning.clone(), None),
+            Some(last) => (Some(Tuning::Lora(as_the_adapter_says(lora, &last))), Some(last)),
+            None => (Some(plan.tuning.clone()), None),
         },
-        other => (other.clone(), None),
+        other => (Some(other.clone()), None),
     };
-    if !given.is_empty() {
+    if tuning.is_some() && !given.is_empty() {
         let names: Vec<&str> = given.iter().map(|g| g.path.as_str()).collect();
         ui::warning(&format!(
             "{} merged into the weights for this run; the new adapter is only right on top of them: serve it over a model \
@@ -327,15 +357,73 @@ pub(crate) fn open_for_training(
             names.join(", ")
         ));
     }
+    // The tokens that the template will add count as well.
+    let mut all_tokens = tokenizer.clone();
+    let options = TemplateOptions::from_plan(&plan.data, Moment::now());
+    Template::resolve(&options, &mut all_tokens).map_err(|error| resolved.place(error))?;
     let rows = files.config.get("vocab_size").cloned();
-    let config = configuration(plan, files, tokenizer, &given)?;
+    let config = configuration(resolved, files, &all_tokens, &given)?;
     let grown = rows != files.config.get("vocab_size").cloned();
-    let tuning = with_new_rows(&tuning, grown);
-    let model = Model::new(&config, dtype(plan.model.precision), Some(&tuning), plan.train.pure_bf16)?;
-    let plus = matches!(&tuning, Tuning::Lora(lora) if lora.plus.is_some());
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), plus);
-    engine.load(&*weights(plan, files, &model), &given, continued.as_ref(), plan.train.seed)?;
-    Ok(Training { model, engine, tuning, continued: continued.map(|last| last.adapter.config) })
+    let tuning = tuning.map(|tuning| with_new_rows(&tuning, grown));
+    fitted(resolved, files, &config, Wanted { tuning, merged: given, continued })
+}
+
+/// Puts the model together and checks everything that the recipe, the files and the adapters say of it.
+fn fitted(resolved: &Resolved, files: &OpenModel, config: &Config, wanted: Wanted) -> Result<Fitted, Failure> {
+    let plan = &resolved.plan;
+    let dtype = dtype(plan.model.precision);
+    let base = Model::new(config, dtype, None, false)?;
+    let weights = weights(plan, files, &base);
+    check_files(&base, &*weights)?;
+    let mut faults = Vec::new();
+    for given in wanted.merged.iter().chain(&wanted.continued) {
+        if let Err(error) = given.adapter.check_fits(Path::new(&given.path), &*weights) {
+            faults.push(resolved.recipe.error_at_item("adapter_name_or_path", &given.path, error.to_string()));
+        }
+    }
+    let model = match &wanted.tuning {
+        Some(tuning) => match Model::new(config, dtype, Some(tuning), plan.train.pure_bf16) {
+            Err(ModelError::Unmet(unmet)) => {
+                faults.extend(unmet_at(resolved, wanted.continued.as_ref(), &unmet));
+                None
+            }
+            other => Some(other?),
+        },
+        None => Some(base),
+    };
+    drop(weights);
+    match model {
+        Some(model) if faults.is_empty() => Ok(Fitted { model, wanted }),
+        _ => Err(Failure::Recipe(Diagnostics(faults))),
+    }
+}
+
+/// What the model doesn't have, where the recipe asks for it, or the adapter whose settings the run takes.
+fn unmet_at(resolved: &Resolved, continued: Option<&LoadedAdapter>, unmet: &[Unmet]) -> Vec<Diagnostic> {
+    let at = |unmet: &Unmet| match (continued, unmet.asked_by()) {
+        (Some(given), _) => {
+            let message = format!("adapter {}: {unmet}", given.path);
+            resolved.recipe.error_at_item("adapter_name_or_path", &given.path, message)
+        }
+        (None, (key, Some(item))) => resolved.recipe.error_at_item(key, item, unmet.to_string()),
+        (None, (key, None)) => resolved.recipe.error_at(key, unmet.to_string()),
+    };
+    unmet.iter().map(at).collect()
+}
+
+impl Fitted {
+    /// Reads the weights.
+    pub(crate) fn load(self, resolved: &Resolved, files: &OpenModel) -> Result<Training, Failure> {
+        let Self { model, wanted: Wanted { tuning, merged, continued } } = self;
+        let plan = &resolved.plan;
+        let plus = matches!(&tuning, Some(Tuning::Lora(lora)) if lora.plus.is_some());
+        let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), plus);
+        let weights = weights(plan, files, &model);
+        let loaded = engine.load(&*weights, &merged, continued.as_ref(), plan.train.seed);
+        loaded.map_err(|error| resolved.place(error))?;
+        let tuning = tuning.unwrap_or_else(|| plan.tuning.clone());
+        Ok(Training { model, engine, tuning, continued: continued.map(|last| last.adapter.config) })
+    }
 }
 
 /// The adapter that goes on training keeps its own rank, scale, kind and modules, as with PEFT; recipe keys that say

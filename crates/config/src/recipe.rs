@@ -140,10 +140,43 @@ impl Recipe {
     /// An error that was found elsewhere about the value of a key, with its place in this recipe.
     #[must_use]
     pub fn error_at(&self, key: &str, message: String) -> Diagnostic {
+        let at = self.written(key).map(|value| value.at);
+        self.diagnostic(Severity::Error, at, (message, None))
+    }
+
+    /// As [`Self::error_at`], about one item of a value that is a list, with the item's place.
+    #[must_use]
+    pub fn error_at_item(&self, key: &str, item: &str, message: String) -> Diagnostic {
+        let is_item = |node: &&Node| matches!(&node.data, Data::Scalar { text, .. } if text.trim() == item);
+        let at = self.written(key).map(|value| match &value.data {
+            Data::List(items) => items.iter().find(is_item).map_or(value.at, |node| node.at),
+            _ => self.item_within(value.at, item),
+        });
+        self.diagnostic(Severity::Error, at, (message, None))
+    }
+
+    /// The value of a key, whatever spelling of the key the recipe has.
+    fn written(&self, key: &str) -> Option<&Node> {
         let means =
             |written: &str| written == key || keys::find(written).is_some_and(|k| keys::canonical(k).name == key);
-        let at = self.entries.iter().find(|entry| means(&entry.key.text)).map(|entry| entry.value.at);
-        self.diagnostic(Severity::Error, at, (message, None))
+        self.entries.iter().find(|entry| means(&entry.key.text)).map(|entry| &entry.value)
+    }
+
+    /// The place of `item` in a text with commas at `at`.
+    fn item_within(&self, at: At, item: &str) -> At {
+        let line = self.sources.get(at.source).map_or("", |source| source.line(at.line));
+        let text: String = line.chars().skip(at.column.saturating_sub(1)).take(at.len).collect();
+        let around = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
+        let mut column = at.column;
+        for part in text.split(',') {
+            let bare = part.trim_start_matches(around);
+            if bare.trim_end_matches(around) == item {
+                let before = part.chars().count() - bare.chars().count();
+                return At { column: column + before, len: item.chars().count(), ..at };
+            }
+            column += part.chars().count() + 1;
+        }
+        at
     }
 
     /// A message about a place in this recipe, or about the recipe as a whole.

@@ -37,28 +37,12 @@ pub enum Error {
     /// The device gave up.
     #[error("{0}; take a smaller per_device_train_batch_size or cutoff_len, or gradient_checkpointing: true")]
     Device(#[from] ferrotune_tensor::Fault),
-    /// The model's files lack a tensor that its configuration asks for.
+    /// Tensors that the model's files lack or have with another shape than its configuration says; never empty.
     #[error(
-        "the model's files have no tensor {name} (expected with shape {shape:?}); is a shard missing, or config.json of another model?"
+        "the model's files don't hold what its config.json says:{}\nIs a shard missing, or a file of another model?",
+        list_of_unfit(.0)
     )]
-    MissingTensor {
-        /// Its name.
-        name: String,
-        /// What the configuration makes it.
-        shape: Vec<usize>,
-    },
-    /// A tensor of another shape than the configuration says.
-    #[error(
-        "tensor {name} has shape {found:?}, config.json makes it {expected:?}; the files are of another model or were cut"
-    )]
-    TensorShape {
-        /// Its name.
-        name: String,
-        /// In the file.
-        found: Vec<usize>,
-        /// By the configuration.
-        expected: Vec<usize>,
-    },
+    Unfit(Vec<UnfitTensor>),
     /// An adapter made for another model.
     #[error(
         "adapter {path} doesn't fit this model: {module} has shape {found:?} there, {expected:?} here; was it trained on another base, or with another lora_rank?"
@@ -172,6 +156,31 @@ pub enum Error {
         /// What the drawing library said.
         reason: String,
     },
+}
+
+/// A tensor that is missing from a model's files, or of another shape there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfitTensor {
+    /// Its name.
+    pub name: String,
+    /// What the configuration makes it.
+    pub expected: Vec<usize>,
+    /// In the files, if it is there.
+    pub found: Option<Vec<usize>>,
+}
+
+/// The first few tensors, a line each, and how many more there are.
+fn list_of_unfit(tensors: &[UnfitTensor]) -> String {
+    const SHOWN: usize = 10;
+    let line = |tensor: &UnfitTensor| match &tensor.found {
+        Some(found) => format!("\n  {} has shape {found:?}, expected {:?}", tensor.name, tensor.expected),
+        None => format!("\n  {} is missing, expected with shape {:?}", tensor.name, tensor.expected),
+    };
+    let lines: String = tensors.iter().take(SHOWN).map(line).collect();
+    match tensors.len().saturating_sub(SHOWN) {
+        0 => lines,
+        more => format!("{lines}\n  and {more} more"),
+    }
 }
 
 fn cure_of_not_finite(rows: &[(u32, u64)], datasets: &[String]) -> String {

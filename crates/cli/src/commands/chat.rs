@@ -21,7 +21,7 @@ const LONGEST: usize = 8192;
 pub(crate) fn chat(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Chat)?;
     let plan = &resolved.plan;
-    let open = prepare::open_for_answers(plan)?;
+    let open = prepare::open_for_answers(&resolved)?;
     let mut talk = Talk::new(plan, &open.model, &open.engine, &open.tokenizer, &open.template);
     ui::say("Type a message; `clear` forgets the conversation, `exit` ends it.");
     loop {

@@ -12,8 +12,9 @@ use std::io::{BufWriter, Write, stdout};
 pub(crate) fn data(args: &[String], json: bool, count: usize) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Data)?;
     let plan = &resolved.plan;
-    let mut tokenizer = prepare::open_tokenizer_only(&plan.model)?;
-    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default())?;
+    let mut tokenizer = prepare::open_tokenizer_only(&resolved)?;
+    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default());
+    let prepared = prepared.map_err(|error| resolved.place(error))?;
     let sets = prepared.train.iter().chain(prepared.eval.iter().map(|(_, rows)| rows));
     if json {
         let mut out = BufWriter::new(stdout().lock());

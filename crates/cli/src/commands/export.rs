@@ -6,19 +6,19 @@ use crate::ui;
 use anyhow::anyhow;
 use ferrotune_checkpoint::{Dtype, FolderWriter};
 use ferrotune_config::Verb;
-use ferrotune_config::plan::{Plan, Precision, Tuning};
+use ferrotune_config::plan::{Precision, Tuning};
 use ferrotune_train::save::{Saver, write_as, write_whole};
 use std::path::Path;
 
 /// Writes the merged model to `export_dir`.
 pub(crate) fn export(args: &[String]) -> Result<(), Failure> {
-    let resolved = prepare::resolve(args, Verb::Export)?;
+    let mut resolved = prepare::resolve(args, Verb::Export)?;
     // Merging in f32 and rounding when it is written is what makes it one rounding.
-    let mut plan = Plan { ..resolved.plan };
+    resolved.plan.model.precision = Precision::F32;
+    let plan = &resolved.plan;
     let wanted = plan.export.precision;
-    plan.model.precision = Precision::F32;
     let dir = plan.export.dir.clone().ok_or_else(|| Failure::Other(anyhow!("export_dir is not set")))?;
-    let Answering { located, files, tokenizer, template, engine, .. } = prepare::open_for_answers(&plan)?;
+    let Answering { located, files, tokenizer, template, engine, .. } = prepare::open_for_answers(&resolved)?;
     refuse_sources(&dir, std::iter::once(located.path.as_path()).chain(plan.model.adapters.iter().map(Path::new)))?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &template)?;
     let folder = FolderWriter::new(&dir)?;

@@ -26,11 +26,13 @@ const SAMPLE_TOKENS: usize = 64;
 pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Train)?;
     let plan = &resolved.plan;
-    let (located, mut files) = prepare::open(&plan.model)?;
+    let (located, mut files) = prepare::open(&resolved)?;
     let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
-    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default())?;
+    let fitted = prepare::fit_for_training(&resolved, &mut files, &tokenizer)?;
+    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default());
+    let prepared = prepared.map_err(|error| resolved.place(error))?;
     ui::say(prepared.report.render().trim_end());
-    let Training { model, engine, tuning, continued } = prepare::open_for_training(plan, &mut files, &tokenizer)?;
+    let Training { model, engine, tuning, continued } = fitted.load(&resolved, &files)?;
     check_vocabulary(&model, &tokenizer, &prepared)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     let saver = Saver {
@@ -94,7 +96,7 @@ impl Session<'_> {
         let mut screen = Screen::default();
         let finished = run(&job, &mut |event| screen.show(event));
         screen.bar.finish_and_clear();
-        let (finished, signal) = (finished?, interrupts.close());
+        let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
         if let Some(code) = signal.filter(|_| finished.interrupted) {
             ui::say(&format!(
                 "stopped after step {} of {}; the same command{} goes on from there",

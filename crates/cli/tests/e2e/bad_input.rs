@@ -18,6 +18,20 @@ fn fails(place: &Place, options: &[&str], code: i32, error: &str) {
     assert_eq!((run.error(), run.code), (error, Some(code)), "{}", run.err);
 }
 
+/// Trains and wants this error with its place, which is that of `item` among the options.
+#[track_caller]
+fn fails_at(place: &Place, options: &[&str], item: &str, error: &str) {
+    fails(place, options, 2, &at(options, item, error));
+}
+
+/// An error as it is shown with its place on the command line.
+fn at(options: &[&str], item: &str, error: &str) -> String {
+    let line = [&["max_steps=2"], options].concat().join(" ");
+    let column = line.rfind(item).unwrap();
+    let caret = " ".repeat(column) + &"^".repeat(item.len());
+    format!("{error}\n --> command line:1:{}\n  |\n1 | {line}\n  | {caret}", column + 1)
+}
+
 fn train(place: &Place, options: &[&str]) -> Run {
     let run = place.run(&[&["train", "train.yaml", "max_steps=2"], options].concat());
     for_people(&run.err);
@@ -85,11 +99,9 @@ fn missing_files() {
         "error: `./gone`: no such file or folder (looked at HERE/gone), and it cannot be a hub id, which reads `name` or \
          `organisation/name`; give a folder, a .gguf file, a hub id, or one of: {models}"
     );
-    fails(&place, &["model_name_or_path=./gone"], 1, &error);
+    fails_at(&place, &["model_name_or_path=./gone"], "./gone", &error);
     let error = "error: gone has no adapter_config.json; expected the folder of a PEFT adapter";
-    let run = train(&place, &["adapter_name_or_path=gone"]);
-    assert!(run.error().starts_with(error) && run.error().contains("--> command line:1:34"), "{}", run.err);
-    assert_eq!(run.code, Some(2));
+    fails_at(&place, &["adapter_name_or_path=gone"], "gone", error);
     fs::remove_file(place.path("data/d.json")).unwrap();
     fails(&place, &[], 1, "error: dataset `d`: there is no data/d.json; `file_name` is relative to `dataset_dir`");
     fs::remove_file(place.path("data/dataset_info.json")).unwrap();
@@ -171,20 +183,34 @@ error: dataset `dd` is not in data/dataset_info.json; did you mean `d`?
 1 | max_steps=2 template=qwen33 dataset=dd
   |                                     ^^";
     fails(&place, &["template=qwen33", "dataset=dd"], 2, both);
-    fails(
-        &place,
-        &["lora_target=q_proj,c_attn"],
-        1,
-        "error: lora_target names `c_attn`, which this model doesn't have; its modules are q_proj, k_proj, v_proj, o_proj, \
-         gate_proj, up_proj, down_proj",
-    );
-    let more = ["finetuning_type=freeze", "freeze_trainable_layers=9", "lora_dropout=null", "lora_rank=null"];
-    fails(
-        &place,
-        &more,
-        1,
-        "error: freeze_trainable_layers asks for 9 blocks, the model has 2; write a number from -2 to 2",
-    );
+}
+
+#[test]
+fn names_that_the_model_does_not_have_are_told_all_at_once() {
+    let place = trainable("lora_target:\n- q_proj\n- c_attn\n");
+    let linears = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj";
+    let modules = "down_proj, embed_tokens, gate_proj, input_layernorm, k_norm, k_proj, lm_head, norm, o_proj, \
+                   post_attention_layernorm, q_norm, q_proj, up_proj, v_proj";
+    let options = ["additional_target=norm,wte,ln_f"];
+    let missing = |item| {
+        let error = format!(
+            "error: additional_target names `{item}`, which this model doesn't have; its modules are {modules}"
+        );
+        at(&options, item, &error)
+    };
+    let target = format!("error: lora_target names `c_attn`, which this model doesn't have; its modules are {linears}");
+    let run = train(&place, &options);
+    let told: Vec<&str> = run.error().split("\n\n").collect();
+    assert!(told[0].starts_with(&target) && told[0].ends_with("- c_attn\n   |   ^^^^^^"), "{}", told[0]);
+    assert!(told[0].contains("\n  --> train.yaml:"), "{}", told[0]);
+    assert_eq!((told[1..].join("\n"), run.code), ([missing("wte"), missing("ln_f")].join("\n"), Some(2)));
+    let place = trainable("finetuning_type: freeze\nlora_dropout: null\nlora_rank: null\n");
+    let options = ["freeze_trainable_layers=9", "freeze_trainable_modules=mlp,moe"];
+    let layers = "error: freeze_trainable_layers asks for 9 blocks, the model has 2; write a number from -2 to 2";
+    let run = train(&place, &options);
+    assert!(run.error().starts_with(&at(&options, "9", layers)), "{}", run.err);
+    assert!(run.error().contains("\n\nerror: freeze_trainable_modules names `moe`, "), "{}", run.err);
+    assert!(!place.path("cache").exists(), "nothing is encoded for a run that can't be");
 }
 
 #[test]
@@ -210,10 +236,21 @@ fn adapters_that_do_not_fit() {
     let place = trainable("");
     let other = format!("adapter_name_or_path={}", fixtures().join("train/llama3rope_lora/init_adapter").display());
     let run = train(&place, &[&other]);
-    assert_eq!(run.code, Some(1));
+    assert_eq!(run.code, Some(2));
     let start = "error: adapter FIXTURES/train/llama3rope_lora/init_adapter was made for another model: \
                  'model.layers.0.self_attn.k_proj.weight' is [64, 64] in the model, [32, 64] in the adapter; ";
-    assert!(run.error().starts_with(start) && run.error().ends_with("; and 3 more"), "{}", run.error());
+    assert!(run.error().starts_with(start), "{}", run.error());
+    assert!(run.error().contains("; and 3 more\n --> command line:1:34\n"), "{}", run.error());
+    // Every adapter is told of, and the recipe's own mistakes with them.
+    place.copy(&fixtures().join("train/qwen3_lora_qv_linear_wd_clip/init_adapter"), "broken");
+    place.write("broken/adapter_model.safetensors", "");
+    let two = format!("{other},broken");
+    let run = train(&place, &[&two, "create_new_adapter=true", "lora_target=c_attn"]);
+    assert!(run.error().starts_with("error: broken/adapter_model.safetensors is "), "{}", run.error());
+    let twice = format!("{other},{}", fixtures().join("train/llama3rope_lora/init_adapter").display());
+    let run = train(&place, &[&twice, "create_new_adapter=true", "lora_target=c_attn"]);
+    assert_eq!(run.error().matches(" was made for another model").count(), 2, "{}", run.error());
+    assert!(run.error().contains("\n\nerror: lora_target names `c_attn`, "), "{}", run.error());
     let fewer = fixtures().join("train/qwen3_lora_qv_linear_wd_clip/init_adapter");
     let fewer = format!("adapter_name_or_path={}", fewer.display());
     // Other targets and another rank than the recipe's are no contradiction: the adapter goes on as it is.
@@ -225,7 +262,7 @@ fn adapters_that_do_not_fit() {
 fn a_cutoff_below_the_templates_own_length() {
     let error =
         "error: `cutoff_len: 5` leaves no room for a row: the template alone takes 19 tokens; set it to 20 or more";
-    fails(&trainable(""), &["cutoff_len=5"], 1, error);
+    fails_at(&trainable(""), &["cutoff_len=5"], "5", error);
 }
 
 #[test]
@@ -269,7 +306,7 @@ fn impossible_combinations() {
         fails(&place, &[options], 2, error);
     }
     let error = "error: `val_size: 100` of 30 rows leaves nothing to train on; choose a smaller one";
-    fails(&place, &["val_size=100"], 1, error);
+    fails_at(&place, &["val_size=100"], "100", error);
 }
 
 #[test]
@@ -280,7 +317,7 @@ fn folders_that_cannot_be_written() {
     fails(&place, &["output_dir=file/output"], 1, error);
     let error = "error: can't write to file/cache, where encoded rows are kept: Not a directory (os error 20); `tokenized_path` \
                  names another folder";
-    fails(&place, &["tokenized_path=file/cache"], 1, error);
+    fails_at(&place, &["tokenized_path=file/cache"], "file/cache", error);
 }
 
 #[test]
@@ -317,26 +354,33 @@ fn broken_files_of_a_model() {
 fn configurations_of_other_models() {
     let place = with_model();
     edit_config(&place, "num_hidden_layers", json!(3));
-    fails(
-        &place,
-        &[],
-        1,
-        "error: the model's files have no tensor model.layers.2.input_layernorm.weight (expected with shape [64]); is a shard \
-         missing, or config.json of another model?",
-    );
+    let run = train(&place, &[]);
+    let start = "error: the model's files don't hold what its config.json says:\n  model.layers.2.input_layernorm.weight is \
+                 missing, expected with shape [64]\n  model.layers.2.self_attn.q_proj.weight is missing, expected with shape \
+                 [128, 64]\n";
+    let end = "\n  and 1 more\nIs a shard missing, or a file of another model?";
+    assert!(run.error().starts_with(start) && run.error().ends_with(end), "{}", run.error());
+    assert_eq!((run.error().lines().count(), run.code), (13, Some(1)));
     edit_config(&place, "num_hidden_layers", json!(2));
     edit_config(&place, "intermediate_size", json!(96));
     fails(
         &place,
         &[],
         1,
-        "error: tensor model.layers.0.mlp.gate_proj.weight has shape [128, 64], config.json makes it [96, 64]; the files are of \
-         another model or were cut",
+        "error: the model's files don't hold what its config.json says:\n  \
+         model.layers.0.mlp.gate_proj.weight has shape [128, 64], expected [96, 64]\n  \
+         model.layers.0.mlp.up_proj.weight has shape [128, 64], expected [96, 64]\n  \
+         model.layers.0.mlp.down_proj.weight has shape [64, 128], expected [64, 96]\n  \
+         model.layers.1.mlp.gate_proj.weight has shape [128, 64], expected [96, 64]\n  \
+         model.layers.1.mlp.up_proj.weight has shape [128, 64], expected [96, 64]\n  \
+         model.layers.1.mlp.down_proj.weight has shape [64, 128], expected [64, 96]\n\
+         Is a shard missing, or a file of another model?",
     );
     edit_config(&place, "hidden_size", json!(-4));
     fails(&place, &[], 1, "error: config.json: `hidden_size` is -4, expected a whole number from 1 to 16777216");
     edit_config(&place, "model_type", json!("bert"));
-    fails(&place, &[], 1, "error: model type `bert` is not supported; supported are llama, mistral, qwen2, qwen3");
+    let error = "error: model type `bert` is not supported; supported are llama, mistral, qwen2, qwen3";
+    fails_at(&place, &["model_name_or_path=model"], "model", error);
     fs::remove_file(place.path("model/config.json")).unwrap();
     fails(
         &place,

@@ -142,6 +142,7 @@ fn shares_of_a_run_whose_length_the_data_decides() {
     assert_eq!(
         run.error(),
         "error: load_best_model_at_end needs save_steps to be a multiple of eval_steps; of 15 steps their shares are 5 and 2 \
-         steps: write `eval_steps: 2` and a multiple of it as save_steps, or the same share for both"
+         steps: write `eval_steps: 2` and a multiple of it as save_steps, or the same share for both\n --> command line:1:24\n  \
+         |\n1 | load_best_model_at_end=true output_dir=best\n  |                        ^^^^"
     );
 }

@@ -1,6 +1,7 @@
 //! First values of parameters: from the model's files, from adapters, or at random.
 
 use super::Engine;
+use crate::fit::check_tensor;
 use crate::{Error, Result};
 use ferrotune_checkpoint::{Adapter, Dtype, HostTensor, TensorSource, open_model};
 use ferrotune_model::{Parameter, Role, Source};
@@ -156,11 +157,7 @@ fn part<'a>(adapter: &'a Adapter, parameter: &Parameter) -> Option<&'a HostTenso
 }
 
 fn read(files: &dyn TensorSource, name: &str, parameter: &Parameter, to: &Tensor) -> Result<()> {
-    let want = parameter.param.shape.dims().to_vec();
-    let Some(found) = files.info(name) else { return Err(Error::MissingTensor { name: name.to_owned(), shape: want }) };
-    if found.shape != want {
-        return Err(Error::TensorShape { name: name.to_owned(), found: found.shape, expected: want });
-    }
+    check_tensor(files, name, parameter.param.shape.dims())?;
     let dtype = if to.dtype() == DType::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
     let mut result = Ok(());
     to.with_bytes_mut(|bytes| result = files.read(name, dtype, bytes));
