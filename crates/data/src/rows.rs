@@ -7,6 +7,7 @@
 //! A file is written beside its place, synced and renamed: it is there whole or not at all,
 //! whoever else writes the same one.
 
+mod evict;
 mod file;
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Row, Rows};
+use super::{Row, Rows, evict};
 use crate::digest::{self, Digest};
 use crate::encode::IGNORE;
 use crate::error::DataError;
@@ -95,6 +95,8 @@ pub(super) struct Set {
 #[derive(Debug)]
 pub(super) struct Map {
     bytes: Mmap,
+    /// Open, and so locked, as long as the rows are used.
+    _file: File,
     data_end: usize,
     index: std::ops::Range<usize>,
 }
@@ -131,7 +133,10 @@ pub(crate) fn open(path: &Path, key: &Digest) -> Result<Option<Cached>, DataErro
         Err(error) => return Err(io(error)),
     };
     match verify(&file, key).map_err(io)? {
-        Ok((header, contents)) => map(&file, &header, contents).map_err(io),
+        Ok((header, contents)) => {
+            evict::mark_used(&file);
+            map(file, &header, contents).map_err(io)
+        }
         Err(problem) => {
             tracing::warn!(path = %path.display(), problem, "encoded rows are made again");
             Ok(None)
@@ -170,15 +175,16 @@ fn verify(file: &File, key: &Digest) -> io::Result<Result<(Header, Contents), &'
     Ok(serde_json::from_slice(&json).map(|contents| (header, contents)).map_err(|_| "the report is damaged"))
 }
 
-fn map(file: &File, header: &Header, contents: Contents) -> io::Result<Option<Cached>> {
+fn map(file: File, header: &Header, contents: Contents) -> io::Result<Option<Cached>> {
     let Some((data_end, index_end, _)) = header.ends() else { return Ok(None) };
     // SAFETY: a mapping is sound while nobody changes the file. It is ours: it is written once,
     // renamed into place, and from then on only ever replaced by another rename, which leaves
     // mapped bytes alone. A hand that truncates it under a running program would end that program
     // with a bus error, as with any mapped file.
-    let bytes = unsafe { Mmap::map(file)? };
+    let bytes = unsafe { Mmap::map(&file)? };
     let map = Map {
         bytes,
+        _file: file,
         data_end: (HEADER + header.data_words * 4) as usize,
         index: data_end as usize..index_end as usize,
     };
@@ -286,7 +292,9 @@ impl<'a> Writer<'a> {
         file.sync_all().map_err(io)?;
         let file = temporary.persist(path).map_err(|error| io(error.error))?;
         sync_folder(path).map_err(io)?;
-        let cached = map(&file, &header, contents).map_err(io)?;
+        evict::mark_used(&file);
+        evict::evict(path.parent().unwrap_or(Path::new(".")), path, evict::LIMIT);
+        let cached = map(file, &header, contents).map_err(io)?;
         Ok(cached.expect("what was just written is consistent"))
     }
 }
