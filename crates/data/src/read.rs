@@ -3,7 +3,8 @@
 //! Opening a file only finds its rows; a row is read and parsed when it is asked for, by any
 //! thread, in any order. So memory holds 24 bytes a row whatever the file's size, and sampling,
 //! mixing and splitting are done on row numbers. CSV and parquet rows, which can't be read out of
-//! order, are first copied as JSON into an unnamed temporary file.
+//! order, are first copied as JSON into an unnamed temporary file; what is compressed with gzip is
+//! unpacked into one.
 
 mod files;
 mod scan;
@@ -11,10 +12,11 @@ mod tables;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
 pub(crate) use files::data_files;
@@ -50,6 +52,22 @@ pub(crate) struct Source {
     stamp: Stamp,
 }
 
+/// The content of a gzip file, in an unnamed temporary file in `scratch`.
+fn unpack(file: &File, path: &Path, scratch: &Path) -> Result<File, DataError> {
+    let write = |error| DataError::io("write", scratch, error);
+    let mut out = tempfile::tempfile_in(scratch).map_err(write)?;
+    let mut input = MultiGzDecoder::new(BufReader::with_capacity(1 << 20, file));
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return Ok(out),
+            Ok(count) => out.write_all(&buffer[..count]).map_err(write)?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(DataError::io("decompress", path, error)),
+        }
+    }
+}
+
 /// What changes when someone writes to a file.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp(u64, Option<SystemTime>);
@@ -69,9 +87,10 @@ impl Source {
     pub(crate) fn open(path: &Path, file_type: FileType, scratch: &Path) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|error| DataError::io("read", path, error))?;
         let stamp = Stamp::of(&file, path)?;
+        let bytes = if files::is_gzip(path) { unpack(&file, path, scratch)? } else { file };
         let mut source = Self {
             path: path.to_path_buf(),
-            bytes: file,
+            bytes,
             text: file_type == FileType::Text,
             spans: Vec::new(),
             rejects: HashMap::new(),
@@ -279,7 +298,7 @@ fn start_of_text(head: &[u8], path: &Path) -> Result<u64, DataError> {
     match head {
         [0xef, 0xbb, 0xbf, ..] => Ok(3),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => not_text("this is UTF-16 text; save it as UTF-8"),
-        [0x1f, 0x8b, ..] => not_text("is compressed with gzip; decompress it first"),
+        [0x1f, 0x8b, ..] => not_text("is compressed with gzip; give it a name that ends in `.gz`"),
         [b'P', b'A', b'R', b'1', ..] => not_text("is a parquet file; name it .parquet"),
         _ if head.iter().take(4096).any(|&byte| byte == 0) => not_text("holds zero bytes: it isn't text"),
         _ => Ok(0),

@@ -67,19 +67,26 @@ fn list(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Da
 
 /// The type that the ending of `path` says.
 pub(crate) fn file_type(dataset: &str, path: &Path) -> Result<FileType, DataError> {
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+    let inner = if is_gzip(path) { path.file_stem().map_or(path, Path::new) } else { path };
+    let ending = inner.extension().map(|ending| ending.to_string_lossy().to_lowercase());
     let hint = match ending.as_deref() {
         Some("json") => return Ok(FileType::Json),
         Some("jsonl") => return Ok(FileType::JsonLines),
         Some("csv") => return Ok(FileType::Csv),
-        Some("parquet") => return Ok(FileType::Parquet),
+        Some("parquet") if inner == path => return Ok(FileType::Parquet),
         Some("txt") => return Ok(FileType::Text),
         Some("arrow") => "; save it as parquet (`Dataset.to_parquet`)",
-        Some("gz" | "zst" | "xz" | "bz2" | "zip") => "; decompress it first",
+        Some("parquet") => "; decompress it first: pages inside are compressed already",
+        Some("zst" | "xz" | "bz2" | "zip") => "; decompress it first",
         _ if path.is_dir() => "; a folder inside a data folder isn't read",
         _ => "",
     };
     Err(DataError::FileType { dataset: dataset.to_owned(), path: path.to_path_buf(), hint })
+}
+
+/// Whether the name says that the file is compressed with gzip.
+pub(super) fn is_gzip(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz"))
 }
 
 /// Whether `name` fits `pattern`, in which `*` stands for any bytes and `?` for one.

@@ -111,7 +111,10 @@ fn files_of_the_wrong_form_are_refused() {
         "a.json:1: expected a list of rows, found one object; save the list under `data` by itself"
     );
     assert_eq!(message("a.json", b"\xff\xfe[\0"), "a.json: this is UTF-16 text; save it as UTF-8");
-    assert_eq!(message("a.jsonl", b"\x1f\x8b\x08"), "a.jsonl: is compressed with gzip; decompress it first");
+    assert_eq!(
+        message("a.jsonl", b"\x1f\x8b\x08"),
+        "a.jsonl: is compressed with gzip; give it a name that ends in `.gz`"
+    );
     assert_eq!(message("a.json", b"PAR1\x15\x04"), "a.json: is a parquet file; name it .parquet");
     assert_eq!(message("a.csv", b"a\0b"), "a.csv: holds zero bytes: it isn't text");
     assert_eq!(message("a.csv", b"a,b,a\n"), "a.csv:1: the header names column `a` twice");
@@ -227,4 +230,37 @@ fn mutated_files_never_panic() {
             fs::remove_file(&path).unwrap();
         }
     }
+}
+
+#[test]
+fn gzip_is_unpacked_also_in_several_parts_and_damage_of_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let open = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        Source::open(&path, files::file_type("d", &path)?, dir.path())
+    };
+    let two_parts = [packed("{\"a\": 1}\n"), packed("{\"a\": 2}\n")].concat();
+    for (name, bytes) in [
+        ("a.jsonl.gz", two_parts),
+        ("a.json.GZ", packed("[{\"a\": 1}, {\"a\": 2}]")),
+        ("a.csv.gz", packed("a\n1\n2\n")),
+        ("a.txt.gz", packed("1\n2\n")),
+    ] {
+        let source = open(name, &bytes).unwrap();
+        let rows: Vec<String> = (0..source.len()).map(|row| source.read(row).unwrap().to_string()).collect();
+        assert!(rows.len() == 2 && rows[0].contains('1') && rows[1].contains('2'), "{name}: {rows:?}");
+        source.check_unchanged().unwrap();
+        for damaged in [&bytes[..bytes.len() - 9], &bytes[..3], b"plain"] {
+            let error = open(name, damaged).unwrap_err().to_string();
+            assert!(error.starts_with("can't decompress ") && error.contains(name), "{error}");
+        }
+    }
+    let error = open("a.parquet.gz", b"").unwrap_err().to_string();
+    assert!(error.ends_with("; decompress it first: pages inside are compressed already"), "{error}");
 }
