@@ -148,10 +148,20 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 
 /// A fresh name beside `path`: its own, `marker`, 16 hexadecimal digits.
 pub(crate) fn with_suffix(path: &Path, marker: &str) -> PathBuf {
+    marked(path, marker, random())
+}
+
+/// The name beside `path` that is its own, `marker` and the digits of `id`.
+pub(crate) fn marked(path: &Path, marker: &str, id: u64) -> PathBuf {
     let mut name = path.file_name().map_or_else(OsString::new, OsString::from);
-    // Every `RandomState` has keys of its own, seeded by the operating system.
-    name.push(format!("{marker}{:016x}", RandomState::new().build_hasher().finish()));
+    name.push(format!("{marker}{id:016x}"));
     path.with_file_name(name)
+}
+
+/// A number that no other call gives; no secret.
+pub fn random() -> u64 {
+    // Every `RandomState` has keys of its own, seeded by the operating system.
+    RandomState::new().build_hasher().finish()
 }
 
 /// The name that a temporary one was made of, if it is one with this marker.

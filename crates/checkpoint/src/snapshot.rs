@@ -10,16 +10,20 @@
 //! What is displaced or removed is renamed first: `.old-` while its successor takes its name,
 //! `.gone-` before it is deleted. [`SnapshotWriter::open`] finishes or sweeps what a kill left.
 //!
+//! Several processes may write one snapshot: each its files into the same [`Draft`], of which one of them, who holds
+//! the folder's lock, makes the snapshot when all are done.
+//!
 //! What a snapshot holds is the trainer's business.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result, io_error};
 use crate::file::{read_json, read_side_file};
-use crate::folder::{FolderWriter, TEMP, sync_folder, temporary, with_suffix, without_suffix};
+use crate::folder::{FolderWriter, TEMP, marked, random, sync_folder, with_suffix, without_suffix};
 use crate::safetensors::SafetensorsFile;
 
 /// The marker of a whole snapshot.
@@ -183,6 +187,39 @@ impl Snapshot {
     }
 }
 
+/// A snapshot that is being written and has no name yet.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    temp: PathBuf,
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Begins `checkpoint-<step>` in a run's folder. Processes that give the same `id` write the same draft.
+    ///
+    /// # Errors
+    /// If its folder can't be made.
+    pub fn begin(dir: &Path, step: u64, id: u64) -> Result<Self> {
+        let path = dir.join(format!("checkpoint-{step}"));
+        let temp = marked(&path, TEMP, id);
+        match fs::create_dir(&temp) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", &temp)(error)),
+            _ => Ok(Self { temp, path }),
+        }
+    }
+
+    /// Writes its files, each flushed when it is written.
+    pub fn folder(&self) -> FolderWriter {
+        FolderWriter::private(self.temp.clone())
+    }
+
+    /// Removes what was written.
+    pub fn discard(&self) {
+        // Why the snapshot was given up is the error to report; a leftover is swept at the next start.
+        let _ = fs::remove_dir_all(&self.temp);
+    }
+}
+
 /// Writes and removes the snapshots of one run.
 #[derive(Debug)]
 pub struct SnapshotWriter {
@@ -229,35 +266,50 @@ impl SnapshotWriter {
     /// # Errors
     /// What `fill` fails with, or if anything can't be written. All snapshots are then as before.
     pub fn write(&self, step: u64, fill: impl FnOnce(&FolderWriter) -> Result<()>) -> Result<PathBuf> {
-        let path = self.dir.join(format!("checkpoint-{step}"));
-        let temp = temporary(&path);
-        let made = self.make(&temp, fill).and_then(|()| self.publish(&temp, &path));
-        if let Err(error) = made {
-            // The first error is the one to report; a leftover is swept at the next start.
-            let _ = fs::remove_dir_all(&temp);
-            return Err(error);
+        let draft = Draft::begin(&self.dir, step, random())?;
+        let made = fill(&draft.folder()).and_then(|()| self.publish(&draft, &[]));
+        if made.is_err() {
+            draft.discard();
         }
-        Ok(path)
+        made
     }
 
-    /// Fills a temporary folder, marker last, and flushes it.
-    fn make(&self, temp: &Path, fill: impl FnOnce(&FolderWriter) -> Result<()>) -> Result<()> {
-        fs::create_dir(temp).map_err(io_error("create", temp))?;
-        let folder = FolderWriter::private(temp.to_path_buf());
-        fill(&folder)?;
+    /// Makes a draft the snapshot of its step, in the place of one of that name; returns its path. `expected` are
+    /// names and sizes of files that must be there, whoever wrote them.
+    ///
+    /// # Errors
+    /// If one of them isn't there as it should be, or something can't be written. All snapshots are then as before.
+    pub fn publish(&self, draft: &Draft, expected: &[(String, u64)]) -> Result<PathBuf> {
+        self.seal(&draft.temp, expected)?;
+        self.rename(&draft.temp, &draft.path)?;
+        Ok(draft.path.clone())
+    }
+
+    /// Writes the marker into a temporary folder and flushes it.
+    fn seal(&self, temp: &Path, expected: &[(String, u64)]) -> Result<()> {
         let mut files = Map::new();
         for (name, path) in entries(temp)? {
             let metadata = fs::metadata(&path).map_err(io_error("read", &path))?;
             files.insert(name, metadata.len().into());
         }
+        for (name, size) in expected {
+            let path = temp.join(name);
+            // Asked by name: a network's file system may list a folder as it was a while ago.
+            let found = fs::metadata(&path).map_err(io_error("read", &path))?.len();
+            if found != *size {
+                let reason = format!("its writer made it {size} bytes long, here it has {found}");
+                return Err(Error::Unwritable { path, reason });
+            }
+            files.insert(name.clone(), found.into());
+        }
         // The names reach the disk before the marker that vouches for them.
         sync_folder(temp)?;
-        folder.json(DONE, &json!({"files": files}))?;
+        FolderWriter::private(temp.to_path_buf()).json(DONE, &json!({"files": files}))?;
         sync_folder(temp)
     }
 
     /// Gives a finished folder its name.
-    fn publish(&self, temp: &Path, path: &Path) -> Result<()> {
+    fn rename(&self, temp: &Path, path: &Path) -> Result<()> {
         let displaced = path.exists().then(|| with_suffix(path, OLD));
         if let Some(old) = &displaced {
             fs::rename(path, old).map_err(io_error("replace", path))?;

@@ -19,6 +19,7 @@ use crate::source::{TensorInfo, TensorSource, unknown};
 pub struct SafetensorsFile {
     file: DataFile,
     tensors: BTreeMap<String, (Vec<usize>, Region)>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl SafetensorsFile {
@@ -63,7 +64,14 @@ impl SafetensorsFile {
             };
             (name, (info.shape.clone(), region))
         });
-        Ok(Self { tensors: tensors.collect(), file })
+        let tensors = tensors.collect();
+        let metadata = header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
+        Ok(Self { file, tensors, metadata })
+    }
+
+    /// What its header says beside the tensors, under `key`.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
     }
 }
 

@@ -68,7 +68,15 @@ impl FolderWriter {
     /// # Errors
     /// If a name comes twice, a type can't be stored, a tensor's bytes don't fill its shape, or the
     /// file can't be written. The file is then not there, or what it was before.
-    pub fn tensors(&self, file: &str, mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
+    pub fn tensors(&self, file: &str, tensors: Vec<OutTensor<'_>>) -> Result<()> {
+        self.tensors_with(file, ("format", "pt"), tensors)
+    }
+
+    /// The same with other metadata: a key and its value. (Several would have no fixed order in the file.)
+    ///
+    /// # Errors
+    /// As [`FolderWriter::tensors`].
+    pub fn tensors_with(&self, file: &str, about: (&str, &str), mut tensors: Vec<OutTensor<'_>>) -> Result<()> {
         let unwritable = |reason: String| Error::Unwritable { path: self.path().join(file), reason };
         tensors.sort_by(|a, b| {
             let width = to_stored(b.dtype).cmp(&to_stored(a.dtype));
@@ -93,8 +101,8 @@ impl FolderWriter {
             offset += bytes;
             infos.push((tensor.name.clone(), info));
         }
-        let format = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-        let header = Metadata::new(Some(format), infos).map_err(|e| unwritable(e.to_string()))?;
+        let about = [(about.0.to_owned(), about.1.to_owned())].into_iter().collect();
+        let header = Metadata::new(Some(about), infos).map_err(|e| unwritable(e.to_string()))?;
         let mut header = serde_json::to_vec(&header).map_err(|e| unwritable(e.to_string()))?;
         header.resize(header.len().next_multiple_of(8), b' ');
         self.stream(file, |out| {

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ferrotune_checkpoint::{
-    Dtype, Error, FolderWriter, OutTensor, Snapshot, SnapshotState, SnapshotWriter, TensorSource, latest_snapshot,
-    list_snapshots,
+    Draft, Dtype, Error, FolderWriter, OutTensor, Snapshot, SnapshotState, SnapshotWriter, TensorSource,
+    latest_snapshot, list_snapshots,
 };
 use serde_json::json;
 
@@ -110,6 +110,31 @@ fn a_failed_save_leaves_everything_as_it_was() {
         assert_eq!(names(dir.path()), ["checkpoint-1"]);
         check(&latest_snapshot(dir.path()).unwrap().unwrap());
     }
+}
+
+#[test]
+fn several_write_one_draft() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = SnapshotWriter::open(dir.path()).unwrap();
+    let parts: Vec<(String, u64)> = (0..3)
+        .map(|rank| {
+            let file = format!("part-{rank}");
+            Draft::begin(dir.path(), 4, 77).unwrap().folder().bytes(&file, &vec![rank; 10]).unwrap();
+            (file, 10)
+        })
+        .collect();
+    let draft = Draft::begin(dir.path(), 4, 77).unwrap();
+    let with = |name: &str, size| [&parts[..], &[(name.to_owned(), size)]].concat();
+    let told = |expected: &[(String, u64)]| writer.publish(&draft, expected).unwrap_err().to_string();
+    assert!(told(&with("part-3", 10)).contains("part-3: No such file"), "{}", told(&with("part-3", 10)));
+    assert!(told(&with("part-2", 11)).ends_with("its writer made it 11 bytes long, here it has 10"));
+    assert_eq!(latest_snapshot(dir.path()).unwrap(), None);
+    let path = writer.publish(&draft, &parts).unwrap();
+    assert_eq!(Snapshot::open(&path).unwrap().bytes("part-2").unwrap(), [2; 10]);
+    assert_eq!(names(dir.path()), ["checkpoint-4"]);
+    let other = Draft::begin(dir.path(), 4, 78).unwrap();
+    other.discard();
+    assert_eq!(names(dir.path()), ["checkpoint-4"]);
 }
 
 /// A folder that holds 256 KiB, if this process may mount one.
