@@ -110,36 +110,49 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::mem::transmute;
 
+    /// The operations that a register's width alone decides: zero, load, store and one value in every lane.
+    macro_rules! moves {
+        ($reg:ty, $zero:ident, $load:ident, $store:ident, $all:ident) => {
+            type Reg = $reg;
+
+            #[inline(always)]
+            unsafe fn zero() -> $reg {
+                // SAFETY: here and below, the trait's contract.
+                unsafe { $zero() }
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> $reg {
+                // SAFETY: the trait's contract.
+                unsafe { $load(from) }
+            }
+            #[inline(always)]
+            unsafe fn store(to: *mut f32, value: $reg) {
+                // SAFETY: the trait's contract.
+                unsafe { $store(to, value) }
+            }
+            #[inline(always)]
+            unsafe fn words(from: *const u32) -> $reg {
+                // SAFETY: the trait's contract.
+                unsafe { $load(from.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn splat(from: *const u32) -> $reg {
+                // SAFETY: the trait's contract.
+                unsafe { $all(from.cast::<f32>().read_unaligned()) }
+            }
+        };
+    }
+
     /// f32 with AVX2 and FMA.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
 
     impl Vector for Avx2 {
-        type Reg = __m256;
         const LANES: usize = 8;
         const MR: usize = 4;
         const PER_WORD: usize = 1;
 
-        #[inline(always)]
-        unsafe fn zero() -> __m256 {
-            // SAFETY: here and below, the trait's contract.
-            unsafe { _mm256_setzero_ps() }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> __m256 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm256_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(to: *mut f32, value: __m256) {
-            // SAFETY: the trait's contract.
-            unsafe { _mm256_storeu_ps(to, value) }
-        }
-        #[inline(always)]
-        unsafe fn words(from: *const u32) -> __m256 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm256_loadu_ps(from.cast()) }
-        }
+        moves!(__m256, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps);
         #[inline(always)]
         unsafe fn partial(from: *const u32, elements: usize) -> __m256 {
             let mut lanes = [0u32; 8];
@@ -164,11 +177,6 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn splat(from: *const u32) -> __m256 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm256_set1_ps(from.cast::<f32>().read_unaligned()) }
-        }
-        #[inline(always)]
         unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: the trait's contract.
             unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -189,31 +197,11 @@ mod x86 {
     pub(crate) struct Avx512;
 
     impl Vector for Avx512 {
-        type Reg = __m512;
         const LANES: usize = 16;
         const MR: usize = 8;
         const PER_WORD: usize = 1;
 
-        #[inline(always)]
-        unsafe fn zero() -> __m512 {
-            // SAFETY: here and below, the trait's contract.
-            unsafe { _mm512_setzero_ps() }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> __m512 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(to: *mut f32, value: __m512) {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_storeu_ps(to, value) }
-        }
-        #[inline(always)]
-        unsafe fn words(from: *const u32) -> __m512 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_loadu_ps(from.cast()) }
-        }
+        moves!(__m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps);
         #[inline(always)]
         unsafe fn partial(from: *const u32, elements: usize) -> __m512 {
             // SAFETY: masked lanes are not read.
@@ -226,11 +214,6 @@ mod x86 {
                 let half = _mm256_maskz_loadu_epi16(low_bits(elements) as u16, from.cast());
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
             }
-        }
-        #[inline(always)]
-        unsafe fn splat(from: *const u32) -> __m512 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_set1_ps(from.cast::<f32>().read_unaligned()) }
         }
         #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -252,31 +235,11 @@ mod x86 {
     pub(crate) struct Bf16Pairs;
 
     impl Vector for Bf16Pairs {
-        type Reg = __m512;
         const LANES: usize = 16;
         const MR: usize = 8;
         const PER_WORD: usize = 2;
 
-        #[inline(always)]
-        unsafe fn zero() -> __m512 {
-            // SAFETY: here and below, the trait's contract.
-            unsafe { _mm512_setzero_ps() }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const f32) -> __m512 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_loadu_ps(from) }
-        }
-        #[inline(always)]
-        unsafe fn store(to: *mut f32, value: __m512) {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_storeu_ps(to, value) }
-        }
-        #[inline(always)]
-        unsafe fn words(from: *const u32) -> __m512 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_loadu_ps(from.cast()) }
-        }
+        moves!(__m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps);
         #[inline(always)]
         unsafe fn partial(from: *const u32, elements: usize) -> __m512 {
             // SAFETY: masked lanes are not read.
@@ -287,11 +250,6 @@ mod x86 {
             // Words are bf16 already: nothing to widen.
             // SAFETY: masked lanes are not read.
             unsafe { Self::partial(from.cast(), elements) }
-        }
-        #[inline(always)]
-        unsafe fn splat(from: *const u32) -> __m512 {
-            // SAFETY: the trait's contract.
-            unsafe { _mm512_set1_ps(from.cast::<f32>().read_unaligned()) }
         }
         #[inline(always)]
         unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
