@@ -195,22 +195,26 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins `checkpoint-<step>` in a run's folder. Processes that give the same `id` write the same draft.
-    ///
-    /// # Errors
-    /// If its folder can't be made.
-    pub fn begin(dir: &Path, step: u64, id: u64) -> Result<Self> {
+    /// The draft of `checkpoint-<step>` in a run's folder. Processes that give the same `id` share it.
+    pub fn new(dir: &Path, step: u64, id: u64) -> Self {
         let path = dir.join(format!("checkpoint-{step}"));
-        let temp = marked(&path, TEMP, id);
-        match fs::create_dir(&temp) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", &temp)(error)),
-            _ => Ok(Self { temp, path }),
-        }
+        Self { temp: marked(&path, TEMP, id), path }
     }
 
-    /// Writes its files, each flushed when it is written.
-    pub fn folder(&self) -> FolderWriter {
-        FolderWriter::private(self.temp.clone())
+    /// Where the snapshot will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its folder, made if it isn't there; each file is flushed when it is written.
+    ///
+    /// # Errors
+    /// If the folder can't be made.
+    pub fn folder(&self) -> Result<FolderWriter> {
+        match fs::create_dir(&self.temp) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", &self.temp)(error)),
+            _ => Ok(FolderWriter::private(self.temp.clone())),
+        }
     }
 
     /// Removes what was written.
@@ -266,8 +270,8 @@ impl SnapshotWriter {
     /// # Errors
     /// What `fill` fails with, or if anything can't be written. All snapshots are then as before.
     pub fn write(&self, step: u64, fill: impl FnOnce(&FolderWriter) -> Result<()>) -> Result<PathBuf> {
-        let draft = Draft::begin(&self.dir, step, random())?;
-        let made = fill(&draft.folder()).and_then(|()| self.publish(&draft, &[]));
+        let draft = Draft::new(&self.dir, step, random());
+        let made = draft.folder().and_then(|folder| fill(&folder)).and_then(|()| self.publish(&draft, &[]));
         if made.is_err() {
             draft.discard();
         }

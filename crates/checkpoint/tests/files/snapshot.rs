@@ -119,11 +119,11 @@ fn several_write_one_draft() {
     let parts: Vec<(String, u64)> = (0..3)
         .map(|rank| {
             let file = format!("part-{rank}");
-            Draft::begin(dir.path(), 4, 77).unwrap().folder().bytes(&file, &vec![rank; 10]).unwrap();
+            Draft::new(dir.path(), 4, 77).folder().unwrap().bytes(&file, &vec![rank; 10]).unwrap();
             (file, 10)
         })
         .collect();
-    let draft = Draft::begin(dir.path(), 4, 77).unwrap();
+    let draft = Draft::new(dir.path(), 4, 77);
     let with = |name: &str, size| [&parts[..], &[(name.to_owned(), size)]].concat();
     let told = |expected: &[(String, u64)]| writer.publish(&draft, expected).unwrap_err().to_string();
     assert!(told(&with("part-3", 10)).contains("part-3: No such file"), "{}", told(&with("part-3", 10)));
@@ -132,7 +132,8 @@ fn several_write_one_draft() {
     let path = writer.publish(&draft, &parts).unwrap();
     assert_eq!(Snapshot::open(&path).unwrap().bytes("part-2").unwrap(), [2; 10]);
     assert_eq!(names(dir.path()), ["checkpoint-4"]);
-    let other = Draft::begin(dir.path(), 4, 78).unwrap();
+    let other = Draft::new(dir.path(), 4, 78);
+    other.folder().unwrap();
     other.discard();
     assert_eq!(names(dir.path()), ["checkpoint-4"]);
 }
