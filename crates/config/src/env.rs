@@ -57,24 +57,124 @@ variables! {
     SSL_CERT_FILE,
     /// The same as SSL_CERT_FILE.
     REQUESTS_CA_BUNDLE,
-    /// `1`: start worker processes even for one device, as with LLaMA-Factory.
+    /// `1`: start worker processes even on one machine, as with LLaMA-Factory.
     FORCE_TORCHRUN,
-    /// Number of machines.
+    /// Number of machines; with RDZV_ID also a range, such as `1:3`.
     NNODES,
-    /// Number of this machine, from 0.
+    /// Number of this machine, from 0; only a wish in an elastic run.
     NODE_RANK,
-    /// Processes on this machine.
+    /// Processes on this machine; if not set, one for each of CUDA_VISIBLE_DEVICES in a distributed run.
     NPROC_PER_NODE,
     /// Address of machine 0.
     MASTER_ADDR,
     /// Port on machine 0.
     MASTER_PORT,
+    /// Name of an elastic run, in which machines may come and go between restarts.
+    RDZV_ID,
+    /// `host:port` of an elastic run, instead of MASTER_ADDR and MASTER_PORT.
+    RDZV_ENDPOINT,
+    /// Fewest machines of an elastic run.
+    MIN_NNODES,
+    /// Most machines of an elastic run.
+    MAX_NNODES,
+    /// How often the processes are started again after a failure.
+    MAX_RESTARTS,
     /// Number of this process, from a launcher; without WORLD_SIZE another name of NODE_RANK.
     RANK,
     /// Number of all processes, from a launcher.
     WORLD_SIZE,
-    /// Number of this process on its machine, from a launcher.
+    /// Number of this process on its machine, from torchrun.
     LOCAL_RANK,
+    /// Processes on this machine, from torchrun.
+    LOCAL_WORLD_SIZE,
+    /// Number of this machine, from torchrun.
+    GROUP_RANK,
+    /// Name of the run, from torchrun.
+    TORCHELASTIC_RUN_ID,
+    /// How often the run has been started again, from torchrun.
+    TORCHELASTIC_RESTART_COUNT,
+    /// NNODES, as Kubernetes operators set it.
+    PET_NNODES,
+    /// NODE_RANK, as Kubernetes operators set it.
+    PET_NODE_RANK,
+    /// NPROC_PER_NODE, as Kubernetes operators set it.
+    PET_NPROC_PER_NODE,
+    /// MASTER_ADDR, as Kubernetes operators set it.
+    PET_MASTER_ADDR,
+    /// MASTER_PORT, as Kubernetes operators set it.
+    PET_MASTER_PORT,
+    /// RDZV_ID, as Kubernetes operators set it.
+    PET_RDZV_ID,
+    /// RDZV_ENDPOINT, as Kubernetes operators set it.
+    PET_RDZV_ENDPOINT,
+    /// MAX_RESTARTS, as Kubernetes operators set it.
+    PET_MAX_RESTARTS,
+    /// Number of this machine, from an indexed job of Kubernetes, if NODE_RANK is not set.
+    JOB_COMPLETION_INDEX,
+    /// Tasks of the step, from `srun`.
+    SLURM_STEP_NUM_TASKS,
+    /// Machines of the step, from `srun`.
+    SLURM_STEP_NUM_NODES,
+    /// Tasks on each machine of the step, from `srun`.
+    SLURM_STEP_TASKS_PER_NODE,
+    /// Machines of the step, from `srun`; the first is the master if MASTER_ADDR is not set.
+    SLURM_STEP_NODELIST,
+    /// Number of the step, from `srun`.
+    SLURM_STEP_ID,
+    /// Older name of SLURM_STEP_ID.
+    SLURM_STEPID,
+    /// Number of this task, from `srun`.
+    SLURM_PROCID,
+    /// Tasks, from Slurm; SLURM_STEP_NUM_TASKS wins.
+    SLURM_NTASKS,
+    /// Older name of SLURM_NTASKS.
+    SLURM_NPROCS,
+    /// Number of this task on its machine, from `srun`.
+    SLURM_LOCALID,
+    /// Tasks on each machine, from Slurm, if they are the same number everywhere.
+    SLURM_NTASKS_PER_NODE,
+    /// Tasks on each machine of the job, from Slurm.
+    SLURM_TASKS_PER_NODE,
+    /// Number of this machine, from `srun`.
+    SLURM_NODEID,
+    /// Machines of the job, from Slurm.
+    SLURM_NNODES,
+    /// The same as SLURM_NNODES.
+    SLURM_JOB_NUM_NODES,
+    /// Machines of the job, from Slurm, if there is no SLURM_STEP_NODELIST.
+    SLURM_JOB_NODELIST,
+    /// Older name of SLURM_JOB_NODELIST.
+    SLURM_NODELIST,
+    /// Number of the job, from Slurm; the port follows from it if MASTER_PORT is not set.
+    SLURM_JOB_ID,
+    /// How tasks are dealt to machines, from Slurm.
+    SLURM_DISTRIBUTION,
+    /// Number of this process, from Open MPI.
+    OMPI_COMM_WORLD_RANK,
+    /// Number of all processes, from Open MPI.
+    OMPI_COMM_WORLD_SIZE,
+    /// Number of this process on its machine, from Open MPI.
+    OMPI_COMM_WORLD_LOCAL_RANK,
+    /// Processes on this machine, from Open MPI.
+    OMPI_COMM_WORLD_LOCAL_SIZE,
+    /// Name of the job, from Open MPI; the port follows from it if MASTER_PORT is not set.
+    PMIX_NAMESPACE,
+    /// Number of this process, from MPICH and Intel MPI.
+    PMI_RANK,
+    /// Number of all processes, from MPICH and Intel MPI.
+    PMI_SIZE,
+    /// Number of this process on its machine, from MPICH and Intel MPI.
+    MPI_LOCALRANKID,
+    /// Processes on this machine, from MPICH and Intel MPI.
+    MPI_LOCALNRANKS,
+    /// Network interfaces that the machines talk over: beginnings of names, `=` before whole names, `^` for all but these.
+    NCCL_SOCKET_IFNAME,
+    /// The same with whole names, if NCCL_SOCKET_IFNAME is not set.
+    GLOO_SOCKET_IFNAME,
+    /// `1`: no InfiniBand; it is never used.
+    NCCL_IB_DISABLE,
+    /// What every connection of a run proves to know; if not set, it follows from the recipe and the data.
+    FERROTUNE_JOB_TOKEN,
     /// Graphics processors that may be used.
     CUDA_VISIBLE_DEVICES,
     /// `1`: unknown recipe keys are left out with a note instead of being errors.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use ferrotune_config::plan::{
     AdamWPlan, BadRows, DataPlan, EvalPlan, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan, LoraPlus,
-    LoraTargets, Mix, ModelPlan, OutputPlan, Packing, Plan, Precision, Recompute, Resume, RunLength, Schedule,
-    ScheduleKind, Stage, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
+    LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume, RunLength,
+    Schedule, ScheduleKind, Stage, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
 };
 use ferrotune_config::{Recipe, Verb};
 
@@ -81,6 +81,7 @@ fn expected_lora_example() -> Plan {
             bad_rows: BadRows::Report,
         },
         train: expected_training(),
+        parallel: ParallelPlan::default(),
         eval: EvalPlan {
             every: Interval::Never,
             batch: 8,
