@@ -138,6 +138,11 @@ impl Device {
         Self::new(self.0.executes)
     }
 
+    /// Whether both are the same device.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Counters so far.
     pub fn track(&self) -> Track {
         self.state().track.clone()

@@ -10,11 +10,10 @@
 use ferrotune_checkpoint::{Dtype, Error, TensorInfo, TensorSource};
 use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_data::rows::Row;
-use ferrotune_dist::Solo;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::cpu::{self, Data, DataMut, Gemm, Mat, Product};
 use ferrotune_tensor::{DType, Device};
-use ferrotune_train::engine::Engine;
+use ferrotune_train::engine::{Division, Engine};
 use ferrotune_train::{Sample, StepOptions, step};
 use half::bf16;
 use serde_json::json;
@@ -98,7 +97,7 @@ fn case(dtype: &str, shape: &str, mode: &str) {
     });
     let element = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
     let model = Model::new(&config(), element, Some(&tuning), false).expect("a model");
-    let engine = Engine::new(&Device::cpu(), &model, Rc::new(Solo::default()), false);
+    let engine = Engine::new(&Device::cpu(), &model, Division::solo(&model), false);
     let shapes = model.parameters().iter().map(|p| (p.param.name.clone(), p.param.shape.dims().to_vec()));
     engine.load(&Noise(shapes.collect()), &[], None, 1).expect("weights");
     let options = StepOptions {

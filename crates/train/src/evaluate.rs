@@ -6,40 +6,55 @@
 
 use crate::Result;
 use crate::engine::Engine;
+use crate::passes::{pass_on, receive};
 use crate::report::Evaluation;
 use crate::step::{Sample, batch};
 use ferrotune_data::rows::Rows;
+use ferrotune_dist::Activity;
 use ferrotune_model::{LossOptions, Model};
-use ferrotune_tensor::Tape;
+use ferrotune_tensor::{Tape, Var};
 use std::time::Instant;
 
-/// Evaluates on all of `rows`, `batch_rows` at a time. Batches without a label token don't count.
+/// Evaluates on all of `rows`, `batch_rows` at a time, batches dealt to the ranks in turn: the same number on any of them.
+/// Batches without a label token don't count.
 ///
 /// # Errors
-/// If memory runs out.
+/// If memory runs out or a rank is lost.
 pub fn evaluate(model: &Model, engine: &Engine, rows: &Rows, batch_rows: usize) -> Result<Evaluation> {
     let start = Instant::now();
-    let (mut loss, mut batches, mut right, mut labels) = (0.0, 0.0, 0.0, 0.0);
-    for first in (0..rows.len()).step_by(batch_rows) {
+    let division = engine.division();
+    let (mine, ranks) = (division.mesh.data_rank(), division.mesh.layout().data_ranks());
+    let batches = rows.len().div_ceil(batch_rows);
+    // Losses, batches with one, right guesses, label tokens.
+    let mut sums = [0f64; 4];
+    for round in 0..batches.div_ceil(ranks) {
+        engine.comm().pulse().does(Activity::Evaluating);
+        let first = ((round * ranks + mine) * batch_rows).min(rows.len());
         let indices = first..(first + batch_rows).min(rows.len());
         let samples: Vec<Sample<'_>> = indices.map(|index| Sample { row: rows.get(index), index }).collect();
         let batch = batch(model, engine, &samples, None);
         let tape = Tape::forward_only(engine.device(), engine);
-        model.loss(&tape, &batch, LossOptions { scale: 1.0, smoothing: 0.0 });
-        engine.device().check()?;
-        let ((sum, hits), count) = (batch.targets.stats(), batch.targets.len() as f64);
-        if count > 0.0 {
-            loss += f64::from(sum) / count;
-            batches += 1.0;
+        let input = receive(model, engine, &batch)?.map(Var::constant);
+        let output = model.forward(&tape, &batch, division.span(), input, LossOptions { scale: 1.0, smoothing: 0.0 });
+        if !division.is_last() {
+            pass_on(engine, &output).wait()?;
         }
-        right += f64::from(hits);
-        labels += count;
+        engine.check()?;
+        let ((sum, hits), count) = (batch.targets.stats(), batch.targets.len() as f64);
+        if division.is_last() && count > 0.0 {
+            sums[0] += f64::from(sum) / count;
+            sums[1] += 1.0;
+            sums[2] += f64::from(hits);
+            sums[3] += count;
+        }
     }
+    engine.comm().sum(&mut sums)?;
+    let [loss, counted, right, labels] = sums;
     Ok(Evaluation {
-        loss: loss / batches,
+        loss: loss / counted,
         accuracy: Some(right / labels),
         samples: rows.len() as u64,
-        batches: rows.len().div_ceil(batch_rows) as u64,
+        batches: batches as u64,
         runtime: start.elapsed(),
     })
 }

@@ -57,3 +57,13 @@ impl TrainCase {
         pairs.map(|(key, value)| (key.to_owned(), value.trim_matches('\'').to_owned())).collect()
     }
 }
+
+/// A plan of micro-batches of so many rows, so many a step, over two epochs.
+pub(crate) fn train_plan(micro_batch: usize, accumulation: usize) -> ferrotune_config::plan::TrainPlan {
+    let text = format!(
+        "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ndataset: d\ntemplate: default\noutput_dir: o\n\
+         num_train_epochs: 2\nper_device_train_batch_size: {micro_batch}\ngradient_accumulation_steps: {accumulation}\n"
+    );
+    let recipe = ferrotune_config::Recipe::parse("test.yaml", text.as_bytes()).expect("a recipe");
+    ferrotune_config::plan::Plan::resolve(&recipe, ferrotune_config::Verb::Train).expect("a plan").0.train
+}

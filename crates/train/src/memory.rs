@@ -1,23 +1,26 @@
 //! What a run will take: the very training step, run on the `meta` device, for the longest batch in the data.
 
-use crate::engine::Engine;
-use crate::step::{Sample, StepOptions, step};
+use crate::engine::{Division, Engine};
+use crate::step::{Sample, StepOptions, Work, step};
 use crate::{Error, Result};
 use ferrotune_config::plan::Recompute;
 use ferrotune_data::rows::Row;
-use ferrotune_dist::Solo;
 use ferrotune_model::Model;
 use ferrotune_tensor::{Device, Track, cpu};
-use std::rc::Rc;
 
 /// Counts a step over `lengths`, one row each, in one micro-batch.
-pub fn predict(model: &Model, options: &StepOptions, lengths: &[usize]) -> Result<Track> {
+pub fn predict(model: &Model, options: &StepOptions, division: Division, lengths: &[usize]) -> Result<Track> {
     let device = Device::meta();
-    let engine = Engine::new(&device, model, Rc::new(Solo::default()), options.plus.is_some());
+    let stages = division.spans.len();
+    let engine = Engine::new(&device, model, division, options.plus.is_some());
     let rows: Vec<Flat> = lengths.iter().map(|&len| Flat::new(len)).collect();
     let samples: Vec<Sample<'_>> =
         rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect();
-    step(model, &engine, options, &[samples], 1, 0.0)?;
+    // As many micro-batches as a pipe holds at once; and a second step, for which gathers begin ahead.
+    let micro_batches = vec![samples; stages];
+    for number in 1..=2 {
+        step(model, &engine, options, &Work { step: number, rate: 0.0, micro_batches: &micro_batches, stop: false })?;
+    }
     Ok(device.track())
 }
 
@@ -64,7 +67,7 @@ pub fn decide(
 ) -> Result<MemoryPlan> {
     let constant = (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64;
     let plan = |recompute| -> Result<MemoryPlan> {
-        let predicted = predict(model, &StepOptions { recompute, ..options.clone() }, lengths)?;
+        let predicted = predict(model, &StepOptions { recompute, ..options.clone() }, Division::solo(model), lengths)?;
         Ok(MemoryPlan { recompute, predicted, constant, available })
     };
     let fits = |plan: &MemoryPlan| available.is_none_or(|available| plan.predicted.peak + constant <= available);

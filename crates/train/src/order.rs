@@ -9,32 +9,49 @@ use crate::clock::RunShape;
 use ferrotune_config::plan::TrainPlan;
 use ferrotune_data::sampler::Sampler;
 
+/// Where a rank stands among those that see different rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// This rank.
+    pub rank: usize,
+    /// How many there are.
+    pub ranks: usize,
+    /// How many there were when the run began: they decide which rows make a step, however many are left.
+    pub at_first: usize,
+}
+
+impl Share {
+    /// One rank sees all rows.
+    pub const ALL: Self = Self { rank: 0, ranks: 1, at_first: 1 };
+}
+
 /// The order of a run.
 #[derive(Debug, Clone)]
 pub struct Order {
     shape: RunShape,
     rows: usize,
     micro_batch: usize,
-    rank: usize,
-    world: usize,
+    share: Share,
     /// Micro-batches of an epoch, over all ranks, before wrapping.
     micro_batches: usize,
+    /// Most tokens of a micro-batch, where rows are laid together by length.
+    budget: Option<usize>,
     sampler: Sampler,
 }
 
 impl Order {
-    /// The order over `rows` rows, at least one, as `rank` of `world` sees it.
-    pub fn new(rows: usize, plan: &TrainPlan, rank: usize, world: usize) -> Self {
+    /// The order over `rows` rows, at least one, as one rank sees it.
+    pub fn new(rows: usize, plan: &TrainPlan, budget: Option<usize>, share: Share) -> Self {
         let micro_batches = match rows / plan.micro_batch {
             // One incomplete micro-batch is all there is: leaving it out would leave nothing.
             0 => 1,
             whole if plan.drop_last => whole,
             _ => rows.div_ceil(plan.micro_batch),
         };
-        let per_rank = micro_batches.div_ceil(world) as u64;
+        let per_rank = micro_batches.div_ceil(share.at_first) as u64;
         let shape = RunShape { micro_batches: per_rank, accumulation: plan.accumulation as u64, length: plan.length };
         let sampler = Sampler::new(rows, plan.data_seed, plan.shuffle);
-        Self { shape, rows, micro_batch: plan.micro_batch, rank, world, micro_batches, sampler }
+        Self { shape, rows, micro_batch: plan.micro_batch, share, micro_batches, budget, sampler }
     }
 
     /// Steps and epochs.
@@ -44,7 +61,7 @@ impl Order {
 
     /// Rows of a full step over all ranks.
     pub fn rows_per_step(&self) -> usize {
-        self.micro_batch * self.shape.accumulation as usize * self.world
+        self.micro_batch * self.shape.accumulation as usize * self.share.at_first
     }
 
     /// Whether an epoch ends with step `step` (from 1).
@@ -52,18 +69,90 @@ impl Order {
         step.is_multiple_of(self.shape.steps_per_epoch())
     }
 
-    /// The rows of step `step` (from 1) on this rank, by micro-batch.
-    pub fn step_rows(&self, step: u64) -> Vec<Vec<usize>> {
+    /// The rows of step `step` (from 1) on this rank, by micro-batch; `size` tells a row's length. Every rank has as many
+    /// micro-batches, the last ones empty where they don't come out even.
+    pub fn step_rows(&self, step: u64, size: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
         let steps = self.shape.steps_per_epoch();
         let (epoch, within) = ((step - 1) / steps, (step - 1) % steps);
         let first = within * self.shape.accumulation;
         let last = (first + self.shape.accumulation).min(self.shape.micro_batches);
-        let mine = |i: u64| (i as usize * self.world + self.rank) % self.micro_batches;
-        (first..last).map(|i| self.micro_batch_rows(epoch, mine(i))).collect()
+        let ranks = self.share.at_first as u64;
+        let all = (first * ranks..last * ranks).map(|i| i as usize % self.micro_batches);
+        let all: Vec<Vec<usize>> = all.map(|i| self.micro_batch_rows(epoch, i)).collect();
+        let all = match self.budget {
+            Some(budget) => by_tokens(&all.concat(), budget, size),
+            None => all,
+        };
+        let each = all.len().div_ceil(self.share.ranks);
+        let mine = (0..each).map(|i| all.get(i * self.share.ranks + self.share.rank).cloned().unwrap_or_default());
+        mine.collect()
     }
 
     fn micro_batch_rows(&self, epoch: u64, index: usize) -> Vec<usize> {
         let start = index * self.micro_batch;
         (start..(start + self.micro_batch).min(self.rows)).map(|position| self.sampler.row(epoch, position)).collect()
+    }
+}
+
+/// Lays a step's rows into micro-batches of at most `budget` tokens (a longer row is one by itself), the fullest
+/// first, so that the ranks' `i`-th ones, dealt in turn, cost about the same.
+///
+/// First fit, longest first: at most 11/9 of the fewest that would do (Johnson 1973).
+fn by_tokens(rows: &[usize], budget: usize, size: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
+    let mut sized: Vec<(usize, usize)> = rows.iter().map(|&row| (size(row), row)).collect();
+    sized.sort_by_key(|&(tokens, _)| std::cmp::Reverse(tokens));
+    let mut bins: Vec<(usize, Vec<usize>)> = Vec::new();
+    for (tokens, row) in sized {
+        match bins.iter_mut().find(|(filled, _)| filled + tokens <= budget) {
+            Some((filled, bin)) => {
+                *filled += tokens;
+                bin.push(row);
+            }
+            None => bins.push((tokens, vec![row])),
+        }
+    }
+    bins.sort_by_key(|&(tokens, _)| std::cmp::Reverse(tokens));
+    bins.into_iter().map(|(_, bin)| bin).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::train_plan;
+
+    fn order(share: Share, budget: Option<usize>) -> Order {
+        Order::new(22, &train_plan(2, 3), budget, share)
+    }
+
+    fn size(row: usize) -> usize {
+        1 + row * 7 % 19
+    }
+
+    /// All ranks' rows of a step, sorted.
+    fn step(ranks: usize, at_first: usize, budget: Option<usize>, step: u64) -> Vec<usize> {
+        let of = |rank| order(Share { rank, ranks, at_first }, budget).step_rows(step, size);
+        let each: Vec<Vec<Vec<usize>>> = (0..ranks).map(of).collect();
+        assert!(each.iter().all(|mine| mine.len() == each[0].len()), "as many micro-batches on each rank");
+        let mut all = each.concat().concat();
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn fewer_ranks_and_other_micro_batches_see_the_same_rows_in_a_step() {
+        for number in 1..6 {
+            let whole = step(4, 4, None, number);
+            for ranks in 1..6 {
+                assert_eq!(step(ranks, 4, None, number), whole);
+                assert_eq!(step(ranks, 4, Some(40), number), whole);
+            }
+        }
+    }
+
+    #[test]
+    fn micro_batches_keep_to_their_budget_unless_one_row_is_longer() {
+        for bin in order(Share::ALL, Some(12)).step_rows(1, size) {
+            assert!(bin.len() == 1 || bin.iter().map(|&row| size(row)).sum::<usize>() <= 12);
+        }
     }
 }

@@ -8,13 +8,13 @@ use crate::evaluate::evaluate;
 use crate::event::{Event, Start};
 use crate::intervals::{self, Intervals};
 use crate::memory::MemoryPlan;
-use crate::order::Order;
+use crate::order::{Order, Share};
 use crate::outputs::Outputs;
 use crate::report::state::TRAINER_STATE;
 use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
 use crate::save::{RunState, Saver, holds_model, read_state, write_state};
 use crate::schedule::LearningRate;
-use crate::step::{Outcome, Sample, StepOptions, step};
+use crate::step::{Outcome, Sample, StepOptions, Work, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
 use ferrotune_checkpoint::{FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
@@ -80,12 +80,30 @@ pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
     }
 }
 
-/// Lengths, in tokens, of the longest micro-batch that `order` can make of `rows`: the longest rows together.
-pub fn longest_batch(rows: &Rows, micro_batch: usize) -> Vec<usize> {
+/// Lengths, in tokens, of the longest micro-batch that an order can make of `rows`: the longest rows together, or as many
+/// of them as the budget of tokens holds.
+pub fn longest_batch(rows: &Rows, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
     let mut lengths: Vec<usize> = (0..rows.len()).map(|i| rows.size(i).0).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
-    lengths.truncate(micro_batch);
+    match budget {
+        None => lengths.truncate(micro_batch),
+        Some(budget) => {
+            // Rows of this length as often as they fit, and a shorter one that fills up what is left.
+            let longest = lengths.first().copied().unwrap_or(0).max(1);
+            let fit = (budget / longest).clamp(1, lengths.len().max(1));
+            lengths = vec![longest; fit];
+            lengths.extend(Some(budget.saturating_sub(fit * longest)).filter(|&rest| rest > 0));
+        }
+    }
     lengths
+}
+
+/// The order of a job's rows, as this rank sees it.
+fn order_of(job: &Job<'_>) -> Order {
+    let mesh = &job.engine.division().mesh;
+    let ranks = mesh.layout().data_ranks();
+    let share = Share { rank: mesh.data_rank(), ranks, at_first: ranks };
+    Order::new(job.train.len(), &job.plan.train, job.plan.parallel.max_tokens_per_micro_batch, share)
 }
 
 /// Trains.
@@ -127,8 +145,7 @@ struct Session<'a, 'h> {
 impl<'a, 'h> Session<'a, 'h> {
     fn begin(job: &'a Job<'a>, snapshots: SnapshotWriter, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
         let plan = job.plan;
-        let comm = job.engine.comm();
-        let order = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world());
+        let order = order_of(job);
         let total = order.shape().total_steps();
         let every = Intervals::new(plan, total)?;
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
@@ -204,7 +221,7 @@ impl<'a, 'h> Session<'a, 'h> {
             self.log(&outcome, rate)?;
             enough = self.due(self.every.eval) && self.evaluate()?;
             let done = self.run.step == total;
-            let interrupted = self.job.stop.load(Ordering::Relaxed) && !done && !enough;
+            let interrupted = outcome.stop && !done && !enough;
             let last = done && matches!(self.every.save, Interval::Steps(_));
             if self.due(self.every.save) || last || interrupted {
                 self.save(interrupted)?;
@@ -221,11 +238,14 @@ impl<'a, 'h> Session<'a, 'h> {
         let number = self.run.step + 1;
         let rate = self.rates.rate(self.run.step);
         let sample = |index| Sample { row: self.job.train.get(index), index };
+        let rows = self.order.step_rows(number, |row| self.job.train.size(row).0);
         let micro_batches: Vec<Vec<Sample<'_>>> =
-            self.order.step_rows(number).into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
+            rows.into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
         let flops = || self.job.engine.device().track().flops;
         let before = flops();
-        let outcome = step(self.job.model, self.job.engine, &self.options, &micro_batches, number, rate);
+        let stop = self.job.stop.load(Ordering::Relaxed);
+        let work = Work { step: number, rate, micro_batches: &micro_batches, stop };
+        let outcome = step(self.job.model, self.job.engine, &self.options, &work);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
             Error::NotFinite { step, loss, grad_norm, place, rows, .. } => {
@@ -418,12 +438,12 @@ fn is_evaluation(row: &LogRow) -> bool {
 
 /// How the run in the output folder ended, if it went to its end and this recipe asks for no more.
 fn finished_before(job: &Job<'_>) -> Result<Option<Finished>> {
-    let (plan, comm) = (job.plan, job.engine.comm());
+    let plan = job.plan;
     let dir = &plan.output.dir;
     if plan.output.resume != Resume::Auto || !dir.join(TRAINER_STATE).exists() || latest_snapshot(dir)?.is_none() {
         return Ok(None);
     }
-    let total = Order::new(job.train.len(), &plan.train, comm.rank(), comm.world()).shape().total_steps();
+    let total = order_of(job).shape().total_steps();
     let state = TrainerState::read(dir)?;
     let stale = state.stateful_callbacks.early_stopping.as_ref();
     let stale = stale.map_or(0, |c| c.attributes.early_stopping_patience_counter);

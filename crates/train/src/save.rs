@@ -171,9 +171,9 @@ const TENSORS: &str = "ferrotune_state.safetensors";
 
 /// Writes what a run resumes from into a checkpoint's folder.
 pub fn write_state(engine: &Engine, run: &RunState, folder: &FolderWriter) -> ferrotune_checkpoint::Result<()> {
-    let states = engine.state();
+    let states = engine.owned();
     let tensors = states.iter().map(|state| {
-        let (name, shape) = (state.name.clone(), state.tensor.dims().to_vec());
+        let (name, shape) = (state.name.clone(), state.shape.clone());
         OutTensor::lazy(name, shape, Dtype::F32, || {
             Ok(Cow::Owned(bytemuck::cast_slice(&state.tensor.to_f32()).to_vec()))
         })
@@ -202,7 +202,7 @@ pub fn read_state(engine: &Engine, snapshot: &Snapshot) -> Result<RunState> {
         source,
     })?;
     let file = snapshot.tensors(TENSORS)?;
-    let states = engine.state();
+    let states = engine.wanted();
     let (ours, theirs) = (states.len(), file.names().len());
     let misfit = |reason: String| Error::CannotResume {
         path: path.to_path_buf(),
@@ -212,7 +212,7 @@ pub fn read_state(engine: &Engine, snapshot: &Snapshot) -> Result<RunState> {
         return Err(misfit(format!("it holds {theirs} tensors of a run's state, this run has {ours}")));
     }
     for state in &states {
-        let (name, here) = (&state.name, state.tensor.dims());
+        let (name, here) = (&state.name, &state.shape[..]);
         match file.info(name).map(|info| info.shape) {
             Some(there) if there == here => {}
             Some(there) => return Err(misfit(format!("{name} has shape {there:?} there and {here:?} here"))),
@@ -222,7 +222,7 @@ pub fn read_state(engine: &Engine, snapshot: &Snapshot) -> Result<RunState> {
         state.tensor.with_bytes_mut(|bytes| result = file.read(&state.name, Dtype::F32, bytes));
         result?;
     }
-    engine.round_masters();
+    engine.took_state()?;
     Ok(run)
 }
 

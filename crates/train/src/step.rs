@@ -5,11 +5,13 @@
 //! before the first backward pass. So the same data gives the same curve however it is split.
 
 use crate::engine::{Engine, Update};
+use crate::passes::{Passes, pass_on, receive};
 use crate::{Error, Result};
 use ferrotune_config::plan::{AdamWPlan, LoraPlus};
 use ferrotune_data::rows::Row;
+use ferrotune_dist::Activity;
 use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings, Sequence};
-use ferrotune_tensor::{Kind, Segment, Tape, Tensor};
+use ferrotune_tensor::Tape;
 use std::rc::Rc;
 
 /// What stays the same over the steps of a run.
@@ -40,6 +42,19 @@ pub struct Sample<'a> {
     pub index: usize,
 }
 
+/// One step's own: which it is, at what rate, and on what.
+pub struct Work<'a> {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Learning rate.
+    pub rate: f64,
+    /// This rank's micro-batches: as many on each rank, empty ones among them where rows don't come out even. All stages
+    /// of a pipe are given the same.
+    pub micro_batches: &'a [Vec<Sample<'a>>],
+    /// This rank was asked to end the run after this step.
+    pub stop: bool,
+}
+
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
@@ -53,71 +68,56 @@ pub struct Outcome {
     pub label_tokens: u64,
     /// False if no token of the step had a label: nothing was updated.
     pub updated: bool,
+    /// Some rank was asked to end the run after this step.
+    pub stop: bool,
 }
 
-/// Runs the `step`-th step (from 1) over `micro_batches` at learning rate `rate`.
+/// Runs one step.
 ///
 /// # Errors
 /// If the loss or a gradient isn't finite (nothing is updated then), if memory runs out, or if a rank is lost.
-pub fn step(
-    model: &Model,
-    engine: &Engine,
-    options: &StepOptions,
-    micro_batches: &[Vec<Sample<'_>>],
-    step: u64,
-    rate: f64,
-) -> Result<Outcome> {
+pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'_>) -> Result<Outcome> {
     let count = |row: &Row<'_>| row.labels.iter().filter(|&&l| l >= 0).count() as u64;
-    let samples = || micro_batches.iter().flatten();
+    let samples = || work.micro_batches.iter().flatten();
+    // The stages of a pipe see the same rows: the first counts them.
+    let counts = |n: u64| if engine.division().is_first() { n as f64 } else { 0.0 };
     let mut sums = [
-        samples().map(|s| count(&s.row)).sum::<u64>() as f64,
-        samples().map(|s| s.row.input_ids.len()).sum::<usize>() as f64,
+        counts(samples().map(|s| count(&s.row)).sum()),
+        counts(samples().map(|s| s.row.input_ids.len() as u64).sum()),
+        f64::from(u8::from(work.stop)),
     ];
-    engine.comm().sum(&mut sums)?;
-    let [labels, tokens] = sums;
-    let mut outcome =
-        Outcome { loss: 0.0, grad_norm: 0.0, tokens: tokens as u64, label_tokens: labels as u64, updated: false };
+    let world = engine.comm();
+    world.pulse().step(work.step);
+    world.sum(&mut sums)?;
+    let [labels, tokens, stops] = sums;
+    let mut outcome = Outcome {
+        loss: 0.0,
+        grad_norm: 0.0,
+        tokens: tokens as u64,
+        label_tokens: labels as u64,
+        updated: false,
+        stop: stops > 0.0,
+    };
     if labels == 0.0 {
         return Ok(outcome);
     }
     engine.zero_grads();
     let loss = LossOptions { scale: (1.0 / labels) as f32, smoothing: options.smoothing };
-    let noise = NoiseSettings { seed: options.seed, step, embedding_alpha: options.embedding_alpha };
-    for micro_batch in micro_batches {
-        outcome.loss += f64::from(accumulate(model, engine, micro_batch, loss, noise, options.recompute)?);
-    }
-    let mut total = [outcome.loss];
-    engine.comm().sum(&mut total)?;
+    let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
+    let passes = Passes { model, engine, loss, noise, recompute: options.recompute };
+    let mut total = [passes.run(work.micro_batches)?];
+    world.pulse().does(Activity::Updating);
+    world.sum(&mut total)?;
     outcome.loss = total[0];
     outcome.grad_norm = engine.reduce_grads()?;
     if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
-        return Err(not_finite(model, engine, micro_batches, &outcome, step));
+        return Err(not_finite(model, engine, work, &outcome)?);
     }
-    let update = Update { rate, step, max_norm: options.max_norm, plus: options.plus };
-    engine.update(&options.optimizer, &update, outcome.grad_norm);
-    engine.device().check()?;
+    let update = Update { rate: work.rate, step: work.step, max_norm: options.max_norm, plus: options.plus };
+    engine.update(&options.optimizer, &update, outcome.grad_norm)?;
+    engine.check()?;
     outcome.updated = true;
     Ok(outcome)
-}
-
-/// Adds one micro-batch's gradients and returns its share of the loss.
-fn accumulate(
-    model: &Model,
-    engine: &Engine,
-    samples: &[Sample<'_>],
-    loss: LossOptions,
-    noise: NoiseSettings,
-    recompute: bool,
-) -> Result<f32> {
-    let batch = batch(model, engine, samples, Some(noise));
-    let wanted = |segment: Segment| recompute && model.is_block(segment);
-    let tape = Tape::new(engine.device(), engine, &wanted);
-    let root = model.loss(&tape, &batch, loss);
-    let one = Tensor::from_f32(engine.device(), &[1.0], [1], Kind::ActGrad);
-    let value = root.value.clone();
-    tape.backward(&root, one, None);
-    engine.device().check()?;
-    Ok(value.item())
 }
 
 /// Lays samples end to end on the engine's device.
@@ -132,34 +132,72 @@ fn sequence<'a>(sample: &'a Sample<'_>) -> Sequence<'a> {
     Sequence { input_ids, labels, segments, isolated, sample: sample.index as u32 }
 }
 
-/// Names the first part of the model that went wrong, and the rows that make it do so by themselves.
-fn not_finite(
-    model: &Model,
-    engine: &Engine,
-    micro_batches: &[Vec<Sample<'_>>],
-    outcome: &Outcome,
-    step: u64,
-) -> Error {
-    let (loss, grad_norm) = (outcome.loss, outcome.grad_norm);
-    let error = |place, rows| Error::NotFinite { step, loss, grad_norm, place, rows, datasets: Vec::new() };
-    if let Some(name) = engine.first_bad_weight() {
-        return error(format!("the weight {name}"), Vec::new());
+/// What one rank found when it looked for the cause of a number that isn't finite.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Findings {
+    weight: Option<String>,
+    part: Option<String>,
+    rows: Vec<(u32, u64)>,
+    gradient: Option<String>,
+}
+
+/// Names the first part of the model that went wrong, and the rows that make it do so by themselves. All ranks look, each
+/// at its own, and tell each other.
+fn not_finite(model: &Model, engine: &Engine, work: &Work<'_>, outcome: &Outcome) -> Result<Error> {
+    let mut mine = Findings { weight: engine.first_bad_weight().map(str::to_owned), ..Findings::default() };
+    let found = |mine: &Findings| -> Result<Vec<Findings>> {
+        let told = engine.comm().exchange(&serde_json::to_vec(mine).unwrap_or_default())?;
+        Ok(told.iter().map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()).collect())
+    };
+    let Outcome { loss, grad_norm, .. } = *outcome;
+    let error = |place, rows| Error::NotFinite { step: work.step, loss, grad_norm, place, rows, datasets: Vec::new() };
+    if let Some(name) = found(&mine)?.into_iter().find_map(|f| f.weight) {
+        return Ok(error(format!("the weight {name}"), Vec::new()));
     }
-    let mut place = None;
+    look_at_rows(model, engine, work, &mut mine)?;
+    let all = found(&mine)?;
+    let part = all.iter().find_map(|f| f.part.as_ref());
+    if let Some(part) = part {
+        return Ok(error(format!("the output of {part}"), rows_of(&all)));
+    }
+    // Each row's forward pass is sound by itself, so the trouble is in a gradient.
+    mine.rows = work.micro_batches.iter().flatten().map(|s| s.row.source).collect();
+    mine.gradient = engine.first_bad_gradient().map(str::to_owned);
+    let all = found(&mine)?;
+    let name = all.iter().find_map(|f| f.gradient.as_ref());
+    let place = name.map_or_else(|| "the loss itself".to_owned(), |name| format!("the gradient of {name}"));
+    Ok(error(place, rows_of(&all)))
+}
+
+/// All rows found, each once: the stages of a pipe find the same ones.
+fn rows_of(all: &[Findings]) -> Vec<(u32, u64)> {
     let mut rows = Vec::new();
-    for sample in micro_batches.iter().flatten() {
-        let alone = batch(model, engine, std::slice::from_ref(sample), None);
-        let tape = Tape::forward_only(engine.device(), engine);
-        let (part, _) = model.first_bad_part(&tape, &alone, model.span(), None);
-        if let Some(part) = part {
-            place.get_or_insert_with(|| format!("the output of {part}"));
-            rows.push(sample.row.source);
+    for row in all.iter().flat_map(|f| f.rows.iter().copied()) {
+        if !rows.contains(&row) {
+            rows.push(row);
         }
     }
-    if rows.is_empty() {
-        // Each row's forward pass is sound by itself, so the trouble is in a gradient.
-        rows = micro_batches.iter().flatten().map(|s| s.row.source).collect();
-        place = place.or_else(|| engine.first_bad_gradient().map(|name| format!("the gradient of {name}")));
+    rows
+}
+
+/// Runs each row forward by itself. As many passes on each rank as the rank with the most rows has.
+fn look_at_rows(model: &Model, engine: &Engine, work: &Work<'_>, mine: &mut Findings) -> Result<()> {
+    let samples: Vec<Sample<'_>> = work.micro_batches.iter().flatten().copied().collect();
+    let counts = engine.comm().exchange(&(samples.len() as u64).to_le_bytes())?;
+    let most = counts.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?))).max();
+    for number in 0..most.unwrap_or(0) as usize {
+        let sample = samples.get(number);
+        let alone = batch(model, engine, sample.map_or(&[], std::slice::from_ref), None);
+        let tape = Tape::forward_only(engine.device(), engine);
+        let input = receive(model, engine, &alone)?.map(ferrotune_tensor::Var::constant);
+        let (part, output) = model.first_bad_part(&tape, &alone, engine.division().span(), input);
+        if !engine.division().is_last() {
+            pass_on(engine, &output).wait()?;
+        }
+        if let (Some(part), Some(sample)) = (part, sample) {
+            mine.part.get_or_insert(part);
+            mine.rows.push(sample.row.source);
+        }
     }
-    error(place.unwrap_or_else(|| "the loss itself".to_owned()), rows)
+    Ok(())
 }

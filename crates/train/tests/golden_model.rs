@@ -4,10 +4,9 @@
 
 use ferrotune_checkpoint::{Adapter, Dtype, SafetensorsFile, TensorSource};
 use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
-use ferrotune_dist::Solo;
 use ferrotune_model::{Batch, Config, LossOptions, Model, Sequence};
 use ferrotune_tensor::{DType, Device, Kind, Segment, Tape, Tensor};
-use ferrotune_train::engine::{Engine, LoadedAdapter};
+use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -96,7 +95,7 @@ fn setup(name: &str, tuning: &Tuning, adapter: bool) -> Setup {
     let config = Config::from_json(&serde_json::from_slice(&json).unwrap()).unwrap();
     let device = Device::cpu();
     let model = Model::new(&config, DType::F32, Some(tuning), false).unwrap();
-    let engine = Engine::new(&device, &model, Rc::new(Solo::default()), false);
+    let engine = Engine::new(&device, &model, Division::solo(&model), false);
     let weights = open(&files.join("model.safetensors"));
     if adapter {
         let read = Adapter::read(&folder.join("adapter")).unwrap();

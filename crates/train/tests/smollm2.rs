@@ -7,11 +7,10 @@
 
 use ferrotune_checkpoint::open_model;
 use ferrotune_config::plan::GenerationPlan;
-use ferrotune_dist::Solo;
 use ferrotune_infer::{Generator, Sampler};
 use ferrotune_model::{Batch, Config, Model, Sequence};
 use ferrotune_tensor::{DType, Device, Kind, Tape, Tensor};
-use ferrotune_train::engine::Engine;
+use ferrotune_train::engine::{Division, Engine};
 use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -34,7 +33,7 @@ fn log_probabilities_and_greedy_tokens() {
     let files = open_model(Path::new(&path)).unwrap();
     let device = Device::cpu();
     let model = Model::new(&Config::from_json(&files.config).unwrap(), DType::F32, None, false).unwrap();
-    let engine = Engine::new(&device, &model, Rc::new(Solo::default()), false);
+    let engine = Engine::new(&device, &model, Division::solo(&model), false);
     engine.load(&*files.tensors, &[], None, 1).unwrap();
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/smollm2/forward.json");
     let golden: Value = serde_json::from_slice(&std::fs::read(fixture).unwrap()).unwrap();

@@ -1,10 +1,9 @@
 //! Position scalings, windows, biases and head sizes that the other models don't have, against transformers' logits.
 
 use ferrotune_checkpoint::{Dtype, SafetensorsFile, TensorSource, open_model};
-use ferrotune_dist::Solo;
 use ferrotune_model::{Batch, Config, KvCache, Model, Sequence};
 use ferrotune_tensor::{DType, Device, Kind, Tape, Tensor};
-use ferrotune_train::engine::Engine;
+use ferrotune_train::engine::{Division, Engine};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -30,7 +29,7 @@ fn every_setting_gives_transformers_logits_at_once_and_token_by_token() {
         let config = Config::from_json(&json).unwrap_or_else(|e| panic!("{name}: {e}"));
         let device = Device::cpu();
         let model = Model::new(&config, DType::F32, None, false).unwrap();
-        let engine = Engine::new(&device, &model, Rc::new(Solo::default()), false);
+        let engine = Engine::new(&device, &model, Division::solo(&model), false);
         engine.load(&SafetensorsFile::open(&folder.join("model.safetensors")).unwrap(), &[], None, 1).unwrap();
         let expected = SafetensorsFile::open(&folder.join("expected.safetensors")).unwrap();
         let want = expected.read_f32("logits").unwrap();

@@ -75,7 +75,7 @@ impl Session<'_> {
             return self.evaluate_only();
         };
         let options = step_options(plan, false);
-        let lengths = longest_batch(rows, plan.train.micro_batch);
+        let lengths = longest_batch(rows, plan.train.micro_batch, plan.parallel.max_tokens_per_micro_batch);
         let held = self.engine.device().track().total();
         let available = environment::available_memory().map(|free| free + held);
         let memory = decide(self.model, &options, plan.model.recompute, &lengths, available)?;
@@ -104,7 +104,7 @@ impl Session<'_> {
                 finished.total,
                 if plan.output.overwrite { " with overwrite_output_dir=false" } else { "" }
             ));
-            return Err(Failure::Interrupted(code));
+            return Err(Failure::Told(code));
         }
         if screen.finished_before { Ok(()) } else { self.close(&finished, &before, &screen) }
     }

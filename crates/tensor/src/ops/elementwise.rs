@@ -40,6 +40,14 @@ pub(crate) fn add_assign(x: &Tensor, y: &Tensor) {
     }
 }
 
+/// `x += y`.
+///
+/// # Panics
+/// If they differ in size.
+pub fn add_into(x: &Tensor, y: &Tensor) {
+    add_assign(x, y);
+}
+
 /// Copies bytes between tensors of one dtype and size.
 ///
 /// # Panics

@@ -18,7 +18,7 @@ mod swiglu;
 pub use attention::{Heads, Spans, attention};
 pub use cross_entropy::{CrossEntropy, Targets, linear_cross_entropy, row_logits};
 pub use dora::{merge_dora, row_norms};
-pub use elementwise::{add, cast, copy};
+pub use elementwise::{add, add_into, cast, copy};
 pub use embedding::embedding;
 pub use linear::{Linear, Lora, linear, merge_embedding_lora, merge_lora};
 pub use noise::{Noise, embedding_noise, fill_uniform};

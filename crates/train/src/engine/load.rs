@@ -6,6 +6,7 @@ use crate::{Error, Result};
 use ferrotune_checkpoint::{Adapter, Dtype, HostTensor, TensorSource, open_model};
 use ferrotune_model::{Parameter, Role, Source};
 use ferrotune_tensor::{DType, Kind, Tensor, ops};
+use std::ops::Range;
 use std::path::Path;
 
 /// An adapter and where it was read, for errors.
@@ -33,25 +34,20 @@ impl Engine {
             given.adapter.check_fits(given.path.as_ref(), files)?;
             self.check_taken(given)?;
         }
+        let origins = Origins { files, merged, continued, seed };
         for parameter in self.parameters() {
-            let value = self.value(&parameter.param);
-            match &parameter.source {
-                Source::File(name) => {
-                    read(files, name, parameter, &value)?;
-                    for given in merged {
-                        self.merge(given, parameter);
-                    }
+            let Some((range, part)) = self.part(&parameter.param) else { continue };
+            match (&parameter.source, origins.touched(parameter)) {
+                // What comes from a file as it is needn't be whole anywhere.
+                (Source::File(name), false) => read(files, name, parameter, range, &part)?,
+                _ => {
+                    let whole = self.first_value(&origins, parameter)?.reshape([parameter.param.shape.numel()]);
+                    ops::copy(&part, &whole.view(part.dtype().bytes(range.start), [range.len()], part.dtype()));
                 }
-                Source::Uniform { bound } => ops::fill_uniform(&value, *bound, seed, parameter.param.id as u64),
-                Source::Zeros | Source::RowNorms { .. } => {}
-            }
-            if let Some(given) = continued {
-                self.overlay(given, parameter)?;
             }
         }
-        self.fill_magnitudes(continued);
         self.copy_masters();
-        Ok(())
+        self.check()
     }
 
     /// Every tensor of an adapter must have a weight of this model to go to.
@@ -72,42 +68,61 @@ impl Engine {
     /// # Errors
     /// If a file is missing or not of this run.
     pub fn reload(&self, folder: &Path, adapter: bool) -> Result<()> {
+        let trained = self.parameters().iter().filter(|p| p.param.trainable);
+        let here = trained.filter_map(|p| self.part(&p.param).map(|(range, part)| (p, range, part)));
         if adapter {
             let given = LoadedAdapter { path: folder.display().to_string(), adapter: Adapter::read(folder)? };
-            self.parameters().iter().filter(|p| p.param.trainable).try_for_each(|p| self.overlay(&given, p))?;
+            for (parameter, range, part) in here {
+                if let Some(host) = fitting(&given, parameter)? {
+                    part.write_f32(&host.data[range]);
+                }
+            }
         } else {
             let model = open_model(folder)?;
-            for parameter in self.parameters().iter().filter(|p| p.param.trainable) {
-                read(&*model.tensors, &parameter.param.name, parameter, &self.value(&parameter.param))?;
+            for (parameter, range, part) in here {
+                read(&*model.tensors, &parameter.param.name, parameter, range, &part)?;
             }
         }
         self.copy_masters();
         Ok(())
     }
 
-    /// DoRA's magnitudes start at the norms of the merged rows, so they come last.
-    fn fill_magnitudes(&self, continued: Option<&LoadedAdapter>) {
-        for parameter in self.parameters() {
-            let Source::RowNorms { weight, a, b, scale } = &parameter.source else { continue };
-            if continued.is_none_or(|given| part(&given.adapter, parameter).is_none()) {
-                let of = |id: usize| self.value(&self.parameters()[id].param);
-                ops::copy(&self.value(&parameter.param), &ops::row_norms(&of(*weight), &of(*a), &of(*b), *scale));
+    /// A parameter's whole first value.
+    fn first_value(&self, origins: &Origins<'_>, parameter: &Parameter) -> Result<Tensor> {
+        let param = &parameter.param;
+        let value = self.device().empty(param.shape, param.dtype, Kind::Work);
+        match &parameter.source {
+            Source::File(name) => {
+                read(origins.files, name, parameter, 0..param.shape.numel(), &value)?;
+                origins.merged.iter().for_each(|given| self.merge(given, parameter, &value));
+            }
+            Source::Uniform { bound } => ops::fill_uniform(&value, *bound, origins.seed, param.id as u64),
+            Source::Zeros => value.zero(),
+            Source::RowNorms { weight, a, b, scale } => {
+                let of = |id: usize| self.first_value(origins, &self.parameters()[id]);
+                ops::copy(&value, &ops::row_norms(&of(*weight)?, &of(*a)?, &of(*b)?, *scale));
             }
         }
+        if let Some(given) = origins.continued
+            && let Some(host) = fitting(given, parameter)?
+        {
+            value.write_f32(&host.data);
+        }
+        Ok(value)
     }
 
+    /// Takes this rank's f32 parts from weights that were given.
     fn copy_masters(&self) {
-        for parameter in self.parameters() {
-            let (value, precise) = (self.value(&parameter.param), self.precise_value(&parameter.param));
-            if value.dtype() != precise.dtype() {
-                ops::cast(&precise, &value);
+        for group in &self.groups {
+            if let Some(master) = group.training.as_ref().and_then(|t| t.master.as_ref()) {
+                ops::cast(master, &group.own_of(&group.weights));
             }
         }
     }
 
     /// Adds an adapter's update to the base weight that it adapts, or replaces a module that it trained whole.
-    fn merge(&self, given: &LoadedAdapter, parameter: &Parameter) {
-        let (adapter, weight) = (&given.adapter, self.value(&parameter.param));
+    fn merge(&self, given: &LoadedAdapter, parameter: &Parameter, weight: &Tensor) {
+        let adapter = &given.adapter;
         if let Some(saved) = adapter.saved.get(&parameter.param.name) {
             weight.write_f32(&saved.data);
             return;
@@ -119,28 +134,45 @@ impl Engine {
         let scale = adapter.config.scaling(module) as f32;
         match &lora.magnitude {
             // An embedding's A is [r, vocabulary]: its update is (B A)'.
-            None if lora.embedding => ops::merge_embedding_lora(&weight, &a, &b, scale),
-            None => ops::merge_lora(&weight, &a, &b, scale),
-            Some(magnitude) => ops::merge_dora(&weight, &a, &b, scale, &upload(magnitude)),
+            None if lora.embedding => ops::merge_embedding_lora(weight, &a, &b, scale),
+            None => ops::merge_lora(weight, &a, &b, scale),
+            Some(magnitude) => ops::merge_dora(weight, &a, &b, scale, &upload(magnitude)),
         }
     }
+}
 
-    /// Takes an adapter's tensors as the first values of the parameters that train.
-    fn overlay(&self, given: &LoadedAdapter, parameter: &Parameter) -> Result<()> {
-        let param = &parameter.param;
-        match part(&given.adapter, parameter) {
-            Some(host) if host.shape == param.shape.dims() => self.value(param).write_f32(&host.data),
-            Some(host) => {
-                let (path, module) = (given.path.clone(), param.name.clone());
-                let (found, expected) = (host.shape.clone(), param.shape.dims().to_vec());
-                return Err(Error::AdapterShape { path, module, found, expected });
-            }
-            None if matches!(parameter.role, Role::LoraA | Role::LoraB) => {
-                return Err(Error::AdapterLacks { path: given.path.clone(), name: param.name.clone() });
-            }
-            None => {}
+/// Where first values come from.
+struct Origins<'a> {
+    files: &'a dyn TensorSource,
+    merged: &'a [LoadedAdapter],
+    continued: Option<&'a LoadedAdapter>,
+    seed: u64,
+}
+
+impl Origins<'_> {
+    /// Whether an adapter changes the parameter's value from that of its file.
+    fn touched(&self, parameter: &Parameter) -> bool {
+        let name = &parameter.param.name;
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let given = self.merged.iter().chain(self.continued).map(|given| &given.adapter);
+        given.into_iter().any(|adapter| adapter.saved.contains_key(name) || adapter.modules.contains_key(module))
+    }
+}
+
+/// An adapter's tensor for a parameter, of the right shape; `None` if it has none and needs none.
+fn fitting<'a>(given: &'a LoadedAdapter, parameter: &Parameter) -> Result<Option<&'a HostTensor>> {
+    let param = &parameter.param;
+    match part(&given.adapter, parameter) {
+        Some(host) if host.shape == param.shape.dims() => Ok(Some(host)),
+        Some(host) => {
+            let (path, module) = (given.path.clone(), param.name.clone());
+            let (found, expected) = (host.shape.clone(), param.shape.dims().to_vec());
+            Err(Error::AdapterShape { path, module, found, expected })
         }
-        Ok(())
+        None if matches!(parameter.role, Role::LoraA | Role::LoraB) => {
+            Err(Error::AdapterLacks { path: given.path.clone(), name: param.name.clone() })
+        }
+        None => Ok(None),
     }
 }
 
@@ -156,10 +188,11 @@ fn part<'a>(adapter: &'a Adapter, parameter: &Parameter) -> Option<&'a HostTenso
     }
 }
 
-fn read(files: &dyn TensorSource, name: &str, parameter: &Parameter, to: &Tensor) -> Result<()> {
+/// Reads the elements `range` of a parameter's file tensor.
+fn read(files: &dyn TensorSource, name: &str, parameter: &Parameter, range: Range<usize>, to: &Tensor) -> Result<()> {
     check_tensor(files, name, parameter.param.shape.dims())?;
     let dtype = if to.dtype() == DType::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
     let mut result = Ok(());
-    to.with_bytes_mut(|bytes| result = files.read(name, dtype, bytes));
+    to.with_bytes_mut(|bytes| result = files.read_range(name, range, dtype, bytes));
     Ok(result?)
 }

@@ -1,138 +1,127 @@
 //! The engine: holds weights, gradients and optimiser states in flat groups, and is the tape's host.
 //!
 //! A group is all parameters that one set of segments reads and that are treated alike: frozen or trained, one dtype,
-//! one rate, decayed or not. It lies in one flat buffer, each parameter at a multiple of 64 bytes, so that a strategy moves
-//! and updates ranges and never single tensors.
+//! one rate, decayed or not. It lies in one flat buffer, each parameter at a multiple of 64 bytes, so that ranks share,
+//! move and update ranges and never single tensors. What is shared is a [`Division`]; the model knows nothing of it.
 
+mod division;
+mod gather;
+mod group;
 mod load;
+mod reduce;
 mod state;
 
+pub use division::{Division, Offload, Sharding};
 pub use load::LoadedAdapter;
-pub use state::NamedState;
+pub use reduce::Update;
+pub use state::Piece;
 
-use crate::Result;
-use ferrotune_config::plan::{AdamWPlan, LoraPlus};
-use ferrotune_dist::Comm;
-use ferrotune_model::{Model, Parameter, Role};
-use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tensor, ops};
-use std::rc::Rc;
-
-/// Parameters begin at multiples of so many bytes in their group.
-const ALIGN: usize = 64;
-
-/// Where a parameter lies.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    group: usize,
-    /// Byte offset in the group's weights.
-    offset: usize,
-}
-
-/// What makes parameters members of one group.
-#[derive(Debug, Clone, PartialEq)]
-struct Class {
-    segments: Vec<Segment>,
-    dtype: DType,
-    trained: Option<Trained>,
-}
-
-/// How a trained group is updated.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Trained {
-    decays: bool,
-    rate: RateClass,
-}
-
-/// Which rate a group is trained at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RateClass {
-    Base,
-    /// LoRA+: B matrices.
-    LoraB,
-}
-
-struct Group {
-    class: Class,
-    weights: Tensor,
-    training: Option<Training>,
-}
-
-/// What a trained group holds besides its weights; all `[elements]` in f32.
-struct Training {
-    grads: Tensor,
-    m: Tensor,
-    v: Tensor,
-    /// f32 copy of bf16 weights.
-    master: Option<Tensor>,
-}
+use crate::{Error, Result};
+use ferrotune_dist::{Comm, CommError, Ticket};
+use ferrotune_model::{Model, Parameter};
+use ferrotune_tensor::{DType, Device, Param, Phase, Segment, Tensor, ops};
+use group::{ALIGN, Class, Group, Place};
+use std::cell::{Cell, RefCell};
 
 /// Weights, gradients and optimiser states of one rank.
 pub struct Engine {
     device: Device,
-    comm: Rc<dyn Comm>,
+    /// Where offloaded states lie; `device` itself if nothing is offloaded.
+    host: Device,
+    division: Division,
     parameters: Vec<Parameter>,
-    places: Vec<Place>,
+    /// `None` for parameters of other stages.
+    places: Vec<Option<Place>>,
     groups: Vec<Group>,
-    /// Segments with a trained parameter.
+    /// Groups that each segment reads.
+    by_segment: Vec<Vec<usize>>,
+    /// Segments with a trained parameter, on whatever rank.
     trains: Vec<bool>,
-}
-
-/// The numbers of one optimiser step.
-#[derive(Debug, Clone, Copy)]
-pub struct Update {
-    /// Learning rate.
-    pub rate: f64,
-    /// Steps taken, this one included.
-    pub step: u64,
-    /// Largest gradient norm; 0 for no limit.
-    pub max_norm: f64,
-    /// LoRA+.
-    pub plus: Option<LoraPlus>,
+    visit: Cell<(Segment, Phase)>,
+    last_micro_batch: Cell<bool>,
+    /// Collectives on the whole of a group.
+    flying: RefCell<Vec<Ticket>>,
+    /// Sums under way that are to be added to a group's part.
+    parts: RefCell<Vec<(usize, Tensor, Ticket)>>,
+    /// The first collective that failed; all further work runs through without effect.
+    lost: RefCell<Option<CommError>>,
 }
 
 impl Engine {
-    /// Allocates everything that lives as long as the run.
-    pub fn new(device: &Device, model: &Model, comm: Rc<dyn Comm>, plus: bool) -> Self {
+    /// Allocates everything that lives as long as the run. `plus`: B matrices have a rate of their own.
+    pub fn new(device: &Device, model: &Model, division: Division, plus: bool) -> Self {
+        let offloads = division.offload.optimizer || division.offload.weights;
+        let host = if offloads { device.another() } else { device.clone() };
         let parameters = model.parameters().to_vec();
         let mut classes: Vec<(Class, usize)> = Vec::new();
         let mut places = Vec::new();
         let mut trains = vec![false; model.segments()];
         for parameter in &parameters {
-            let class = class_of(parameter, plus);
-            let group = match classes.iter().position(|(c, _)| *c == class) {
-                Some(group) => group,
-                None => {
+            let param = &parameter.param;
+            if param.trainable {
+                param.segments.iter().for_each(|s| trains[s.0] = true);
+            }
+            places.push(Class::of(parameter, plus, &division).map(|class| {
+                let known = classes.iter().position(|(c, _)| *c == class);
+                let group = known.unwrap_or_else(|| {
                     classes.push((class, 0));
                     classes.len() - 1
-                }
-            };
-            let size = &mut classes[group].1;
-            places.push(Place { group, offset: *size });
-            *size += parameter.param.dtype.bytes(parameter.param.shape.numel()).next_multiple_of(ALIGN);
-            if parameter.param.trainable {
-                parameter.param.segments.iter().for_each(|s| trains[s.0] = true);
-            }
+                });
+                let bytes = &mut classes[group].1;
+                let start = *bytes / param.dtype.bytes(1);
+                *bytes += param.dtype.bytes(param.shape.numel()).next_multiple_of(ALIGN);
+                Place { group, start }
+            }));
         }
-        let groups = classes.into_iter().map(|(class, bytes)| Group::new(device, class, bytes)).collect();
-        Self { device: device.clone(), comm, parameters, places, groups, trains }
+        let groups: Vec<Group> =
+            classes.into_iter().map(|(class, bytes)| Group::new(device, &host, class, bytes, &division)).collect();
+        let reads = |segment: usize| -> Vec<usize> {
+            (0..groups.len()).filter(|&g| groups[g].class.segments.contains(&Segment(segment))).collect()
+        };
+        let by_segment = (0..model.segments()).map(reads).collect();
+        Self {
+            device: device.clone(),
+            host,
+            division,
+            parameters,
+            places,
+            groups,
+            by_segment,
+            trains,
+            visit: Cell::new((Segment(0), Phase::Forward)),
+            last_micro_batch: Cell::new(true),
+            flying: RefCell::default(),
+            parts: RefCell::default(),
+            lost: RefCell::default(),
+        }
     }
 
-    /// The device everything lies on.
+    /// The device that computes.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The ranks of the run.
-    pub fn comm(&self) -> &dyn Comm {
-        &*self.comm
+    /// Where offloaded states lie: another device's memory, or `device` itself.
+    pub fn host_memory(&self) -> &Device {
+        &self.host
     }
 
-    /// The model's parameters.
+    /// How the run is divided.
+    pub fn division(&self) -> &Division {
+        &self.division
+    }
+
+    /// All ranks of the run.
+    pub fn comm(&self) -> &dyn Comm {
+        &*self.division.mesh.world
+    }
+
+    /// The model's parameters, those of other stages among them.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
-    /// Trained and all parameters, in elements.
+    /// Trained and all parameters of the model, in elements.
     pub fn counts(&self) -> (usize, usize) {
         let count = |trained: bool| {
             let of = self.parameters.iter().filter(|p| !trained || p.param.trainable);
@@ -141,114 +130,68 @@ impl Engine {
         (count(true), count(false))
     }
 
-    /// A parameter's data.
-    pub fn value(&self, param: &Param) -> Tensor {
-        let place = self.places[param.id];
-        self.groups[place.group].weights.view(place.offset, param.shape, param.dtype)
+    /// Whether a gradient goes back to the stage before this one: something trains there.
+    pub fn trains_before(&self) -> bool {
+        self.trains[..self.division.span().start].iter().any(|&t| t)
     }
 
-    /// The f32 copy of a bf16 parameter that trains, otherwise its data: what is saved.
-    pub fn precise_value(&self, param: &Param) -> Tensor {
-        let place = self.places[param.id];
-        match self.groups[place.group].training.as_ref().and_then(|t| t.master.as_ref()) {
-            Some(master) => master.view(place.offset * 4 / param.dtype.bytes(1), param.shape, DType::F32),
-            None => self.value(param),
-        }
+    fn place(&self, param: &Param) -> Place {
+        self.places[param.id].expect("a stage asks only for parameters of its own segments")
     }
 
-    /// A trained parameter's gradient, in f32.
+    /// A trained parameter's whole gradient, in f32, where this rank holds it.
     pub fn gradient(&self, param: &Param) -> Option<Tensor> {
-        let place = self.places[param.id];
-        let training = self.groups[place.group].training.as_ref()?;
-        Some(training.grads.view(place.offset * 4 / param.dtype.bytes(1), param.shape, DType::F32))
+        let place = self.places[param.id]?;
+        let group = &self.groups[place.group];
+        let training = group.training.as_ref().filter(|_| !group.cut.grads)?;
+        Some(training.grads.view(4 * place.start, param.shape, DType::F32))
     }
 
-    /// Sets all gradients to zero.
-    pub fn zero_grads(&self) {
-        self.groups.iter().filter_map(|g| g.training.as_ref()).for_each(|t| t.grads.zero());
+    /// The elements of a parameter that lie on this rank, flat, and which they are.
+    fn part(&self, param: &Param) -> Option<(std::ops::Range<usize>, Tensor)> {
+        let place = self.places[param.id]?;
+        let group = &self.groups[place.group];
+        let (range, start) = place.within(param, &group.held());
+        let view = || group.weights.view(param.dtype.bytes(start), [range.len()], param.dtype);
+        (!range.is_empty()).then(|| (range.clone(), view()))
     }
 
-    /// Sums gradients over the ranks and returns their global norm.
-    pub fn reduce_grads(&self) -> Result<f64> {
-        let mut squares = 0.0;
-        for training in self.groups.iter().filter_map(|g| g.training.as_ref()) {
-            self.comm.all_reduce(&training.grads).wait()?;
-            squares += ops::sum_of_squares(&training.grads);
-        }
-        Ok(squares.sqrt())
-    }
-
-    /// Name of the first parameter, in the model's order, whose gradient holds an infinite value or NaN.
+    /// Name of the first parameter, in the model's order, whose gradient holds an infinite value or NaN on this rank.
     pub fn first_bad_gradient(&self) -> Option<&str> {
-        let bad = |p: &&Parameter| self.gradient(&p.param).is_some_and(|g| !ops::all_finite(&g));
-        self.parameters.iter().filter(|p| p.param.trainable).find(bad).map(|p| p.param.name.as_str())
+        let bad = |param: &Param| -> Option<bool> {
+            let place = self.places[param.id]?;
+            let group = &self.groups[place.group];
+            let grads = &group.training.as_ref()?.grads;
+            let among = if group.cut.grads { group.own.clone() } else { 0..group.elements };
+            let (range, start) = place.within(param, &among);
+            Some(!ops::all_finite(&grads.view(4 * start, [range.len()], DType::F32)))
+        };
+        self.parameters.iter().map(|p| &p.param).find(|param| bad(param) == Some(true)).map(|p| p.name.as_str())
     }
 
-    /// Name of the first parameter whose data holds an infinite value or NaN.
+    /// Name of the first parameter whose data holds an infinite value or NaN on this rank.
     pub fn first_bad_weight(&self) -> Option<&str> {
-        let bad = |p: &&Parameter| !ops::all_finite(&self.value(&p.param));
-        self.parameters.iter().find(bad).map(|p| p.param.name.as_str())
+        let bad = |param: &Param| self.part(param).is_some_and(|(_, part)| !ops::all_finite(&part));
+        self.parameters.iter().map(|p| &p.param).find(|param| bad(param)).map(|p| p.name.as_str())
     }
 
-    /// One step of AdamW with gradients of the global norm `norm`, clipped as torch's `clip_grad_norm_` does.
-    pub fn update(&self, plan: &AdamWPlan, update: &Update, norm: f64) {
-        let clip = if update.max_norm > 0.0 { (update.max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        for group in &self.groups {
-            let (Some(trained), Some(training)) = (group.class.trained, &group.training) else { continue };
-            let ratio = match (trained.rate, update.plus) {
-                (RateClass::LoraB, Some(plus)) => plus.ratio,
-                _ => 1.0,
-            };
-            let step = ops::AdamW {
-                rate: update.rate * ratio,
-                beta1: plan.beta1,
-                beta2: plan.beta2,
-                eps: plan.eps,
-                weight_decay: if trained.decays { plan.weight_decay } else { 0.0 },
-                step: update.step,
-                grad_scale: clip as f32,
-            };
-            ops::adamw(&group.weights, training.master.as_ref(), &training.grads, (&training.m, &training.v), &step);
+    /// Takes note of a collective's end. After the first that failed, the device runs through without touching data.
+    fn heed(&self, result: std::result::Result<(), CommError>) {
+        if let Err(error) = result {
+            self.device.stop(error.to_string());
+            self.lost.borrow_mut().get_or_insert(error);
         }
     }
-}
 
-fn class_of(parameter: &Parameter, plus: bool) -> Class {
-    let param = &parameter.param;
-    let rate = if plus && parameter.role == Role::LoraB { RateClass::LoraB } else { RateClass::Base };
-    let trained = param.trainable.then(|| Trained { decays: parameter.decays(), rate });
-    Class { segments: param.segments.clone(), dtype: param.dtype, trained }
-}
-
-impl Group {
-    fn new(device: &Device, class: Class, bytes: usize) -> Self {
-        let elements = bytes / class.dtype.bytes(1);
-        let weights = device.zeros([elements], class.dtype, Kind::Weight);
-        let flat = |kind| device.zeros([elements], DType::F32, kind);
-        let training = class.trained.map(|_| Training {
-            grads: flat(Kind::Grad),
-            m: flat(Kind::Optim),
-            v: flat(Kind::Optim),
-            master: (class.dtype != DType::F32).then(|| flat(Kind::Optim)),
-        });
-        Self { class, weights, training }
+    /// What went wrong since the run began: a lost rank, or no memory.
+    ///
+    /// # Errors
+    /// The first of these.
+    pub fn check(&self) -> Result<()> {
+        if let Some(error) = &*self.lost.borrow() {
+            return Err(Error::Comm(error.clone()));
+        }
+        self.device.check()?;
+        Ok(self.host.check()?)
     }
-}
-
-impl Host for Engine {
-    fn weight(&self, param: &Param) -> Tensor {
-        self.value(param)
-    }
-
-    fn grad(&self, param: &Param) -> Tensor {
-        self.gradient(param).expect("ops ask only for the gradients of parameters that train")
-    }
-
-    fn trains(&self, segment: Segment) -> bool {
-        self.trains[segment.0]
-    }
-
-    fn enter(&self, _segment: Segment, _phase: Phase) {}
-
-    fn leave(&self, _segment: Segment, _phase: Phase) {}
 }

@@ -1,48 +1,156 @@
-//! What a snapshot holds of the engine: trained weights and moments, a parameter at a time, so that they can be read
-//! back by another layout or another number of ranks.
+//! What a snapshot holds of the engine: trained weights and moments, as stretches of parameters, so that they can be read
+//! back by another layout or another number of ranks; and whole parameters brought to one rank, to be saved.
 
 use super::Engine;
-use ferrotune_tensor::{DType, Param, Tensor};
+use super::group::{Group, Training};
+use crate::Result;
+use ferrotune_dist::{Layout, Place};
+use ferrotune_tensor::{DType, Kind, Param, Tensor, ops};
+use std::ops::Range;
 
-/// One tensor of the engine's state, in f32.
-pub struct NamedState {
+/// A stretch of one tensor of a run's state that lies on this rank.
+pub struct Piece {
     /// `weight.`, `m.` or `v.` before the parameter's name.
     pub name: String,
-    /// Its data, a view.
+    /// Shape of the whole.
+    pub shape: Vec<usize>,
+    /// Which of its elements.
+    pub range: Range<usize>,
+    /// These elements, in f32; a view.
     pub tensor: Tensor,
 }
 
 impl Engine {
-    /// Trained weights and both moments of each.
-    pub fn state(&self) -> Vec<NamedState> {
+    /// What this rank saves: over all ranks, every element exactly once.
+    pub fn owned(&self) -> Vec<Piece> {
+        let keeper = self.division.mesh.place().replica == 0;
+        self.pieces(|group| keeper && (!group.class.twin || self.division.is_first()))
+    }
+
+    /// What this rank reads when a run goes on. [`took_state`](Self::took_state) must follow on all ranks.
+    pub fn wanted(&self) -> Vec<Piece> {
+        self.pieces(|_| true)
+    }
+
+    fn pieces(&self, wanted: impl Fn(&Group) -> bool) -> Vec<Piece> {
         let mut all = Vec::new();
         for parameter in self.parameters.iter().filter(|p| p.param.trainable) {
             let param = &parameter.param;
-            let mut push = |what: &str, tensor| all.push(NamedState { name: format!("{what}.{}", param.name), tensor });
-            push("weight", self.precise_value(param));
-            if let Some((m, v)) = self.moments(param) {
-                push("m", m);
-                push("v", v);
+            let Some(place) = self.places[param.id] else { continue };
+            let group = &self.groups[place.group];
+            let (Some(training), true) = (&group.training, wanted(group)) else { continue };
+            let (range, start) = place.within(param, &group.own);
+            if range.is_empty() {
+                continue;
+            }
+            for (what, flat) in
+                [("weight", precise(group, training)), ("m", training.m.clone()), ("v", training.v.clone())]
+            {
+                let tensor = flat.view(4 * start, [range.len()], flat.dtype());
+                let name = format!("{what}.{}", param.name);
+                all.push(Piece { name, shape: param.shape.dims().to_vec(), range: range.clone(), tensor });
             }
         }
         all
     }
 
-    fn moments(&self, param: &Param) -> Option<(Tensor, Tensor)> {
-        let place = self.places[param.id];
-        let training = self.groups[place.group].training.as_ref()?;
-        let offset = place.offset * 4 / param.dtype.bytes(1);
-        let view = |flat: &Tensor| flat.view(offset, param.shape, DType::F32);
-        Some((view(&training.m), view(&training.v)))
+    /// After the pieces that this rank [`wanted`](Self::wanted) were read: rounds precise copies into the weights and
+    /// makes these whole. A collective.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn took_state(&self) -> Result<()> {
+        for group in self.groups.iter() {
+            let Some(training) = &group.training else { continue };
+            if let Some(master) = &training.master {
+                ops::cast(&group.own_of(&group.weights), master);
+            }
+            self.spread(group);
+        }
+        self.settle()
     }
 
-    /// After the f32 copies of bf16 weights were read back: rounds them into the weights.
-    pub fn round_masters(&self) {
-        for parameter in self.parameters.iter().filter(|p| p.param.trainable) {
-            let (value, precise) = (self.value(&parameter.param), self.precise_value(&parameter.param));
-            if value.dtype() != precise.dtype() {
-                ferrotune_tensor::ops::cast(&value, &precise);
+    /// The whole value of the parameter with this number, as it is saved, on rank 0; `None` on the others. A collective:
+    /// all ranks ask for the same parameters in the same order.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn gather(&self, parameter: usize) -> Result<Option<Tensor>> {
+        let param = &self.parameters[parameter].param;
+        let mesh = &self.division.mesh;
+        let Place { shard, stage, replica } = mesh.place();
+        let first = param.segments[0].0;
+        let holder = self.division.spans.iter().position(|span| span.contains(&first)).unwrap_or(0);
+        if replica > 0 {
+            return Ok(None);
+        }
+        let value = if stage == holder { self.collect(param)? } else { None };
+        if holder == 0 || shard > 0 {
+            return Ok(value);
+        }
+        match (stage, value) {
+            (0, _) => {
+                let dtype = if param.trainable { DType::F32 } else { param.dtype };
+                let whole = self.device.empty(param.shape, dtype, Kind::Work);
+                mesh.pipe.recv(&whole, holder).wait()?;
+                Ok(Some(whole))
             }
+            (_, Some(value)) => {
+                mesh.pipe.send(&value, 0).wait()?;
+                Ok(None)
+            }
+            _ => Ok(None),
         }
     }
+
+    /// What is saved of a parameter that lies whole on this rank.
+    ///
+    /// # Panics
+    /// If it doesn't.
+    pub fn precise_value(&self, param: &Param) -> Tensor {
+        let value = self.collect(param).ok().flatten();
+        value.expect("one rank holds all")
+    }
+
+    /// A parameter's parts brought together on the first rank of the shard group.
+    fn collect(&self, param: &Param) -> Result<Option<Tensor>> {
+        let place = self.place(param);
+        let group = &self.groups[place.group];
+        let master = group.training.as_ref().and_then(|t| t.master.clone());
+        let flat = master.unwrap_or_else(|| group.weights.clone());
+        let (mesh, part) = (&self.division.mesh, group.own.len());
+        let Layout { shards, .. } = mesh.layout();
+        let stored = |at: &Range<usize>| {
+            let (range, start) = place.within(param, at);
+            (!range.is_empty()).then(|| flat.view(flat.dtype().bytes(start), [range.len()], flat.dtype()))
+        };
+        let whole_here = flat.numel() == group.elements;
+        if mesh.place().shard > 0 {
+            if let Some(mine) = stored(&group.own).filter(|_| !whole_here) {
+                mesh.shard.send(&mine, 0).wait()?;
+            }
+            return Ok(None);
+        }
+        if whole_here {
+            return Ok(stored(&(0..group.elements)).map(|value| value.reshape(param.shape)));
+        }
+        let whole = self.device.empty([param.shape.numel()], flat.dtype(), Kind::Work);
+        for from in 0..shards {
+            let (range, _) = place.within(param, &(from * part..(from + 1) * part));
+            if range.is_empty() {
+                continue;
+            }
+            let to = whole.view(flat.dtype().bytes(range.start), [range.len()], flat.dtype());
+            match stored(&group.own).filter(|_| from == 0) {
+                Some(mine) => ops::copy(&to, &mine),
+                None => mesh.shard.recv(&to, from).wait()?,
+            }
+        }
+        Ok(Some(whole.reshape(param.shape)))
+    }
+}
+
+/// This rank's part in f32: its own copy where the weights are rounded, else the weights.
+fn precise(group: &Group, training: &Training) -> Tensor {
+    training.master.clone().unwrap_or_else(|| group.own_of(&group.weights))
 }
