@@ -2,12 +2,21 @@
 //! code path for 1 and N.
 #![forbid(unsafe_code)]
 
+mod abort;
 mod comm;
 mod mesh;
 mod pulse;
+mod ranks;
+mod ring;
+mod schedule;
 mod solo;
+pub mod threads;
+pub mod transport;
+mod worker;
 
+pub use abort::{Abort, told};
 pub use comm::{Comm, CommError, Ticket};
 pub use mesh::{Layout, Mesh, Place};
 pub use pulse::{Activity, Beat, Pulse};
+pub use ranks::Ranks;
 pub use solo::Solo;

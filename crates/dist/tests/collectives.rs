@@ -1,0 +1,230 @@
+//! Every collective on every small world against its plain definition, for awkward lengths.
+
+use ferrotune_dist::{Comm, CommError, threads};
+use ferrotune_tensor::{DType, Device, Kind, Tensor};
+use std::rc::Rc;
+
+/// None, one, fewer than ranks, primes, several segments with a ragged end.
+const LENGTHS: [usize; 7] = [0, 1, 3, 7, 1009, 65_537, 400_009];
+
+/// A value that differs by rank and place, and whose sums round.
+fn value(rank: usize, i: usize) -> f32 {
+    ((rank * 7919 + i * 31) % 1013) as f32 * 0.37 - 150.0 + rank as f32 * 1e-3
+}
+
+fn values(rank: usize, length: usize) -> Vec<f32> {
+    (0..length).map(|i| value(rank, i)).collect()
+}
+
+fn tensor(device: &Device, values: &[f32]) -> Tensor {
+    Tensor::from_f32(device, values, [values.len()], Kind::Work)
+}
+
+/// The sum of element `i` in the order of the ring: the part of rank `owner` starts behind it.
+fn ring_sum(world: usize, length: usize, i: usize) -> f32 {
+    let owner = (0..world).find(|r| i < length * (r + 1) / world).expect("i < length");
+    (2..=world).fold(value((owner + 1) % world, i), |sum, k| value((owner + k) % world, i) + sum)
+}
+
+fn all_collectives(comm: &dyn Comm, length: usize) {
+    let device = Device::cpu();
+    let (rank, world) = (comm.rank(), comm.world());
+    let buffer = tensor(&device, &values(rank, length));
+    comm.all_reduce(&buffer).wait().unwrap();
+    let sums: Vec<f32> = (0..length).map(|i| ring_sum(world, length, i)).collect();
+    assert_eq!(buffer.to_f32(), sums, "all_reduce of {length} at {rank} of {world}");
+
+    let full = values(rank, length * world);
+    for inside in [false, true] {
+        let full = tensor(&device, &full);
+        let shard = match inside {
+            true => full.view(rank * length * 4, [length], DType::F32),
+            false => device.empty([length], DType::F32, Kind::Work),
+        };
+        comm.reduce_scatter(&full, &shard).wait().unwrap();
+        let sums: Vec<f32> = (rank * length..(rank + 1) * length).map(|i| ring_sum(world, length * world, i)).collect();
+        assert_eq!(shard.to_f32(), sums, "reduce_scatter of {length} at {rank} of {world}, inside: {inside}");
+        // The sums go on around: together that is an all-reduce.
+        comm.all_gather(&shard, &full).wait().unwrap();
+        let sums: Vec<f32> = (0..length * world).map(|i| ring_sum(world, length * world, i)).collect();
+        assert_eq!(full.to_f32(), sums, "all_gather of {length} at {rank} of {world}, inside: {inside}");
+    }
+    bytes_of_any_type(comm, &device, length);
+    small_things(comm, length);
+}
+
+fn bytes_of_any_type(comm: &dyn Comm, device: &Device, length: usize) {
+    let (rank, world) = (comm.rank(), comm.world());
+    let ids = |rank: usize| (0..length).map(move |i| (rank * 1_000_003 + i) as u32);
+    let shard = Tensor::from_u32(device, &ids(rank).collect::<Vec<_>>(), Kind::Input);
+    let full = device.empty([length * world], DType::U32, Kind::Input);
+    comm.all_gather(&shard, &full).wait().unwrap();
+    let all: Vec<u8> = (0..world).flat_map(ids).flat_map(u32::to_le_bytes).collect();
+    full.with_bytes(|bytes| assert_eq!(bytes, all));
+    for root in 0..world {
+        let halves = device.empty([length], DType::Bf16, Kind::Work);
+        halves.write_f32(&values(rank, length));
+        comm.broadcast(&halves, root).wait().unwrap();
+        let expected = device.empty([length], DType::Bf16, Kind::Work);
+        expected.write_f32(&values(root, length));
+        assert_eq!(halves.to_f32(), expected.to_f32(), "broadcast of {length} from {root} at {rank} of {world}");
+    }
+}
+
+fn small_things(comm: &dyn Comm, length: usize) {
+    let (rank, world) = (comm.rank(), comm.world());
+    let mut sums = [0.1 * rank as f64, 1e17, -1e17, rank as f64];
+    comm.sum(&mut sums).unwrap();
+    let in_order = |of: fn(usize) -> f64| (0..world).fold(0.0, |sum, rank| sum + of(rank));
+    assert_eq!(sums, [in_order(|r| 0.1 * r as f64), in_order(|_| 1e17), in_order(|_| -1e17), in_order(|r| r as f64)]);
+    let word = |rank: usize| vec![rank as u8; length * (world - rank) / world];
+    assert_eq!(comm.exchange(&word(rank)).unwrap(), (0..world).map(word).collect::<Vec<_>>());
+    comm.sum(&mut []).unwrap();
+    comm.barrier().unwrap();
+}
+
+#[test]
+fn all_collectives_are_what_their_definitions_say() {
+    for world in 1..=5 {
+        threads::run(world, |comm| LENGTHS.iter().for_each(|length| all_collectives(&*comm, *length)));
+    }
+}
+
+#[test]
+fn overlapping_groups_with_collectives_under_way_together() {
+    let bits = |_| {
+        threads::run(4, |comm| {
+            let device = Device::cpu();
+            let rank = comm.rank();
+            let low: Vec<usize> = if rank < 2 { vec![0, 1] } else { vec![2, 3] };
+            let pair = comm.group(&low);
+            let across = comm.group(&[rank % 2, rank % 2 + 2]);
+            assert_eq!((pair.rank(), across.rank()), (rank % 2, rank / 2));
+            let buffers: Vec<Tensor> = (0..9).map(|i| tensor(&device, &values(rank + i, 70_001))).collect();
+            let groups = [&pair, &across, &comm];
+            let tickets: Vec<_> = buffers.iter().enumerate().map(|(i, b)| groups[i % 3].all_reduce(b)).collect();
+            tickets.into_iter().for_each(|ticket| ticket.wait().unwrap());
+            let of_pair = |i: usize| value(low[0], i) + value(low[1], i);
+            assert_eq!(buffers[0].to_f32()[1234], of_pair(1234));
+            buffers.iter().flat_map(Tensor::to_f32).map(f32::to_bits).collect::<Vec<u32>>()
+        })
+    };
+    let runs: Vec<_> = (0..3).map(bits).collect();
+    assert_eq!(runs[0], runs[1]);
+    assert_eq!(runs[0], runs[2]);
+    let world_sums = |rank: usize| runs[0][rank][2 * 70_001..3 * 70_001].to_vec();
+    assert!((1..4).all(|rank| world_sums(rank) == world_sums(0)), "all ranks hold the same bits");
+}
+
+#[test]
+fn a_group_within_a_group_counts_its_own_ranks() {
+    threads::run(5, |comm| {
+        if comm.rank() == 0 {
+            return;
+        }
+        let inner = comm.group(&[1, 2, 3, 4]);
+        if inner.rank() % 2 == 0 {
+            let pair = inner.group(&[0, 2]);
+            assert_eq!(pair.exchange(&[comm.rank() as u8]).unwrap(), [[1], [3]]);
+            pair.fail("the test ends here");
+        }
+    });
+}
+
+#[test]
+fn stages_pass_activations_and_gradients_one_forward_one_backward() {
+    const STAGES: usize = 4;
+    const MICROS: usize = 9;
+    threads::run(STAGES, |comm| {
+        let device = Device::cpu();
+        let (rank, last) = (comm.rank(), comm.rank() + 1 == STAGES);
+        let mut tickets = Vec::new();
+        let mut forward = |micro: usize| {
+            let act = tensor(&device, &[micro as f32; 50_000]);
+            if rank > 0 {
+                comm.recv(&act, rank - 1).wait().unwrap();
+                assert_eq!(act.to_f32()[49_999], (micro * 10 + rank - 1) as f32);
+            }
+            act.write_f32(&[(micro * 10 + rank) as f32; 50_000]);
+            (!last).then(|| comm.send(&act, rank + 1))
+        };
+        let mut backward = |micro: usize| {
+            let grad = tensor(&device, &[0.0; 50_000]);
+            if !last {
+                comm.recv(&grad, rank + 1).wait().unwrap();
+                assert_eq!(grad.to_f32()[0], -((micro * 10 + rank + 1) as f32));
+            }
+            grad.write_f32(&[-((micro * 10 + rank) as f32); 50_000]);
+            (rank > 0).then(|| comm.send(&grad, rank - 1))
+        };
+        let warm = (STAGES - 1 - rank).min(MICROS);
+        (0..warm).for_each(|micro| tickets.extend(forward(micro)));
+        for micro in 0..MICROS {
+            if micro + warm < MICROS {
+                tickets.extend(forward(micro + warm));
+            }
+            tickets.extend(backward(micro));
+        }
+        tickets.into_iter().for_each(|ticket| ticket.wait().unwrap());
+        comm.barrier().unwrap();
+    });
+}
+
+#[test]
+fn ranks_out_of_step_are_told_both_calls() {
+    let errors = threads::run(2, |comm| {
+        let device = Device::cpu();
+        let buffer = device.zeros([10 + comm.rank()], DType::F32, Kind::Work);
+        comm.all_reduce(&buffer).wait().unwrap_err()
+    });
+    assert!(errors.iter().any(|error| matches!(error, CommError::OutOfStep { .. })), "{errors:?}");
+    let text = errors[0].to_string();
+    assert!(text.contains("all_reduce number 1 of 40 bytes"), "{text}");
+    assert!(text.contains("all_reduce number 1 of 44 bytes"), "{text}");
+
+    let errors = threads::run(3, |comm| {
+        let buffer = Device::cpu().zeros([1000], DType::F32, Kind::Work);
+        match comm.rank() {
+            1 => comm.barrier().unwrap_err(),
+            _ => comm.broadcast(&buffer, 0).wait().and_then(|()| comm.barrier()).unwrap_err(),
+        }
+    });
+    assert!(errors.iter().all(|e| e.to_string().contains("where this rank called")), "{errors:?}");
+}
+
+#[test]
+fn a_rank_that_is_gone_fails_or_panics_is_named_by_all_others() {
+    let ends: [(fn(Rc<dyn Comm>), &str); 3] = [
+        (drop, "rank 1 (this process) is gone: it had ended its part of the run"),
+        (|comm| comm.fail("disk full"), "rank 1 (this process) stopped: disk full; it was starting"),
+        (|_| panic!("oh no"), "rank 1 (this process) stopped: it panicked: oh no; it was starting"),
+    ];
+    for (end, words) in ends {
+        let errors = threads::run_each(4, |comm| {
+            if comm.rank() == 1 {
+                end(comm);
+                return None;
+            }
+            let buffer = Device::cpu().zeros([100_000], DType::F32, Kind::Work);
+            let first = comm.all_reduce(&buffer).wait().unwrap_err();
+            assert_eq!(comm.ended(), Some(first.clone()));
+            assert_eq!(comm.barrier(), Err(first.clone()));
+            Some(first)
+        });
+        for (rank, error) in errors.into_iter().enumerate().filter(|(rank, _)| *rank != 1) {
+            let error = error.expect("only rank 1 panics").expect("an error");
+            assert!(error.to_string().starts_with(words), "rank {rank}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_executes_nothing_ends_the_run_for_all() {
+    let errors = threads::run(2, |comm| {
+        let device = if comm.rank() == 0 { Device::meta() } else { Device::cpu() };
+        let buffer = device.zeros([10], DType::F32, Kind::Work);
+        comm.all_reduce(&buffer).wait().unwrap_err().to_string()
+    });
+    assert!(errors[0].contains("meta"), "{errors:?}");
+    assert!(errors[1].starts_with("rank 0 (this process) stopped: a tensor on meta"), "{errors:?}");
+}
