@@ -14,11 +14,10 @@ use ferrotune_model::{Config, Model};
 use ferrotune_tensor::cpu::{self, Data, DataMut, Gemm, Mat, Product};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine};
-use ferrotune_train::{Sample, StepOptions, step};
+use ferrotune_train::{Sample, StepOptions, Work, step};
 use half::bf16;
 use serde_json::json;
 use std::collections::HashMap;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// dtype, rows x tokens, recompute.
@@ -119,7 +118,8 @@ fn case(dtype: &str, shape: &str, mode: &str) {
     let mut once = || {
         number += 1;
         let (wall, cpu) = (Instant::now(), cpu_time());
-        step(&model, &engine, &options, std::slice::from_ref(&samples), number, 1e-4).expect("a step");
+        let work = Work { step: number, rate: 1e-4, micro_batches: std::slice::from_ref(&samples), stop: false };
+        step(&model, &engine, &options, &work).expect("a step");
         (wall.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64())
     };
     once();

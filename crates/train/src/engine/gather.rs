@@ -17,22 +17,27 @@ impl Engine {
             return group.weights.clone();
         }
         let mut live = group.live.borrow_mut();
-        if matches!(*live, Live::Absent) {
-            let visit = self.visit.get();
-            let mut asked = group.asked.borrow_mut();
-            if !asked.contains(&visit) {
-                asked.push(visit);
+        let held = match std::mem::replace(&mut *live, Live::Absent) {
+            Live::Absent => {
+                let visit = self.visit.get();
+                let mut asked = group.asked.borrow_mut();
+                if !asked.contains(&visit) {
+                    asked.push(visit);
+                }
+                self.bring(group)
             }
-            *live = self.bring(group);
-        }
-        if let Live::Coming(whole, ticket) = std::mem::replace(&mut *live, Live::Absent) {
-            self.heed(ticket.wait());
-            *live = Live::Here(whole);
-        }
-        match &*live {
-            Live::Here(whole) => whole.clone(),
-            Live::Absent | Live::Coming(..) => unreachable!("what was brought together is here"),
-        }
+            held => held,
+        };
+        let whole = match held {
+            Live::Coming(whole, ticket) => {
+                self.heed(ticket.wait());
+                whole
+            }
+            Live::Here(whole) => whole,
+            Live::Absent => unreachable!("what was absent was brought"),
+        };
+        *live = Live::Here(whole.clone());
+        whole
     }
 
     /// Whether the group is whole on this device only while a segment is visited.

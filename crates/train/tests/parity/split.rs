@@ -1,0 +1,185 @@
+//! One short run of a small model under any split, and what came of it.
+
+use ferrotune_config::plan::{AdamWPlan, Plan, Tuning};
+use ferrotune_config::{Recipe, Verb};
+use ferrotune_data::rows::Row;
+use ferrotune_dist::{Comm, Layout, Mesh, threads};
+use ferrotune_model::{Config, Model};
+use ferrotune_tensor::{DType, Device};
+use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
+use ferrotune_train::{Fresh, Order, Sample, Share, StepOptions, Work, step};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+const ROWS: usize = 32;
+const ROWS_PER_STEP: usize = 16;
+const STEPS: u64 = 6;
+const VOCABULARY: u32 = 96;
+
+/// What is trained.
+pub(crate) struct Case {
+    pub(crate) tuning: Tuning,
+    pub(crate) tied: bool,
+    pub(crate) pure_bf16: bool,
+}
+
+/// How it is divided.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Split {
+    #[expect(dead_code, reason = "printed when a check fails")]
+    pub(crate) name: &'static str,
+    pub(crate) layout: Layout,
+    pub(crate) sharding: Sharding,
+    pub(crate) micro_batch: usize,
+    pub(crate) recompute: bool,
+    pub(crate) overlap: bool,
+    pub(crate) offload: Offload,
+    pub(crate) budget: Option<usize>,
+    /// AdamW's. A gradient that is zero but for rounding becomes a whole step of random sign when it is divided by its own
+    /// size; weights can be compared to 1e-5 only where `eps` is well above such gradients (with 1e-6, one weight in a
+    /// hundred thousand differed by 2e-4, while losses agreed to 5e-8).
+    pub(crate) eps: f64,
+}
+
+impl Split {
+    pub(crate) fn solo() -> Self {
+        Self {
+            name: "solo",
+            layout: Layout::SOLO,
+            sharding: Sharding::Whole,
+            micro_batch: 2,
+            recompute: false,
+            overlap: true,
+            offload: Offload::default(),
+            budget: None,
+            eps: 1e-3,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Curve {
+    pub(crate) losses: Vec<f64>,
+    norms: Vec<f64>,
+    weights: BTreeMap<String, Vec<f32>>,
+}
+
+impl Curve {
+    /// The largest relative difference of a loss or norm, or of a weight from the largest of its tensor.
+    pub(crate) fn gap(&self, other: &Self) -> f64 {
+        assert_eq!(self.weights.keys().collect::<Vec<_>>(), other.weights.keys().collect::<Vec<_>>());
+        let weights = self.weights.iter().map(|(name, a)| {
+            let b = &other.weights[name];
+            let scale = b.iter().fold(1e-30, |m, v| v.abs().max(m));
+            a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs() / scale)).fold(0.0, f64::max)
+        });
+        weights.fold(self.curve_gap(other), f64::max)
+    }
+
+    /// The same of losses and norms alone.
+    pub(crate) fn curve_gap(&self, other: &Self) -> f64 {
+        let numbers = |c: &Self| [&c.losses[..], &c.norms[..]].concat();
+        let pairs = numbers(self).into_iter().zip(numbers(other));
+        pairs.map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
+    }
+}
+
+/// Rows of 1 to 48 tokens; some have no label.
+struct Rows(Vec<(Vec<u32>, Vec<i32>, [u32; 1])>);
+
+impl Rows {
+    fn new() -> Self {
+        let row = |i: usize| {
+            let len = 1 + i * 29 % 48;
+            let ids: Vec<u32> = (0..len).map(|t| ((t * t + 7 * i + 3) as u32).wrapping_mul(31) % VOCABULARY).collect();
+            let label = |t: usize| if i % 7 == 3 || t < len / 3 { -100 } else { ids[t] as i32 };
+            let labels = (0..len).map(label).collect();
+            (ids, labels, [len as u32])
+        };
+        Self((0..ROWS).map(row).collect())
+    }
+
+    fn sample(&self, index: usize) -> Sample<'_> {
+        let (input_ids, labels, segments) = &self.0[index];
+        Sample { row: Row { input_ids, labels, segments, isolated: false, source: (0, index as u64) }, index }
+    }
+}
+
+fn config(tied: bool) -> Config {
+    let json = serde_json::json!({
+        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": tied,
+    });
+    Config::from_json(&json).unwrap()
+}
+
+/// The model's segments in stages of about the same number.
+fn spans(segments: usize, stages: usize) -> Vec<Range<usize>> {
+    (0..stages).map(|i| i * segments / stages..(i + 1) * segments / stages).collect()
+}
+
+fn plan(micro_batch: usize, accumulation: usize) -> Plan {
+    let text = format!(
+        "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ndataset: d\ntemplate: default\noutput_dir: o\n\
+         num_train_epochs: 9\nper_device_train_batch_size: {micro_batch}\ngradient_accumulation_steps: {accumulation}\n"
+    );
+    Plan::resolve(&Recipe::parse("test.yaml", text.as_bytes()).unwrap(), Verb::Train).unwrap().0
+}
+
+/// Trains on as many ranks as the split has; all must tell the same.
+pub(crate) fn curve(case: &Case, split: &Split) -> Curve {
+    let mut curves = threads::run(split.layout.world(), |comm| one_rank(case, split, comm));
+    let first = curves.remove(0);
+    for other in curves {
+        assert_eq!((&other.losses, &other.norms), (&first.losses, &first.norms), "{split:?}: all ranks read one curve");
+    }
+    first
+}
+
+fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
+    let dtype = if case.pure_bf16 { DType::Bf16 } else { DType::F32 };
+    let model = Model::new(&config(case.tied), dtype, Some(&case.tuning), case.pure_bf16).unwrap();
+    let mesh = Mesh::new(comm, split.layout);
+    let share =
+        Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), at_first: mesh.layout().data_ranks() };
+    let division = Division {
+        mesh,
+        sharding: split.sharding,
+        spans: spans(model.segments(), split.layout.stages),
+        overlap: split.overlap,
+        offload: split.offload,
+    };
+    let engine = Engine::new(&Device::cpu(), &model, division, false);
+    engine.load(&Fresh::new(&model, 0.2, 5), &[], None, 7).unwrap();
+    let plan = plan(split.micro_batch, ROWS_PER_STEP / split.micro_batch / share.ranks);
+    let order = Order::new(ROWS, &plan.train, split.budget, share);
+    let options = StepOptions {
+        optimizer: AdamWPlan { beta1: 0.9, beta2: 0.99, eps: split.eps, weight_decay: 0.1 },
+        max_norm: 1.0,
+        smoothing: 0.0,
+        embedding_alpha: 0.0,
+        seed: 3,
+        plus: None,
+        recompute: split.recompute,
+    };
+    let rows = Rows::new();
+    let mut curve = Curve { losses: Vec::new(), norms: Vec::new(), weights: BTreeMap::new() };
+    for number in 1..=STEPS {
+        let mine = order.step_rows(number, |row| rows.0[row].0.len());
+        let micro_batches: Vec<Vec<Sample<'_>>> =
+            mine.into_iter().map(|batch| batch.into_iter().map(|row| rows.sample(row)).collect()).collect();
+        let work = Work { step: number, rate: 1e-2, micro_batches: &micro_batches, stop: false };
+        let outcome = step(&model, &engine, &options, &work).unwrap();
+        curve.losses.push(outcome.loss);
+        curve.norms.push(outcome.grad_norm);
+    }
+    for (number, parameter) in model.parameters().iter().enumerate().filter(|(_, p)| p.param.trainable) {
+        if let Some(value) = engine.gather(number).unwrap() {
+            curve.weights.insert(parameter.param.name.clone(), value.to_f32());
+        }
+    }
+    curve
+}
