@@ -13,6 +13,7 @@ mod memory;
 mod order;
 mod outputs;
 mod passes;
+pub mod plan;
 pub mod report;
 mod run;
 pub mod save;

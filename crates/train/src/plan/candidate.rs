@@ -1,0 +1,98 @@
+//! The ways in which a run can be split over its ranks.
+
+use super::balance::{Load, balance};
+use super::work::Work;
+use ferrotune_dist::Layout;
+use std::fmt;
+use std::ops::Range;
+
+/// What of trained weights lies in parts on the ranks of a shard group; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sharded {
+    /// Nothing.
+    Nothing,
+    /// Optimiser states.
+    Optimizer,
+    /// Gradients of weights; those of adapters stay whole.
+    Gradients,
+    /// Weights, frozen ones too; adapters stay whole.
+    Weights,
+}
+
+/// One way to split a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Ranks along each axis.
+    pub layout: Layout,
+    /// What the shard groups share.
+    pub sharded: Sharded,
+    /// Each stage's segments, in order; one span of all segments without a pipeline.
+    pub spans: Vec<Range<usize>>,
+}
+
+impl Candidate {
+    /// Micro-batches that each rank sees of a step's `all`.
+    pub fn micro_batches(&self, all: usize) -> usize {
+        all.div_ceil(self.layout.data_ranks())
+    }
+}
+
+impl fmt::Display for Candidate {
+    /// As recipes name it, with the lengths of its axes: `hybrid 8x2`, `pipeline 8 x replicate 2`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Layout { shards, stages, replicas } = self.layout;
+        match (stages, self.sharded) {
+            (1, Sharded::Weights) if replicas > 1 => write!(f, "hybrid {shards}x{replicas}"),
+            (1, Sharded::Nothing) => f.write_str("replicate"),
+            (1, Sharded::Optimizer) => f.write_str("zero1"),
+            (1, Sharded::Gradients) => f.write_str("zero2"),
+            (1, Sharded::Weights) => f.write_str("zero3"),
+            _ if layout_is_one_pipe(self.layout) => write!(f, "pipeline {stages}"),
+            (_, Sharded::Nothing) => write!(f, "pipeline {stages} x replicate {}", shards * replicas),
+            (_, sharded) => write!(f, "pipeline {stages} x {sharded:?} {shards} x replicate {replicas}"),
+        }
+    }
+}
+
+fn layout_is_one_pipe(layout: Layout) -> bool {
+    layout.shards * layout.replicas == 1
+}
+
+/// All splits of `work` over `world` ranks, `per_node` of them on a node, that are worth a look, the plainest first. Shard
+/// groups of `hybrid` lie inside a node or are whole nodes; stages of a pipeline are balanced by time within `capacity`
+/// bytes a rank, or by time alone where nothing fits.
+pub fn candidates(work: &Work, world: usize, per_node: usize, all: usize, capacity: Option<u64>) -> Vec<Candidate> {
+    let segments = work.segments.len();
+    let plain = |shards, sharded| Candidate {
+        layout: Layout { shards, stages: 1, replicas: world / shards },
+        sharded,
+        spans: vec![0..segments; 1],
+    };
+    let mut found = vec![plain(1, Sharded::Nothing)];
+    if world == 1 {
+        return found;
+    }
+    let whole = [Sharded::Optimizer, Sharded::Gradients, Sharded::Weights];
+    found.extend(whole.map(|sharded| plain(world, sharded)));
+    let divisors = || (2..=world).filter(|n| world.is_multiple_of(*n));
+    let aligned = |n: &usize| per_node.is_multiple_of(*n) || n.is_multiple_of(per_node);
+    found.extend(divisors().filter(|n| *n < world).filter(aligned).map(|n| plain(n, Sharded::Weights)));
+    for stages in divisors().filter(|stages| *stages + 2 <= segments) {
+        let layout = Layout { shards: 1, stages, replicas: world / stages };
+        let micro_batches = all.div_ceil(layout.data_ranks());
+        let loads = loads(work);
+        let spans = balance(&loads, stages, micro_batches, capacity);
+        let spans = spans.or_else(|| balance(&loads, stages, micro_batches, None));
+        found.extend(spans.map(|spans| Candidate { layout, sharded: Sharded::Nothing, spans }));
+    }
+    found
+}
+
+fn loads(work: &Work) -> Vec<Load> {
+    let load = |(segment, cost): (usize, &super::Cost)| Load {
+        seconds: cost.forward + cost.backward,
+        resident: work.resident(segment),
+        held: cost.held,
+    };
+    work.segments.iter().enumerate().map(load).collect()
+}

@@ -1,0 +1,101 @@
+//! Picks the fastest split that fits, and says of each of the others why not.
+
+use super::{Candidate, Estimate, Links, Work, across, simulate, traffic};
+use crate::Result;
+use std::fmt::Write as _;
+
+/// What a choice depends on. Ranks that are to choose alike agree on all of it first, on what was measured above all.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// A step.
+    pub work: &'a Work,
+    /// Micro-batches of a step, over all ranks.
+    pub micro_batches: usize,
+    /// The wires, as measured.
+    pub links: &'a Links,
+    /// Transfers run beside computing.
+    pub overlap: bool,
+    /// Bytes that the rank with the least memory can have; `None` if unknown, and then everything fits.
+    pub capacity: Option<u64>,
+}
+
+/// One candidate, looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The split.
+    pub candidate: Candidate,
+    /// Bytes that the fullest rank needs.
+    pub needed: u64,
+    /// Whether it can have them.
+    pub fits: bool,
+    /// Its time.
+    pub estimate: Estimate,
+    /// Most bytes that a rank sends in a step.
+    pub sent: u64,
+    /// Most bytes that leave a node in a step.
+    pub across: u64,
+    /// All of this in a line.
+    pub reason: String,
+}
+
+/// Looks at all `candidates`: those that fit come first, the fastest in front; of equals the one that was named first. The
+/// others follow, the smallest in front. `needed` gives the bytes of a candidate's fullest rank.
+///
+/// # Errors
+/// Those of `needed`.
+pub fn choose(
+    question: &Question<'_>,
+    candidates: Vec<Candidate>,
+    needed: &dyn Fn(&Candidate) -> Result<u64>,
+) -> Result<Vec<Choice>> {
+    let look = |candidate: Candidate| needed(&candidate).map(|needed| look(question, candidate, needed));
+    let mut choices: Vec<Choice> = candidates.into_iter().map(look).collect::<Result<_>>()?;
+    // A stable sort, so equals keep their order.
+    choices.sort_by(|a, b| {
+        let fit = b.fits.cmp(&a.fits);
+        fit.then_with(|| if a.fits { a.estimate.step.total_cmp(&b.estimate.step) } else { a.needed.cmp(&b.needed) })
+    });
+    Ok(choices)
+}
+
+/// The one to take, if any fits.
+pub fn best(choices: &[Choice]) -> Option<&Choice> {
+    choices.first().filter(|choice| choice.fits)
+}
+
+fn look(question: &Question<'_>, candidate: Candidate, needed: u64) -> Choice {
+    let Question { work, micro_batches, links, overlap, capacity } = *question;
+    let estimate = simulate(work, &candidate, micro_batches, links, overlap);
+    let (mut sent, mut nodes) = (0, vec![0_u64; candidate.layout.world().div_ceil(links.per_node)]);
+    for rank in 0..candidate.layout.world() {
+        let bytes = traffic(work, &candidate, micro_batches, rank);
+        sent = sent.max(bytes.iter().sum());
+        nodes[rank / links.per_node] += across(&bytes, rank, links);
+    }
+    let across = nodes.into_iter().max().unwrap_or(0);
+    let fits = capacity.is_none_or(|capacity| needed <= capacity);
+    let mut choice = Choice { candidate, needed, fits, estimate, sent, across, reason: String::new() };
+    choice.reason = reason(&choice, capacity);
+    choice
+}
+
+fn reason(choice: &Choice, capacity: Option<u64>) -> String {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let Choice { candidate, needed, estimate, .. } = choice;
+    let mut line = format!("{candidate}: {:.1} GiB a rank", gib(*needed));
+    if !choice.fits {
+        let _ = write!(line, " don't fit into {:.1} GiB", gib(capacity.unwrap_or_default()));
+        return line;
+    }
+    let Estimate { step, compute, bubble, communication } = estimate;
+    let _ = write!(line, ", {step:.2} s a step: {compute:.2} s computing");
+    if *bubble > 0.0 {
+        let _ = write!(line, ", {bubble:.2} s waiting for other stages");
+    }
+    if *communication > 0.0 {
+        let _ = write!(line, ", {communication:.2} s waiting for the wires");
+        let _ = write!(line, " ({:.2} GB from a rank, {:.2} GB out of a node)", gb(choice.sent), gb(choice.across));
+    }
+    line
+}

@@ -1,0 +1,165 @@
+//! The wires between ranks, and how fast a collective or a message goes over them when its neighbours use them too.
+
+use ferrotune_dist::{Layout, Place};
+
+/// One kind of connection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Link {
+    /// Bytes a second in one direction; both directions go at the same time.
+    pub bandwidth: f64,
+    /// Seconds until the first byte arrives.
+    pub latency: f64,
+}
+
+/// The wires of a run, whose nodes hold `per_node` consecutive ranks each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Links {
+    /// Ranks on a node.
+    pub per_node: usize,
+    /// Between two ranks of a node: one rank's own lanes.
+    pub inside: Link,
+    /// Bytes a second that all ranks of a node can send to each other together, if they share a bus.
+    pub bus: Option<f64>,
+    /// A node's card, shared by its ranks.
+    pub across: Link,
+}
+
+/// What one hop of a ring or a border of a pipeline gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Hop {
+    pub(super) bandwidth: f64,
+    pub(super) latency: f64,
+}
+
+impl Links {
+    /// Whether two ranks are on different nodes.
+    pub fn crosses(&self, from: usize, to: usize) -> bool {
+        from / self.per_node != to / self.per_node
+    }
+
+    /// The slowest of `edges` (from, to) that all carry bytes at the same time: those that leave one node share its card,
+    /// those inside one share its bus.
+    fn slowest(&self, edges: &[(usize, usize)]) -> Hop {
+        let node = |rank: usize| rank / self.per_node;
+        let nodes = edges.iter().map(|(from, _)| node(*from) + 1).max().unwrap_or(0);
+        let mut counts = vec![[0_usize; 2]; nodes];
+        for (from, to) in edges {
+            counts[node(*from)][usize::from(self.crosses(*from, *to))] += 1;
+        }
+        let mut hop = Hop { bandwidth: f64::INFINITY, latency: 0.0 };
+        for [inside, across] in counts {
+            if inside > 0 {
+                let share = self.bus.map_or(f64::INFINITY, |bus| bus / inside as f64);
+                hop.bandwidth = hop.bandwidth.min(self.inside.bandwidth).min(share);
+                hop.latency = hop.latency.max(self.inside.latency);
+            }
+            if across > 0 {
+                hop.bandwidth = hop.bandwidth.min(self.across.bandwidth / across as f64);
+                hop.latency = hop.latency.max(self.across.latency);
+            }
+        }
+        hop
+    }
+
+    /// A hop of the rings that all groups along `axis` run at the same time.
+    pub(super) fn ring(&self, layout: Layout, axis: Axis) -> Hop {
+        let next = |rank: usize| (rank, axis.next(layout, rank));
+        let edges: Vec<_> = (0..layout.world()).map(next).filter(|(from, to)| from != to).collect();
+        self.slowest(&edges)
+    }
+
+    /// A message over the border between stage `from` and stage `to`, while all pipes pass one over theirs.
+    pub(super) fn border(&self, layout: Layout, from: usize, to: usize) -> Hop {
+        let at = |rank: usize| layout.rank(Place { stage: to, ..layout.place(rank) });
+        let senders = (0..layout.world()).filter(|rank| layout.place(*rank).stage == from);
+        let edges: Vec<_> = senders.map(|rank| (rank, at(rank))).collect();
+        self.slowest(&edges)
+    }
+}
+
+/// A direction in a layout along which ranks form rings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Axis {
+    Shard,
+    Replica,
+    /// First and last stage.
+    Ends,
+    /// All ranks.
+    World,
+}
+
+impl Axis {
+    pub(super) const ALL: [Self; 4] = [Self::Shard, Self::Replica, Self::Ends, Self::World];
+
+    /// Ranks of a group.
+    pub(super) fn len(self, layout: Layout) -> usize {
+        match self {
+            Self::Shard => layout.shards,
+            Self::Replica => layout.replicas,
+            Self::Ends => layout.stages.min(2),
+            Self::World => layout.world(),
+        }
+    }
+
+    /// This rank's number in its group.
+    pub(super) fn number(self, layout: Layout, rank: usize) -> usize {
+        let place = layout.place(rank);
+        match self {
+            Self::Shard => place.shard,
+            Self::Replica => place.replica,
+            Self::Ends => usize::from(place.stage > 0),
+            Self::World => rank,
+        }
+    }
+
+    /// The rank that a ring sends to.
+    pub(super) fn next(self, layout: Layout, rank: usize) -> usize {
+        let place = layout.place(rank);
+        layout.rank(match self {
+            Self::Shard => Place { shard: (place.shard + 1) % layout.shards, ..place },
+            Self::Replica => Place { replica: (place.replica + 1) % layout.replicas, ..place },
+            Self::Ends if place.stage == 0 => Place { stage: layout.stages - 1, ..place },
+            Self::Ends if place.stage == layout.stages - 1 => Place { stage: 0, ..place },
+            Self::Ends => place,
+            Self::World => return (rank + 1) % layout.world(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINKS: Links = Links {
+        per_node: 4,
+        inside: Link { bandwidth: 100.0, latency: 1.0 },
+        bus: None,
+        across: Link { bandwidth: 40.0, latency: 2.0 },
+    };
+
+    #[test]
+    fn what_leaves_a_node_shares_its_card() {
+        // Four replica rings, each with one rank on each of two nodes.
+        let layout = Layout { shards: 4, stages: 1, replicas: 2 };
+        assert_eq!(LINKS.ring(layout, Axis::Replica), Hop { bandwidth: 10.0, latency: 2.0 });
+        assert_eq!(LINKS.ring(layout, Axis::Shard), Hop { bandwidth: 100.0, latency: 1.0 });
+        // One ring over both nodes leaves each of them once.
+        let layout = Layout { shards: 8, stages: 1, replicas: 1 };
+        assert_eq!(LINKS.ring(layout, Axis::Shard), Hop { bandwidth: 40.0, latency: 2.0 });
+    }
+
+    #[test]
+    fn a_bus_is_shared_by_all_who_send_inside() {
+        let links = Links { bus: Some(200.0), ..LINKS };
+        let layout = Layout { shards: 4, stages: 1, replicas: 2 };
+        assert_eq!(links.ring(layout, Axis::Shard).bandwidth, 50.0);
+    }
+
+    #[test]
+    fn a_border_is_as_slow_as_the_pipe_that_crosses_nodes() {
+        let layout = Layout { shards: 1, stages: 8, replicas: 1 };
+        assert_eq!(LINKS.border(layout, 0, 1).bandwidth, 100.0);
+        assert_eq!(LINKS.border(layout, 3, 4).bandwidth, 40.0);
+        assert_eq!(LINKS.border(layout, 4, 3).bandwidth, 40.0);
+    }
+}

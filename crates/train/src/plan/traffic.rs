@@ -1,0 +1,126 @@
+//! The bytes that a rank sends in one optimiser step, in closed form. `docs/strategies.md` derives these formulas; byte
+//! counters of real runs are compared with them.
+//!
+//! Not counted: three sums of a few numbers a step, and what keeps connections alive.
+
+use super::links::{Axis, Links};
+use super::{Candidate, Group, GroupKind, Sharded, Work};
+use ferrotune_dist::{Layout, Place};
+use std::ops::Range;
+
+/// Bytes that `rank` sends to each rank in a step of `all` micro-batches.
+///
+/// # Panics
+/// If gradients are to be summed over a shard group that shares nothing, which no candidate asks for.
+pub fn traffic(work: &Work, candidate: &Candidate, all: usize, rank: usize) -> Vec<u64> {
+    let (layout, sharded) = (candidate.layout, candidate.sharded);
+    assert!(layout.shards == 1 || sharded > Sharded::Nothing, "shard groups share something");
+    let micro_batches = candidate.micro_batches(all) as u64;
+    let span = &candidate.spans[layout.place(rank).stage];
+    let mut sent = Sent { layout, rank, bytes: vec![0; layout.world()] };
+    for group in work.groups.iter().filter(|group| uses(group, span) > 0) {
+        let (weights, gradient) = (group.padded(layout.shards), group.gradient(layout.shards));
+        let own = gradient / layout.shards as u64;
+        if sharded == Sharded::Weights && group.kind != GroupKind::Adapter {
+            sent.gathers(weights, micro_batches * gathers(work, group, span));
+        }
+        if group.kind == GroupKind::Frozen {
+            continue;
+        }
+        let each_time = group.kind == GroupKind::Trained && sharded >= Sharded::Gradients;
+        sent.scatters(gradient, if each_time { micro_batches * uses(group, span) } else { 1 });
+        sent.sums(Axis::Replica, own);
+        if tied_ends(group, candidate) {
+            sent.sums(Axis::Ends, own);
+        }
+        if !(group.kind == GroupKind::Trained && sharded == Sharded::Weights) {
+            sent.gathers(weights, 1);
+        }
+    }
+    sent.borders(work, span, micro_batches);
+    sent.bytes
+}
+
+/// What of `sent` leaves the node of `rank`.
+pub fn across(sent: &[u64], rank: usize, links: &Links) -> u64 {
+    (0..).zip(sent).filter(|(to, _)| links.crosses(rank, *to)).map(|(_, bytes)| bytes).sum()
+}
+
+/// How many segments of `span` read `group`.
+pub(super) fn uses(group: &Group, span: &Range<usize>) -> u64 {
+    group.segments.iter().filter(|segment| span.contains(segment)).count() as u64
+}
+
+/// How often a micro-batch needs a sharded group whole: in the forward pass of each segment that reads it, and in the
+/// backward pass of a block. Embedding and head don't read their weights again.
+fn gathers(work: &Work, group: &Group, span: &Range<usize>) -> u64 {
+    let read = group.segments.iter().filter(|segment| span.contains(segment));
+    read.map(|segment| 1 + u64::from(work.reads_again(*segment))).sum()
+}
+
+/// Whether the first and the last stage both hold `group` and have to agree on its gradient.
+pub(super) fn tied_ends(group: &Group, candidate: &Candidate) -> bool {
+    let held = candidate.spans.iter().filter(|span| uses(group, span) > 0).count();
+    held > 1
+}
+
+impl Work {
+    /// The first segment that has a backward pass: no gradient is wanted below the first that trains.
+    pub(super) fn backward_from(&self) -> usize {
+        let trained = self.groups.iter().filter(|group| group.kind != GroupKind::Frozen);
+        trained.flat_map(|group| &group.segments).copied().min().unwrap_or(self.segments.len())
+    }
+
+    /// Whether the backward pass of `segment` reads its weights.
+    pub(super) fn reads_again(&self, segment: usize) -> bool {
+        let block = segment > 0 && segment + 1 < self.segments.len();
+        block && segment >= self.backward_from()
+    }
+}
+
+struct Sent {
+    layout: Layout,
+    rank: usize,
+    bytes: Vec<u64>,
+}
+
+impl Sent {
+    /// To the next rank along `axis`.
+    fn add(&mut self, axis: Axis, bytes: u64) {
+        let next = axis.next(self.layout, self.rank);
+        if next != self.rank {
+            self.bytes[next] += bytes;
+        }
+    }
+
+    /// An all-gather sends every part but the next rank's own: (n - 1) / n of the whole.
+    fn gathers(&mut self, whole: u64, times: u64) {
+        let n = self.layout.shards as u64;
+        self.add(Axis::Shard, times * whole / n * (n - 1));
+    }
+
+    /// A reduce-scatter sends every part but this rank's own: as much.
+    fn scatters(&mut self, whole: u64, times: u64) {
+        self.gathers(whole, times);
+    }
+
+    /// An all-reduce is both, one after the other; parts differ by an f32 where they don't come out even.
+    fn sums(&mut self, axis: Axis, whole: u64) {
+        let n = axis.len(self.layout) as u64;
+        let part = |i: u64| whole / 4 * (i + 1) / n * 4 - whole / 4 * i / n * 4;
+        let i = axis.number(self.layout, self.rank) as u64;
+        self.add(axis, 2 * whole - part(i) - part((i + 1) % n));
+    }
+
+    /// Activations to the next stage, their gradients to the previous one if anything trains there.
+    fn borders(&mut self, work: &Work, span: &Range<usize>, micro_batches: u64) {
+        let place = self.layout.place(self.rank);
+        let at = |stage: usize| self.layout.rank(Place { stage, ..place });
+        if place.stage + 1 < self.layout.stages {
+            self.bytes[at(place.stage + 1)] += micro_batches * work.border;
+        }
+        if place.stage > 0 && work.backward_from() < span.start {
+            self.bytes[at(place.stage - 1)] += micro_batches * work.border;
+        }
+    }
+}

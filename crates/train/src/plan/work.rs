@@ -1,0 +1,222 @@
+//! What one step of a model computes and holds, segment by segment and group by group: what the other parts of the plan
+//! reckon with.
+
+use crate::{Error, Result};
+use ferrotune_model::{Batch, LossOptions, Model, Parameter, Role, Sequence};
+use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tape, Tensor};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Parameters of a group begin at multiples of so many bytes, and a group is padded to that times its shards.
+const ALIGN: u64 = 64;
+
+/// What a group of parameters is to a strategy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupKind {
+    /// Never changes: sharded or whole, it has no gradient.
+    Frozen,
+    /// Adapters: whole on every rank; of what belongs to them only optimiser states are ever sharded.
+    Adapter,
+    /// Weights of the model itself that train.
+    Trained,
+}
+
+/// Parameters that lie in one flat buffer and are treated alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// What it is.
+    pub kind: GroupKind,
+    /// The segments that read it, ascending: two for a tied embedding.
+    pub segments: Vec<usize>,
+    /// Bytes of its weights, each parameter at a multiple of 64.
+    pub weights: u64,
+    /// Bytes of a weight.
+    pub element: u64,
+}
+
+impl Group {
+    /// Bytes of the weights, padded so that `shards` ranks hold equal parts.
+    pub fn padded(&self, shards: usize) -> u64 {
+        self.weights.next_multiple_of(ALIGN * shards as u64)
+    }
+
+    /// Bytes of the gradient, f32, padded in the same way; 0 for a frozen group.
+    pub fn gradient(&self, shards: usize) -> u64 {
+        match self.kind {
+            GroupKind::Frozen => 0,
+            GroupKind::Adapter | GroupKind::Trained => self.padded(shards) / self.element * 4,
+        }
+    }
+}
+
+/// What one segment costs for one micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Cost {
+    /// Seconds of its forward pass.
+    pub forward: f64,
+    /// Seconds of its backward pass, the repeated forward included where blocks are recomputed; 0 for none.
+    pub backward: f64,
+    /// Bytes that it keeps for the backward pass of one micro-batch.
+    pub held: u64,
+}
+
+/// Floating-point rates of a rank, per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Of a step's products, attention included: the peak times what of it is reached.
+    pub flops: f64,
+}
+
+/// One step of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Work {
+    /// Embedding, blocks, head.
+    pub segments: Vec<Cost>,
+    /// Groups of parameters.
+    pub groups: Vec<Group>,
+    /// Bytes of the residual stream of one micro-batch, `[tokens, hidden_size]`: what a pipeline's border passes on, and
+    /// what comes back as its gradient.
+    pub border: u64,
+    /// Seconds to update all trained parameters on one rank.
+    pub update: f64,
+}
+
+impl Work {
+    /// Counts one micro-batch of rows of `lengths` tokens, a label on each, by running it on the `meta` device, and takes
+    /// its time from `rates`. `recompute` runs blocks again in the backward pass; `plus` splits adapters into two groups,
+    /// as LoRA+ has it.
+    ///
+    /// # Errors
+    /// If the device gives up.
+    pub fn of(model: &Model, lengths: &[usize], recompute: bool, plus: bool, rates: Rates) -> Result<Self> {
+        let device = Device::meta();
+        let host = Counting::new(&device, model);
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let (ids, labels) = (vec![0; longest], vec![0; longest]);
+        let whole: Vec<[u32; 1]> = lengths.iter().map(|len| [*len as u32]).collect();
+        let mut sequences = Vec::with_capacity(lengths.len());
+        for (sample, (&len, segments)) in (0..).zip(lengths.iter().zip(&whole)) {
+            let (input_ids, labels) = (&ids[..len], &labels[..len]);
+            sequences.push(Sequence { input_ids, labels, segments, isolated: false, sample });
+        }
+        let batch = Rc::new(Batch::new(&device, model.config(), &sequences, None));
+        let wanted = |segment: Segment| recompute && model.is_block(segment);
+        let tape = Tape::new(&device, &host, &wanted);
+        let root = model.loss(&tape, &batch, LossOptions { scale: 1.0, smoothing: 0.0 });
+        tape.backward(&root, Tensor::from_f32(&device, &[1.0], [1], Kind::ActGrad), None);
+        device.check().map_err(Error::from)?;
+        let tokens: usize = lengths.iter().sum();
+        let border = model.activations().bytes(tokens * model.config().hidden_size) as u64;
+        let seconds = |count: &Count| Cost {
+            forward: count.flops[0] / rates.flops,
+            backward: count.flops[1] / rates.flops,
+            held: count.held,
+        };
+        let segments = host.counts.borrow().iter().map(seconds).collect();
+        Ok(Self { segments, groups: groups(model.parameters(), plus), border, update: 0.0 })
+    }
+
+    /// Bytes that a segment's weights, gradients and optimiser states take on a rank that holds all of them.
+    pub fn resident(&self, segment: usize) -> u64 {
+        let of = |group: &&Group| group.segments.contains(&segment);
+        let bytes = |group: &Group| {
+            // Gradient, two moments, and the f32 copy of weights that aren't f32.
+            let states = if group.element == 4 { 3 } else { 4 };
+            group.weights + states * group.gradient(1)
+        };
+        self.groups.iter().filter(of).map(bytes).sum()
+    }
+}
+
+/// What makes parameters members of one group: segments, type, and of those that train decay and LoRA+'s rate.
+#[derive(PartialEq)]
+struct Class<'a> {
+    segments: &'a [Segment],
+    dtype: DType,
+    trained: Option<(bool, bool)>,
+}
+
+/// The groups that the engine makes of `parameters`.
+fn groups(parameters: &[Parameter], plus: bool) -> Vec<Group> {
+    let mut found: Vec<(Class<'_>, Group)> = Vec::new();
+    for parameter in parameters {
+        let param = &parameter.param;
+        let trained = param.trainable.then(|| (parameter.decays(), plus && parameter.role == Role::LoraB));
+        let class = Class { segments: &param.segments, dtype: param.dtype, trained };
+        let bytes = (param.dtype.bytes(param.shape.numel()) as u64).next_multiple_of(ALIGN);
+        if let Some((_, group)) = found.iter_mut().find(|(known, _)| *known == class) {
+            group.weights += bytes;
+            continue;
+        }
+        let kind = match (param.trainable, parameter.role) {
+            (false, _) => GroupKind::Frozen,
+            (true, Role::Base) => GroupKind::Trained,
+            (true, Role::LoraA | Role::LoraB | Role::Magnitude) => GroupKind::Adapter,
+        };
+        let segments = param.segments.iter().map(|segment| segment.0).collect();
+        found.push((class, Group { kind, segments, weights: bytes, element: param.dtype.bytes(1) as u64 }));
+    }
+    found.into_iter().map(|(_, group)| group).collect()
+}
+
+/// What was counted of a segment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    /// Operations, forward and backward.
+    flops: [f64; 2],
+    held: u64,
+}
+
+/// A host without data that reads the device's counters at each segment's borders.
+struct Counting<'a> {
+    device: &'a Device,
+    trains: Vec<bool>,
+    counts: RefCell<Vec<Count>>,
+    /// Operations and bytes of activations at the last entry.
+    entered: Cell<(f64, u64)>,
+}
+
+impl<'a> Counting<'a> {
+    fn new(device: &'a Device, model: &Model) -> Self {
+        let mut trains = vec![false; model.segments()];
+        let trained = model.parameters().iter().filter(|parameter| parameter.param.trainable);
+        trained.flat_map(|parameter| &parameter.param.segments).for_each(|segment| trains[segment.0] = true);
+        let counts = RefCell::new(vec![Count::default(); model.segments()]);
+        Self { device, trains, counts, entered: Cell::default() }
+    }
+
+    fn now(&self) -> (f64, u64) {
+        let track = self.device.track();
+        (track.flops, track.live[Kind::Act as usize])
+    }
+}
+
+impl Host for Counting<'_> {
+    fn weight(&self, param: &Param) -> Tensor {
+        self.device.empty(param.shape, param.dtype, Kind::Weight)
+    }
+
+    fn grad(&self, param: &Param) -> Tensor {
+        self.device.empty(param.shape, DType::F32, Kind::Grad)
+    }
+
+    fn trains(&self, segment: Segment) -> bool {
+        self.trains[segment.0]
+    }
+
+    fn enter(&self, _segment: Segment, _phase: Phase) {
+        self.entered.set(self.now());
+    }
+
+    fn leave(&self, segment: Segment, phase: Phase) {
+        let ((flops, held), (before, live)) = (self.now(), self.entered.get());
+        let count = &mut self.counts.borrow_mut()[segment.0];
+        match phase {
+            Phase::Forward => {
+                count.flops[0] += flops - before;
+                count.held = held.saturating_sub(live);
+            }
+            Phase::Backward => count.flops[1] += flops - before,
+        }
+    }
+}
