@@ -1,8 +1,14 @@
 //! Every collective on every small world against its plain definition, for awkward lengths.
 
+mod common;
+
 use ferrotune_dist::{Comm, CommError, threads};
 use ferrotune_tensor::{DType, Device, Kind, Tensor};
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// None, one, fewer than ranks, primes, several segments with a ragged end.
 const LENGTHS: [usize; 7] = [0, 1, 3, 7, 1009, 65_537, 400_009];
@@ -20,10 +26,13 @@ fn tensor(device: &Device, values: &[f32]) -> Tensor {
     Tensor::from_f32(device, values, [values.len()], Kind::Work)
 }
 
-/// The sum of element `i` in the order of the ring: the part of rank `owner` starts behind it.
-fn ring_sum(world: usize, length: usize, i: usize) -> f32 {
-    let owner = (0..world).find(|r| i < length * (r + 1) / world).expect("i < length");
-    (2..=world).fold(value((owner + 1) % world, i), |sum, k| value((owner + k) % world, i) + sum)
+/// The sums in the order of the ring: the part of rank `owner` starts behind it.
+fn ring_sums(world: usize, length: usize) -> Vec<f32> {
+    let part = |owner: usize| (length * owner / world)..(length * (owner + 1) / world);
+    let sum = |owner: usize, i: usize| {
+        (2..=world).fold(value((owner + 1) % world, i), |sum, k| value((owner + k) % world, i) + sum)
+    };
+    (0..world).flat_map(|owner| part(owner).map(move |i| sum(owner, i))).collect()
 }
 
 fn all_collectives(comm: &dyn Comm, length: usize) {
@@ -31,10 +40,10 @@ fn all_collectives(comm: &dyn Comm, length: usize) {
     let (rank, world) = (comm.rank(), comm.world());
     let buffer = tensor(&device, &values(rank, length));
     comm.all_reduce(&buffer).wait().unwrap();
-    let sums: Vec<f32> = (0..length).map(|i| ring_sum(world, length, i)).collect();
-    assert_eq!(buffer.to_f32(), sums, "all_reduce of {length} at {rank} of {world}");
+    assert_eq!(buffer.to_f32(), ring_sums(world, length), "all_reduce of {length} at {rank} of {world}");
 
     let full = values(rank, length * world);
+    let sums = ring_sums(world, length * world);
     for inside in [false, true] {
         let full = tensor(&device, &full);
         let shard = match inside {
@@ -42,11 +51,10 @@ fn all_collectives(comm: &dyn Comm, length: usize) {
             false => device.empty([length], DType::F32, Kind::Work),
         };
         comm.reduce_scatter(&full, &shard).wait().unwrap();
-        let sums: Vec<f32> = (rank * length..(rank + 1) * length).map(|i| ring_sum(world, length * world, i)).collect();
-        assert_eq!(shard.to_f32(), sums, "reduce_scatter of {length} at {rank} of {world}, inside: {inside}");
+        let mine = &sums[rank * length..(rank + 1) * length];
+        assert_eq!(shard.to_f32(), mine, "reduce_scatter of {length} at {rank} of {world}, inside: {inside}");
         // The sums go on around: together that is an all-reduce.
         comm.all_gather(&shard, &full).wait().unwrap();
-        let sums: Vec<f32> = (0..length * world).map(|i| ring_sum(world, length * world, i)).collect();
         assert_eq!(full.to_f32(), sums, "all_gather of {length} at {rank} of {world}, inside: {inside}");
     }
     bytes_of_any_type(comm, &device, length);
@@ -86,14 +94,16 @@ fn small_things(comm: &dyn Comm, length: usize) {
 #[test]
 fn all_collectives_are_what_their_definitions_say() {
     for world in 1..=5 {
-        threads::run(world, |comm| LENGTHS.iter().for_each(|length| all_collectives(&*comm, *length)));
+        let body = |comm: Rc<dyn Comm>| LENGTHS.iter().for_each(|length| all_collectives(&*comm, *length));
+        threads::run(world, body);
+        common::tcp(world.max(2), PATIENCE, body);
     }
 }
 
 #[test]
 fn overlapping_groups_with_collectives_under_way_together() {
-    let bits = |_| {
-        threads::run(4, |comm| {
+    let bits = |run: usize| {
+        let body = |comm: Rc<dyn Comm>| {
             let device = Device::cpu();
             let rank = comm.rank();
             let low: Vec<usize> = if rank < 2 { vec![0, 1] } else { vec![2, 3] };
@@ -107,7 +117,8 @@ fn overlapping_groups_with_collectives_under_way_together() {
             let of_pair = |i: usize| value(low[0], i) + value(low[1], i);
             assert_eq!(buffers[0].to_f32()[1234], of_pair(1234));
             buffers.iter().flat_map(Tensor::to_f32).map(f32::to_bits).collect::<Vec<u32>>()
-        })
+        };
+        if run == 2 { common::tcp(4, PATIENCE, body) } else { threads::run(4, body) }
     };
     let runs: Vec<_> = (0..3).map(bits).collect();
     assert_eq!(runs[0], runs[1]);
@@ -135,7 +146,7 @@ fn a_group_within_a_group_counts_its_own_ranks() {
 fn stages_pass_activations_and_gradients_one_forward_one_backward() {
     const STAGES: usize = 4;
     const MICROS: usize = 9;
-    threads::run(STAGES, |comm| {
+    let body = |comm: Rc<dyn Comm>| {
         let device = Device::cpu();
         let (rank, last) = (comm.rank(), comm.rank() + 1 == STAGES);
         let mut tickets = Vec::new();
@@ -167,20 +178,24 @@ fn stages_pass_activations_and_gradients_one_forward_one_backward() {
         }
         tickets.into_iter().for_each(|ticket| ticket.wait().unwrap());
         comm.barrier().unwrap();
-    });
+    };
+    threads::run(STAGES, body);
+    common::tcp(STAGES, PATIENCE, body);
 }
 
 #[test]
 fn ranks_out_of_step_are_told_both_calls() {
-    let errors = threads::run(2, |comm| {
+    let unequal = |comm: Rc<dyn Comm>| {
         let device = Device::cpu();
         let buffer = device.zeros([10 + comm.rank()], DType::F32, Kind::Work);
         comm.all_reduce(&buffer).wait().unwrap_err()
-    });
-    assert!(errors.iter().any(|error| matches!(error, CommError::OutOfStep { .. })), "{errors:?}");
-    let text = errors[0].to_string();
-    assert!(text.contains("all_reduce number 1 of 40 bytes"), "{text}");
-    assert!(text.contains("all_reduce number 1 of 44 bytes"), "{text}");
+    };
+    for errors in [threads::run(2, unequal), common::tcp(2, PATIENCE, unequal)] {
+        assert!(errors.iter().any(|error| matches!(error, CommError::OutOfStep { .. })), "{errors:?}");
+        let text = errors[0].to_string();
+        assert!(text.contains("all_reduce number 1 of 40 bytes"), "{text}");
+        assert!(text.contains("all_reduce number 1 of 44 bytes"), "{text}");
+    }
 
     let errors = threads::run(3, |comm| {
         let buffer = Device::cpu().zeros([1000], DType::F32, Kind::Work);
