@@ -20,6 +20,7 @@ use crate::{Error, Result};
 use ferrotune_checkpoint::{FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
 use ferrotune_config::plan::{Interval, Plan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
+use ferrotune_dist::Activity;
 use ferrotune_model::Model;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -108,9 +109,21 @@ fn order_of(job: &Job<'_>) -> Order {
 
 /// Trains.
 ///
+/// Every rank runs this; the first one writes the logs. A rank that fails tells the others, whose errors then name it.
+///
 /// # Errors
-/// If something isn't finite, a file can't be written, or memory runs out; the last checkpoint is whole in every case.
+/// If something isn't finite, a file can't be written, memory runs out, or a rank is lost; the last checkpoint is whole in
+/// every case.
 pub fn run(job: &Job<'_>, hear: &mut dyn FnMut(Event)) -> Result<Finished> {
+    let result = train(job, hear);
+    match &result {
+        Ok(_) => job.engine.comm().pulse().does(Activity::Finished),
+        Err(error) => job.engine.comm().fail(&error.to_string()),
+    }
+    result
+}
+
+fn train(job: &Job<'_>, hear: &mut dyn FnMut(Event)) -> Result<Finished> {
     let snapshots = SnapshotWriter::open(&job.plan.output.dir)?;
     if let Some(finished) = finished_before(job)? {
         hear(Event::AlreadyFinished { steps: finished.steps });
@@ -130,7 +143,8 @@ struct Session<'a, 'h> {
     best: Option<BestTracker>,
     run: RunState,
     state: TrainerState,
-    outputs: Outputs,
+    /// The first rank's.
+    outputs: Option<Outputs>,
     snapshots: SnapshotWriter,
     pace: Pace,
     start: Instant,
@@ -170,7 +184,8 @@ impl<'a, 'h> Session<'a, 'h> {
             hear(Event::Resumed(snapshot.path().to_path_buf()));
         }
         let replaced = replaced(plan, run.step, hear)?;
-        let outputs = Outputs::open(plan, run.step, job.recipe)?;
+        let first = job.engine.comm().rank() == 0;
+        let outputs = first.then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
         let earlier = run.seconds;
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
         let options = step_options(plan, job.memory.recompute);
@@ -291,7 +306,9 @@ impl<'a, 'h> Session<'a, 'h> {
     }
 
     fn record(&mut self, row: LogRow) -> Result<()> {
-        self.outputs.row(&row, &self.pace.progress(self.start.elapsed()))?;
+        if let Some(outputs) = &mut self.outputs {
+            outputs.row(&row, &self.pace.progress(self.start.elapsed()))?;
+        }
         self.state.log_history.push(row.clone());
         (self.hear)(Event::Logged(row));
         Ok(())
@@ -413,20 +430,24 @@ impl<'a, 'h> Session<'a, 'h> {
         self.record(row.clone())?;
         let folder = ferrotune_checkpoint::FolderWriter::new(&plan.output.dir)?;
         self.job.saver.write(self.job.engine, &folder)?;
-        self.outputs.results("train", &row)?;
+        if let Some(outputs) = &self.outputs {
+            outputs.results("train", &row)?;
+        }
         if plan.output.evaluate && !self.job.eval.is_empty() {
             if self.evaluated != Some(self.run.step) || plan.eval.load_best {
                 self.evaluate()?;
             }
             let last = self.state.log_history.iter().rev().find(|row| row.get("eval_loss").is_some()).cloned();
-            if let Some(row) = last {
-                self.outputs.results("eval", &row)?;
+            if let (Some(row), Some(outputs)) = (last, &self.outputs) {
+                outputs.results("eval", &row)?;
             }
         }
         self.settle();
-        self.outputs.close(self.job, &self.state)?;
-        // Last, because a summary in it says that everything else is there.
-        self.state.write(&plan.output.dir)?;
+        if let Some(outputs) = self.outputs {
+            outputs.close(self.job, &self.state)?;
+            // Last, because a summary in it says that everything else is there.
+            self.state.write(&plan.output.dir)?;
+        }
         Ok(finished)
     }
 }
