@@ -1,7 +1,8 @@
 //! The ways in which a run can be split over its ranks.
 
 use super::balance::{Load, balance};
-use super::work::Work;
+use super::traffic::uses;
+use super::{Group, GroupKind, Work};
 use ferrotune_dist::Layout;
 use std::fmt;
 use std::ops::Range;
@@ -34,6 +35,36 @@ impl Candidate {
     /// Micro-batches that each rank sees of a step's `all`.
     pub fn micro_batches(&self, all: usize) -> usize {
         all.div_ceil(self.layout.data_ranks())
+    }
+
+    /// Bytes that the fullest rank holds between the ops of a step of `all` micro-batches: weights, gradients, optimiser
+    /// states, and what is kept for the backward pass. What ops work with and what is gathered comes on top; the step on
+    /// the `meta` device knows it.
+    pub fn least_bytes(&self, work: &Work, all: usize) -> u64 {
+        let stages = self.spans.len();
+        let stage = |(stage, span): (usize, &Range<usize>)| {
+            let groups = work.groups.iter().filter(|group| uses(group, span) > 0);
+            let kept: u64 = work.segments[span.clone()].iter().map(|cost| cost.held).sum();
+            let flying = self.micro_batches(all).min(stages - stage) as u64;
+            groups.map(|group| self.group_bytes(group)).sum::<u64>() + kept * flying
+        };
+        self.spans.iter().enumerate().map(stage).max().unwrap_or(0)
+    }
+
+    fn group_bytes(&self, group: &Group) -> u64 {
+        let shards = self.layout.shards;
+        let part = |bytes: u64, from: Sharded| if self.sharded >= from { bytes / shards as u64 } else { bytes };
+        let (weights, gradient) = (group.padded(shards), group.gradient(shards));
+        // Two moments, and the f32 copy of weights that aren't f32.
+        let states = if group.element == 4 { 2 } else { 3 } * gradient;
+        match group.kind {
+            GroupKind::Frozen => part(weights, Sharded::Weights),
+            GroupKind::Adapter => weights + gradient + part(states, Sharded::Optimizer),
+            GroupKind::Trained => {
+                let states = part(states, Sharded::Optimizer);
+                part(weights, Sharded::Weights) + part(gradient, Sharded::Gradients) + states
+            }
+        }
     }
 }
 

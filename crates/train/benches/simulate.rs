@@ -1,0 +1,173 @@
+//! The tables of `docs/strategies.md`: the time of a step on machines that nobody here has, by the plan's model.
+//! `cargo bench -p ferrotune-train --bench simulate`.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
+use ferrotune_model::{Config, Model};
+use ferrotune_tensor::DType;
+use ferrotune_train::plan::{
+    Candidate, Choice, GroupKind, Link, Links, Question, Rates, Work, candidates, choose, simulate,
+};
+use serde_json::{Value, json};
+
+const GPUS: usize = 8;
+/// Micro-batches of a step, for each GPU.
+const ACCUMULATED: usize = 8;
+/// Of what a link is sold as, the share that payload gets.
+const PAYLOAD: f64 = 0.9;
+/// Bytes of an L20 that a run can have: 48 GB, less what driver and libraries take.
+const CAPACITY: u64 = 44 << 30;
+const L20: f64 = 119.5e12;
+
+fn main() {
+    let dense = qwen3_32b();
+    for tokens in [4096, 512] {
+        table("Qwen3-32B", tokens, &work(&dense, tokens, L20 * 0.5));
+    }
+    table("Qwen3-30B-A3B", 4096, &experts(4096, L20 * 0.35));
+    all_candidates(&work(&dense, 4096, L20 * 0.5));
+    reported();
+}
+
+/// Nodes and card speeds downwards, strategies side by side.
+fn table(name: &str, tokens: usize, work: &Work) {
+    println!("\n### {name}, {tokens} tokens a micro-batch\n");
+    println!(
+        "| nodes | Gb/s | pipeline 8 x replicate | hybrid 8 x | zero3 | GB out of a node: pipeline, hybrid, zero3 |"
+    );
+    println!("|---:|---:|---|---|---|---|");
+    for nodes in [2, 16, 128] {
+        let world = nodes * GPUS;
+        for gigabits in [10.0, 25.0, 100.0] {
+            let links = l20s(gigabits);
+            let choices = looked_at(work, world, &links);
+            let names = [format!("pipeline 8 x replicate {nodes}"), format!("hybrid 8x{nodes}"), "zero3".to_owned()];
+            let found = names.map(|name| {
+                let choice = choices.iter().find(|choice| choice.candidate.to_string() == name);
+                choice.expect("it is a way to split eight GPUs a node")
+            });
+            let cells = found.map(cell);
+            let out = found.map(|choice| format!("{:.1}", choice.across as f64 / 1e9));
+            println!("| {nodes} | {gigabits} | {} | {} |", cells.join(" | "), out.join(", "));
+        }
+    }
+}
+
+/// Seconds a step, and what of them is not computing.
+fn cell(choice: &Choice) -> String {
+    let time = choice.estimate;
+    let fits = if choice.fits { "" } else { " (doesn't fit)" };
+    format!("{:.1} s ({:.1} bubble, {:.1} wires){fits}", time.step, time.bubble, time.communication)
+}
+
+/// What the plan says of every way to split two nodes.
+fn all_candidates(work: &Work) {
+    println!("\n### All ways to split Qwen3-32B over two nodes at 25 Gb/s\n");
+    for choice in looked_at(work, 2 * GPUS, &l20s(25.0)) {
+        println!("- {}", choice.reason);
+    }
+}
+
+fn looked_at(work: &Work, world: usize, links: &Links) -> Vec<Choice> {
+    let micro_batches = ACCUMULATED * world;
+    let capacity = Some(CAPACITY);
+    let question = Question { work, micro_batches, links, overlap: true, capacity };
+    let found = candidates(work, world, GPUS, micro_batches, capacity);
+    let needed = |candidate: &Candidate| Ok(candidate.least_bytes(work, micro_batches));
+    choose(&question, found, &needed).expect("the bytes of a candidate are always known")
+}
+
+/// LLaMA-Factory's issue 5014: Llama-3-8B, LoRA, ZeRO-3, eight A800 with NVLink a node, one row and two micro-batches; 4 s
+/// a step on one node, 90 s on two over 10 Gb/s.
+fn reported() {
+    println!("\n### A report of LLaMA-Factory's users (issue 5014), simulated\n");
+    let config = config(json!({
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256
+    }));
+    let work = work(&config, 512, 312e12 * 0.3);
+    let links = Links {
+        per_node: GPUS,
+        inside: Link { bandwidth: 180e9, latency: 10e-6 },
+        bus: None,
+        across: Link { bandwidth: 10e9 / 8.0 * PAYLOAD, latency: 50e-6 },
+    };
+    for nodes in [1, 2] {
+        let world = nodes * GPUS;
+        let found = candidates(&work, world, GPUS, 2 * world, None);
+        let zero3 = found.iter().find(|candidate| candidate.to_string() == "zero3").expect("always looked at");
+        let time = simulate(&work, zero3, 2 * world, &links, true);
+        println!(
+            "- {nodes} node(s), zero3: {:.1} s a step, {:.1} s of it waiting for the wires",
+            time.step, time.communication
+        );
+        if let Some(hybrid) = found.iter().find(|candidate| candidate.to_string() == format!("hybrid 8x{nodes}")) {
+            let time = simulate(&work, hybrid, 2 * world, &links, true);
+            println!("- {nodes} node(s), hybrid: {:.1} s a step", time.step);
+        }
+    }
+}
+
+fn l20s(gigabits: f64) -> Links {
+    Links {
+        per_node: GPUS,
+        inside: Link { bandwidth: 20e9, latency: 10e-6 },
+        bus: None,
+        across: Link { bandwidth: gigabits * 1e9 / 8.0 * PAYLOAD, latency: 50e-6 },
+    }
+}
+
+/// LoRA of rank 8 on all linear layers, bf16, blocks recomputed.
+fn work(config: &Config, tokens: usize, flops: f64) -> Work {
+    let plan = LoraPlan {
+        rank: 8,
+        alpha: 16.0,
+        dropout: 0.0,
+        targets: LoraTargets::All,
+        additional_targets: Vec::new(),
+        rslora: false,
+        dora: false,
+        plus: None,
+        create_new: false,
+    };
+    let model = Model::new(config, DType::Bf16, Some(&Tuning::Lora(plan)), false).expect("a model of ours");
+    Work::of(&model, &[tokens], true, false, Rates { flops }).expect("counting needs no memory")
+}
+
+fn qwen3_32b() -> Config {
+    config(json!({
+        "model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936
+    }))
+}
+
+/// Qwen3-30B-A3B: computes like a dense model whose MLP is as wide as the eight experts that a token sees, and holds 128 of
+/// them, each with its own adapters.
+fn experts(tokens: usize, flops: f64) -> Work {
+    const EXPERTS: u64 = 128;
+    const SEEN: u64 = 8;
+    const RANK: u64 = 8;
+    const HIDDEN: u64 = 2048;
+    const INNER: u64 = 768;
+    let stand_in = config(json!({
+        "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": INNER * SEEN, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936
+    }));
+    let mut work = work(&stand_in, tokens, flops);
+    let unseen = (EXPERTS - SEEN) * 3 * HIDDEN * INNER * 2;
+    let wide = 3 * RANK * (HIDDEN + SEEN * INNER) * 4;
+    let each = 3 * RANK * (HIDDEN + INNER) * 4;
+    let last = work.segments.len() - 1;
+    for group in work.groups.iter_mut().filter(|group| (1..last).contains(&group.segments[0])) {
+        match group.kind {
+            GroupKind::Frozen => group.weights += unseen,
+            GroupKind::Adapter | GroupKind::Trained => group.weights = group.weights - wide + EXPERTS * each,
+        }
+    }
+    work
+}
+
+fn config(json: Value) -> Config {
+    Config::from_json(&json).expect("a configuration of ours")
+}
