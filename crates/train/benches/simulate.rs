@@ -7,7 +7,7 @@ use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::DType;
 use ferrotune_train::plan::{
-    Candidate, Choice, GroupKind, Link, Links, Question, Rates, Work, candidates, choose, simulate,
+    Candidate, Choice, Demand, GroupKind, Link, Links, Question, Rates, candidates, choose, simulate,
 };
 use serde_json::{Value, json};
 
@@ -23,15 +23,15 @@ const L20: f64 = 119.5e12;
 fn main() {
     let dense = qwen3_32b();
     for tokens in [4096, 512] {
-        table("Qwen3-32B", tokens, &work(&dense, tokens, L20 * 0.5));
+        table("Qwen3-32B", tokens, &demand(&dense, tokens, L20 * 0.5));
     }
     table("Qwen3-30B-A3B", 4096, &experts(4096, L20 * 0.35));
-    all_candidates(&work(&dense, 4096, L20 * 0.5));
+    all_candidates(&demand(&dense, 4096, L20 * 0.5));
     reported();
 }
 
 /// Nodes and card speeds downwards, strategies side by side.
-fn table(name: &str, tokens: usize, work: &Work) {
+fn table(name: &str, tokens: usize, demand: &Demand) {
     println!("\n### {name}, {tokens} tokens a micro-batch\n");
     println!(
         "| nodes | Gb/s | pipeline 8 x replicate | hybrid 8 x | zero3 | GB out of a node: pipeline, hybrid, zero3 |"
@@ -41,7 +41,7 @@ fn table(name: &str, tokens: usize, work: &Work) {
         let world = nodes * GPUS;
         for gigabits in [10.0, 25.0, 100.0] {
             let links = l20s(gigabits);
-            let choices = looked_at(work, world, &links);
+            let choices = looked_at(demand, world, &links);
             let names = [format!("pipeline 8 x replicate {nodes}"), format!("hybrid 8x{nodes}"), "zero3".to_owned()];
             let found = names.map(|name| {
                 let choice = choices.iter().find(|choice| choice.candidate.to_string() == name);
@@ -62,19 +62,19 @@ fn cell(choice: &Choice) -> String {
 }
 
 /// What the plan says of every way to split two nodes.
-fn all_candidates(work: &Work) {
+fn all_candidates(demand: &Demand) {
     println!("\n### All ways to split Qwen3-32B over two nodes at 25 Gb/s\n");
-    for choice in looked_at(work, 2 * GPUS, &l20s(25.0)) {
+    for choice in looked_at(demand, 2 * GPUS, &l20s(25.0)) {
         println!("- {}", choice.reason);
     }
 }
 
-fn looked_at(work: &Work, world: usize, links: &Links) -> Vec<Choice> {
+fn looked_at(demand: &Demand, world: usize, links: &Links) -> Vec<Choice> {
     let micro_batches = ACCUMULATED * world;
     let capacity = Some(CAPACITY);
-    let question = Question { work, micro_batches, links, overlap: true, capacity };
-    let found = candidates(work, world, GPUS, micro_batches, capacity);
-    let needed = |candidate: &Candidate| Ok(candidate.least_bytes(work, micro_batches));
+    let question = Question { demand, micro_batches, links, overlap: true, capacity };
+    let found = candidates(demand, world, GPUS, micro_batches, capacity);
+    let needed = |candidate: &Candidate| Ok(candidate.least_bytes(demand, micro_batches));
     choose(&question, found, &needed).expect("the bytes of a candidate are always known")
 }
 
@@ -86,7 +86,7 @@ fn reported() {
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256
     }));
-    let work = work(&config, 512, 312e12 * 0.3);
+    let demand = demand(&config, 512, 312e12 * 0.3);
     let links = Links {
         per_node: GPUS,
         inside: Link { bandwidth: 180e9, latency: 10e-6 },
@@ -95,15 +95,15 @@ fn reported() {
     };
     for nodes in [1, 2] {
         let world = nodes * GPUS;
-        let found = candidates(&work, world, GPUS, 2 * world, None);
+        let found = candidates(&demand, world, GPUS, 2 * world, None);
         let zero3 = found.iter().find(|candidate| candidate.to_string() == "zero3").expect("always looked at");
-        let time = simulate(&work, zero3, 2 * world, &links, true);
+        let time = simulate(&demand, zero3, 2 * world, &links, true);
         println!(
             "- {nodes} node(s), zero3: {:.1} s a step, {:.1} s of it waiting for the wires",
             time.step, time.communication
         );
         if let Some(hybrid) = found.iter().find(|candidate| candidate.to_string() == format!("hybrid 8x{nodes}")) {
-            let time = simulate(&work, hybrid, 2 * world, &links, true);
+            let time = simulate(&demand, hybrid, 2 * world, &links, true);
             println!("- {nodes} node(s), hybrid: {:.1} s a step", time.step);
         }
     }
@@ -119,7 +119,7 @@ fn l20s(gigabits: f64) -> Links {
 }
 
 /// LoRA of rank 8 on all linear layers, bf16, blocks recomputed.
-fn work(config: &Config, tokens: usize, flops: f64) -> Work {
+fn demand(config: &Config, tokens: usize, flops: f64) -> Demand {
     let plan = LoraPlan {
         rank: 8,
         alpha: 16.0,
@@ -132,7 +132,7 @@ fn work(config: &Config, tokens: usize, flops: f64) -> Work {
         create_new: false,
     };
     let model = Model::new(config, DType::Bf16, Some(&Tuning::Lora(plan)), false).expect("a model of ours");
-    Work::of(&model, &[tokens], true, false, Rates { flops }).expect("counting needs no memory")
+    Demand::of(&model, &[tokens], true, false, Rates { flops }).expect("counting needs no memory")
 }
 
 fn qwen3_32b() -> Config {
@@ -144,7 +144,7 @@ fn qwen3_32b() -> Config {
 
 /// Qwen3-30B-A3B: computes like a dense model whose MLP is as wide as the eight experts that a token sees, and holds 128 of
 /// them, each with its own adapters.
-fn experts(tokens: usize, flops: f64) -> Work {
+fn experts(tokens: usize, flops: f64) -> Demand {
     const EXPERTS: u64 = 128;
     const SEEN: u64 = 8;
     const RANK: u64 = 8;
@@ -154,18 +154,18 @@ fn experts(tokens: usize, flops: f64) -> Work {
         "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": INNER * SEEN, "num_hidden_layers": 48,
         "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936
     }));
-    let mut work = work(&stand_in, tokens, flops);
+    let mut demand = demand(&stand_in, tokens, flops);
     let unseen = (EXPERTS - SEEN) * 3 * HIDDEN * INNER * 2;
     let wide = 3 * RANK * (HIDDEN + SEEN * INNER) * 4;
     let each = 3 * RANK * (HIDDEN + INNER) * 4;
-    let last = work.segments.len() - 1;
-    for group in work.groups.iter_mut().filter(|group| (1..last).contains(&group.segments[0])) {
+    let last = demand.segments.len() - 1;
+    for group in demand.groups.iter_mut().filter(|group| (1..last).contains(&group.segments[0])) {
         match group.kind {
             GroupKind::Frozen => group.weights += unseen,
             GroupKind::Adapter | GroupKind::Trained => group.weights = group.weights - wide + EXPERTS * each,
         }
     }
-    work
+    demand
 }
 
 fn config(json: Value) -> Config {

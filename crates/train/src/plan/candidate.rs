@@ -2,23 +2,11 @@
 
 use super::balance::{Load, balance};
 use super::traffic::uses;
-use super::{Group, GroupKind, Work};
+use super::{Demand, Group, GroupKind};
+use crate::engine::Sharding;
 use ferrotune_dist::Layout;
 use std::fmt;
 use std::ops::Range;
-
-/// What of trained weights lies in parts on the ranks of a shard group; each includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Sharded {
-    /// Nothing.
-    Nothing,
-    /// Optimiser states.
-    Optimizer,
-    /// Gradients of weights; those of adapters stay whole.
-    Gradients,
-    /// Weights, frozen ones too; adapters stay whole.
-    Weights,
-}
 
 /// One way to split a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +14,7 @@ pub struct Candidate {
     /// Ranks along each axis.
     pub layout: Layout,
     /// What the shard groups share.
-    pub sharded: Sharded,
+    pub sharded: Sharding,
     /// Each stage's segments, in order; one span of all segments without a pipeline.
     pub spans: Vec<Range<usize>>,
 }
@@ -40,11 +28,11 @@ impl Candidate {
     /// Bytes that the fullest rank holds between the ops of a step of `all` micro-batches: weights, gradients, optimiser
     /// states, and what is kept for the backward pass. What ops work with and what is gathered comes on top; the step on
     /// the `meta` device knows it.
-    pub fn least_bytes(&self, work: &Work, all: usize) -> u64 {
+    pub fn least_bytes(&self, demand: &Demand, all: usize) -> u64 {
         let stages = self.spans.len();
         let stage = |(stage, span): (usize, &Range<usize>)| {
-            let groups = work.groups.iter().filter(|group| uses(group, span) > 0);
-            let kept: u64 = work.segments[span.clone()].iter().map(|cost| cost.held).sum();
+            let groups = demand.groups.iter().filter(|group| uses(group, span) > 0);
+            let kept: u64 = demand.segments[span.clone()].iter().map(|cost| cost.held).sum();
             let flying = self.micro_batches(all).min(stages - stage) as u64;
             groups.map(|group| self.group_bytes(group)).sum::<u64>() + kept * flying
         };
@@ -53,16 +41,16 @@ impl Candidate {
 
     fn group_bytes(&self, group: &Group) -> u64 {
         let shards = self.layout.shards;
-        let part = |bytes: u64, from: Sharded| if self.sharded >= from { bytes / shards as u64 } else { bytes };
+        let part = |bytes: u64, from: Sharding| if self.sharded >= from { bytes / shards as u64 } else { bytes };
         let (weights, gradient) = (group.padded(shards), group.gradient(shards));
         // Two moments, and the f32 copy of weights that aren't f32.
         let states = if group.element == 4 { 2 } else { 3 } * gradient;
         match group.kind {
-            GroupKind::Frozen => part(weights, Sharded::Weights),
-            GroupKind::Adapter => weights + gradient + part(states, Sharded::Optimizer),
+            GroupKind::Frozen => part(weights, Sharding::Weights),
+            GroupKind::Adapter => weights + gradient + part(states, Sharding::Optimizer),
             GroupKind::Trained => {
-                let states = part(states, Sharded::Optimizer);
-                part(weights, Sharded::Weights) + part(gradient, Sharded::Gradients) + states
+                let states = part(states, Sharding::Optimizer);
+                part(weights, Sharding::Weights) + part(gradient, Sharding::Gradients) + states
             }
         }
     }
@@ -73,13 +61,13 @@ impl fmt::Display for Candidate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Layout { shards, stages, replicas } = self.layout;
         match (stages, self.sharded) {
-            (1, Sharded::Weights) if replicas > 1 => write!(f, "hybrid {shards}x{replicas}"),
-            (1, Sharded::Nothing) => f.write_str("replicate"),
-            (1, Sharded::Optimizer) => f.write_str("zero1"),
-            (1, Sharded::Gradients) => f.write_str("zero2"),
-            (1, Sharded::Weights) => f.write_str("zero3"),
+            (1, Sharding::Weights) if replicas > 1 => write!(f, "hybrid {shards}x{replicas}"),
+            (1, Sharding::Whole) => f.write_str("replicate"),
+            (1, Sharding::Optimizer) => f.write_str("zero1"),
+            (1, Sharding::Gradients) => f.write_str("zero2"),
+            (1, Sharding::Weights) => f.write_str("zero3"),
             _ if layout_is_one_pipe(self.layout) => write!(f, "pipeline {stages}"),
-            (_, Sharded::Nothing) => write!(f, "pipeline {stages} x replicate {}", shards * replicas),
+            (_, Sharding::Whole) => write!(f, "pipeline {stages} x replicate {}", shards * replicas),
             (_, sharded) => write!(f, "pipeline {stages} x {sharded:?} {shards} x replicate {replicas}"),
         }
     }
@@ -89,41 +77,41 @@ fn layout_is_one_pipe(layout: Layout) -> bool {
     layout.shards * layout.replicas == 1
 }
 
-/// All splits of `work` over `world` ranks, `per_node` of them on a node, that are worth a look, the plainest first. Shard
+/// All splits of `demand` over `world` ranks, `per_node` of them on a node, that are worth a look, the plainest first. Shard
 /// groups of `hybrid` lie inside a node or are whole nodes; stages of a pipeline are balanced by time within `capacity`
 /// bytes a rank, or by time alone where nothing fits.
-pub fn candidates(work: &Work, world: usize, per_node: usize, all: usize, capacity: Option<u64>) -> Vec<Candidate> {
-    let segments = work.segments.len();
+pub fn candidates(demand: &Demand, world: usize, per_node: usize, all: usize, capacity: Option<u64>) -> Vec<Candidate> {
+    let segments = demand.segments.len();
     let plain = |shards, sharded| Candidate {
         layout: Layout { shards, stages: 1, replicas: world / shards },
         sharded,
         spans: vec![0..segments; 1],
     };
-    let mut found = vec![plain(1, Sharded::Nothing)];
+    let mut found = vec![plain(1, Sharding::Whole)];
     if world == 1 {
         return found;
     }
-    let whole = [Sharded::Optimizer, Sharded::Gradients, Sharded::Weights];
+    let whole = [Sharding::Optimizer, Sharding::Gradients, Sharding::Weights];
     found.extend(whole.map(|sharded| plain(world, sharded)));
     let divisors = || (2..=world).filter(|n| world.is_multiple_of(*n));
     let aligned = |n: &usize| per_node.is_multiple_of(*n) || n.is_multiple_of(per_node);
-    found.extend(divisors().filter(|n| *n < world).filter(aligned).map(|n| plain(n, Sharded::Weights)));
+    found.extend(divisors().filter(|n| *n < world).filter(aligned).map(|n| plain(n, Sharding::Weights)));
     for stages in divisors().filter(|stages| *stages + 2 <= segments) {
         let layout = Layout { shards: 1, stages, replicas: world / stages };
         let micro_batches = all.div_ceil(layout.data_ranks());
-        let loads = loads(work);
+        let loads = loads(demand);
         let spans = balance(&loads, stages, micro_batches, capacity);
         let spans = spans.or_else(|| balance(&loads, stages, micro_batches, None));
-        found.extend(spans.map(|spans| Candidate { layout, sharded: Sharded::Nothing, spans }));
+        found.extend(spans.map(|spans| Candidate { layout, sharded: Sharding::Whole, spans }));
     }
     found
 }
 
-fn loads(work: &Work) -> Vec<Load> {
+fn loads(demand: &Demand) -> Vec<Load> {
     let load = |(segment, cost): (usize, &super::Cost)| Load {
         seconds: cost.forward + cost.backward,
-        resident: work.resident(segment),
+        resident: demand.resident(segment),
         held: cost.held,
     };
-    work.segments.iter().enumerate().map(load).collect()
+    demand.segments.iter().enumerate().map(load).collect()
 }

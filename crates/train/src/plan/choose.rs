@@ -1,6 +1,6 @@
 //! Picks the fastest split that fits, and says of each of the others why not.
 
-use super::{Candidate, Estimate, Links, Work, across, simulate, traffic};
+use super::{Candidate, Demand, Estimate, Links, across, simulate, traffic};
 use crate::Result;
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
     /// A step.
-    pub work: &'a Work,
+    pub demand: &'a Demand,
     /// Micro-batches of a step, over all ranks.
     pub micro_batches: usize,
     /// The wires, as measured.
@@ -64,11 +64,11 @@ pub fn best(choices: &[Choice]) -> Option<&Choice> {
 }
 
 fn look(question: &Question<'_>, candidate: Candidate, needed: u64) -> Choice {
-    let Question { work, micro_batches, links, overlap, capacity } = *question;
-    let estimate = simulate(work, &candidate, micro_batches, links, overlap);
+    let Question { demand, micro_batches, links, overlap, capacity } = *question;
+    let estimate = simulate(demand, &candidate, micro_batches, links, overlap);
     let (mut sent, mut nodes) = (0, vec![0_u64; candidate.layout.world().div_ceil(links.per_node)]);
     for rank in 0..candidate.layout.world() {
-        let bytes = traffic(work, &candidate, micro_batches, rank);
+        let bytes = traffic(demand, &candidate, micro_batches, rank);
         sent = sent.max(bytes.iter().sum());
         nodes[rank / links.per_node] += across(&bytes, rank, links);
     }

@@ -1,6 +1,6 @@
 //! The core of the plan: what a strategy costs in memory, traffic and time, before a run begins.
 //!
-//! [`Work`] is what a step moves and computes, part by part; a [`Candidate`] is one way to split it over the ranks;
+//! [`Demand`] is what a step moves and computes, part by part; a [`Candidate`] is one way to split it over the ranks;
 //! [`traffic()`] says in closed form which bytes each rank sends then, [`simulate()`] how long a step takes on given
 //! [`Links`], and [`choose`] picks the fastest candidate that fits. All of it is a pure function of its inputs, so that
 //! ranks which agree on those agree on the answer. The formulas are written out in `docs/strategies.md`.
@@ -8,19 +8,19 @@
 mod balance;
 mod candidate;
 mod choose;
+mod demand;
 mod links;
 mod program;
 mod simulate;
 mod traffic;
-mod work;
 
 #[cfg(test)]
 mod tests;
 
 pub use balance::{Load, balance};
-pub use candidate::{Candidate, Sharded, candidates};
+pub use candidate::{Candidate, candidates};
 pub use choose::{Choice, Question, best, choose};
+pub use demand::{Cost, Demand, Group, GroupKind, Rates};
 pub use links::{Link, Links};
 pub use simulate::{Estimate, simulate};
 pub use traffic::{across, traffic};
-pub use work::{Cost, Group, GroupKind, Rates, Work};

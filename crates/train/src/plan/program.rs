@@ -2,9 +2,11 @@
 //! same, so there is one program a stage.
 
 use super::links::Axis;
-use super::traffic::{tied_ends, uses};
-use super::{Candidate, Group, GroupKind, Sharded, Work};
+use super::traffic::{LABELS, LOSS, NORM, tied_ends, uses};
+use super::{Candidate, Demand, Group, GroupKind};
+use crate::engine::Sharding;
 use ferrotune_tensor::Phase;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// One thing that a rank does.
@@ -25,8 +27,6 @@ pub(super) enum Transfer {
     Half(Axis, u64),
     /// An all-reduce of so many bytes.
     Whole(Axis, u64),
-    /// A sum of a few numbers over all ranks.
-    Sum,
     /// A message of so many bytes to another stage.
     Send(usize, u64),
     /// The next message of another stage.
@@ -38,9 +38,11 @@ pub(super) enum Transfer {
 pub(super) struct Program {
     pub(super) ops: Vec<Op>,
     pub(super) transfers: Vec<Transfer>,
-    /// The last reduction of a micro-batch's gradients, not yet waited for.
-    flying: Option<usize>,
-    /// Messages on their way.
+    /// The last reduction of a micro-batch's gradient, by group, not yet waited for.
+    parts: BTreeMap<usize, usize>,
+    /// What else is to land before the update.
+    flying: Vec<usize>,
+    /// Messages to other stages.
     sent: Vec<usize>,
 }
 
@@ -58,7 +60,7 @@ struct Visit {
 
 /// Puts a stage's program together.
 pub(super) struct Builder<'a> {
-    work: &'a Work,
+    demand: &'a Demand,
     candidate: &'a Candidate,
     stage: usize,
     span: Range<usize>,
@@ -67,23 +69,23 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(work: &'a Work, candidate: &'a Candidate, stage: usize, overlap: bool) -> Self {
+    pub(super) fn new(demand: &'a Demand, candidate: &'a Candidate, stage: usize, overlap: bool) -> Self {
         let span = candidate.spans[stage].clone();
-        Self { work, candidate, stage, span, overlap, program: Program::default() }
+        Self { demand, candidate, stage, span, overlap, program: Program::default() }
     }
 
     /// The program of a step of `micro_batches` on each rank.
     pub(super) fn build(mut self, micro_batches: usize) -> Program {
-        self.sum();
+        self.sum(LABELS);
         let visits = self.visits(micro_batches);
         let mut begun = Vec::new();
         for (i, visit) in visits.iter().enumerate() {
-            let needed = if begun.is_empty() { self.begin_gathers(visit) } else { begun };
             if visit.first {
                 self.receive(visit.phase);
             }
-            // The next visit's weights come while this one computes.
-            let next = visits.get(i + 1).filter(|_| self.overlap);
+            let needed = if begun.is_empty() { self.begin_gathers(visit) } else { begun };
+            // The next block's weights come while this one computes.
+            let next = visits.get(i + 1).filter(|next| self.overlap && self.adjoins(visit, next));
             begun = next.map_or_else(Vec::new, |next| self.begin_gathers(next));
             needed.into_iter().for_each(|transfer| self.wait(transfer));
             self.compute(visit);
@@ -91,6 +93,12 @@ impl<'a> Builder<'a> {
         }
         self.finish();
         self.program
+    }
+
+    /// Whether the weights of both visits may be whole at the same time: blocks of one pass.
+    fn adjoins(&self, visit: &Visit, next: &Visit) -> bool {
+        let block = |visit: &Visit| visit.segment > 0 && visit.segment + 1 < self.demand.segments.len();
+        !next.first && block(visit) && block(next)
     }
 
     /// One forward and one backward in turn, after as many forwards as there are stages behind this one (1F1B).
@@ -113,7 +121,7 @@ impl<'a> Builder<'a> {
         match phase {
             Phase::Forward => visits.extend(self.span.clone().map(visit)),
             Phase::Backward => {
-                let start = self.span.start.max(self.work.backward_from());
+                let start = self.span.start.max(self.demand.backward_from());
                 visits.extend((start..self.span.end).rev().map(visit));
             }
         }
@@ -126,8 +134,8 @@ impl<'a> Builder<'a> {
     }
 
     fn groups(&self) -> impl Iterator<Item = &'a Group> + use<'a> {
-        let (work, span) = (self.work, self.span.clone());
-        work.groups.iter().filter(move |group| uses(group, &span) > 0)
+        let (demand, span) = (self.demand, self.span.clone());
+        demand.groups.iter().filter(move |group| uses(group, &span) > 0)
     }
 
     fn begin(&mut self, transfer: Transfer) -> usize {
@@ -141,18 +149,20 @@ impl<'a> Builder<'a> {
         self.program.ops.push(Op::Wait(transfer));
     }
 
-    fn sum(&mut self) {
-        let sum = self.begin(Transfer::Sum);
+    /// A sum of a few numbers, which is an all-gather.
+    fn sum(&mut self, (axis, numbers): (Axis, u64)) {
+        let ranks = axis.len(self.candidate.layout) as u64;
+        let sum = self.begin(Transfer::Half(axis, 8 * numbers * ranks));
         self.wait(sum);
     }
 
     fn begin_gathers(&mut self, visit: &Visit) -> Vec<usize> {
-        let sharded = self.candidate.sharded == Sharded::Weights;
-        if !sharded || (visit.phase == Phase::Backward && !self.work.reads_again(visit.segment)) {
+        if self.candidate.sharded < Sharding::Weights {
             return Vec::new();
         }
         let shards = self.candidate.layout.shards;
-        let read = |group: &&Group| group.kind != GroupKind::Adapter && group.segments.contains(&visit.segment);
+        let now = (visit.segment, visit.phase);
+        let read = |group: &&Group| group.kind != GroupKind::Adapter && group.visits.contains(&now);
         let bytes: Vec<u64> = self.groups().filter(read).map(|group| group.padded(shards)).collect();
         bytes.into_iter().map(|bytes| self.begin(Transfer::Half(Axis::Shard, bytes))).collect()
     }
@@ -170,104 +180,110 @@ impl<'a> Builder<'a> {
     }
 
     fn compute(&mut self, visit: &Visit) {
-        let cost = &self.work.segments[visit.segment];
+        let cost = &self.demand.segments[visit.segment];
         let seconds = if visit.phase == Phase::Forward { cost.forward } else { cost.backward };
         self.program.ops.push(Op::Compute(seconds));
     }
 
     fn leave(&mut self, visit: &Visit) {
-        if visit.last {
-            self.send(visit.phase);
-        }
-        if visit.phase == Phase::Forward {
-            return;
-        }
-        let read: Vec<&Group> = self.groups().filter(|group| group.segments.contains(&visit.segment)).collect();
-        for group in &read {
-            if self.each_time(group) {
-                let shards = self.candidate.layout.shards;
-                let reduction = self.begin(Transfer::Half(Axis::Shard, group.gradient(shards)));
-                let before = self.program.flying.replace(reduction);
-                before.into_iter().for_each(|before| self.wait(before));
-                if !self.overlap {
-                    self.wait(reduction);
-                }
+        let demand = self.demand;
+        for (number, group) in demand.groups.iter().enumerate() {
+            if visit.phase == Phase::Backward && group.segments.contains(&visit.segment) {
+                self.reduce(visit, number, group);
             }
         }
-        if visit.closing && self.overlap {
-            let last = |group: &&&Group| group.segments.iter().find(|s| self.span.contains(s)) == Some(&visit.segment);
-            let complete: Vec<&Group> = read.iter().filter(last).copied().collect();
-            complete.into_iter().for_each(|group| self.reduce(group));
+        if visit.last {
+            self.send(visit.phase);
         }
     }
 
     fn send(&mut self, phase: Phase) {
         let to = match phase {
             Phase::Forward => Some(self.stage + 1).filter(|stage| *stage < self.candidate.layout.stages),
-            Phase::Backward => self.stage.checked_sub(1).filter(|_| self.work.backward_from() < self.span.start),
+            Phase::Backward => self.stage.checked_sub(1).filter(|_| self.demand.backward_from() < self.span.start),
         };
         if let Some(to) = to {
-            let message = self.begin(Transfer::Send(to, self.work.border));
+            let message = self.begin(Transfer::Send(to, self.demand.border));
             self.program.sent.push(message);
         }
     }
 
-    /// Whether the group's gradient is scattered in each micro-batch.
-    fn each_time(&self, group: &Group) -> bool {
-        group.kind == GroupKind::Trained && self.candidate.sharded >= Sharded::Gradients
+    /// Begins what has to land before the update.
+    fn begin_flying(&mut self, transfer: Transfer) {
+        let number = self.begin(transfer);
+        self.program.flying.push(number);
     }
 
-    /// What a trained group's gradient goes through once a step.
-    fn reduce(&mut self, group: &Group) {
+    fn land(&mut self) {
+        let flying = std::mem::take(&mut self.program.flying);
+        let parts = std::mem::take(&mut self.program.parts);
+        flying.into_iter().chain(parts.into_values()).for_each(|transfer| self.wait(transfer));
+    }
+
+    /// Whether the group's gradient is scattered in each micro-batch.
+    fn each_time(&self, group: &Group) -> bool {
+        group.kind == GroupKind::Trained && self.candidate.sharded >= Sharding::Gradients
+    }
+
+    /// The reduction of a group when a backward visit that adds to its gradient is left.
+    fn reduce(&mut self, visit: &Visit, number: usize, group: &Group) {
         if group.kind == GroupKind::Frozen {
             return;
         }
+        let first = group.segments.iter().find(|segment| self.span.contains(segment));
+        if self.each_time(group) {
+            if let Some(before) = self.program.parts.remove(&number) {
+                self.wait(before);
+            }
+            let part = self.begin(Transfer::Half(Axis::Shard, group.gradient(self.candidate.layout.shards)));
+            self.program.parts.insert(number, part);
+        } else if visit.closing && first == Some(&visit.segment) && !tied_ends(group, self.candidate) {
+            self.reduce_whole(group);
+        }
+        if !self.overlap {
+            self.land();
+        }
+    }
+
+    fn reduce_whole(&mut self, group: &Group) {
         let layout = self.candidate.layout;
         let gradient = group.gradient(layout.shards);
-        if !self.each_time(group) {
-            self.begin_sent(Transfer::Half(Axis::Shard, gradient));
-        }
-        let own = gradient / layout.shards as u64;
-        self.begin_sent(Transfer::Whole(Axis::Replica, own));
-        if tied_ends(group, self.candidate) {
-            self.begin_sent(Transfer::Whole(Axis::Ends, own));
-        }
+        self.begin_flying(Transfer::Half(Axis::Shard, gradient));
+        self.begin_flying(Transfer::Whole(Axis::Replica, gradient / layout.shards as u64));
     }
 
-    /// Begins what is waited for at the end of the step.
-    fn begin_sent(&mut self, transfer: Transfer) {
-        let number = self.begin(transfer);
-        self.program.sent.push(number);
-    }
-
-    /// Reductions, the norm, the update, and the new weights.
+    /// The loss, what is left to reduce, the norm, the update, and the new weights.
     fn finish(&mut self) {
-        let reduced_early = |group: &Group| {
-            let first = group.segments.iter().find(|segment| self.span.contains(segment));
-            self.overlap && first.is_some_and(|first| *first >= self.work.backward_from())
-        };
-        let left: Vec<&Group> = self.groups().filter(|group| !reduced_early(group)).collect();
-        self.sum();
-        left.into_iter().for_each(|group| self.reduce(group));
-        let pending = std::mem::take(&mut self.program.sent);
-        self.program.flying.take().into_iter().chain(pending).for_each(|transfer| self.wait(transfer));
-        self.sum();
-        let sharded = self.candidate.sharded;
-        let shards = self.candidate.layout.shards;
-        let trained = |groups: &mut dyn Iterator<Item = &Group>| groups.map(|group| group.gradient(1)).sum::<u64>();
-        let (here, all) = (trained(&mut self.groups()), trained(&mut self.work.groups.iter()));
-        if all > 0 {
-            let share = here as f64 / all as f64 / shards as f64;
-            self.program.ops.push(Op::Compute(self.work.update * share));
+        let (layout, sharded) = (self.candidate.layout, self.candidate.sharded);
+        let shards = layout.shards;
+        std::mem::take(&mut self.program.sent).into_iter().for_each(|message| self.wait(message));
+        self.sum(LOSS);
+        let trained: Vec<&Group> = self.groups().filter(|group| group.kind != GroupKind::Frozen).collect();
+        for group in trained.iter().filter(|group| tied_ends(group, self.candidate)) {
+            let gradient = group.gradient(shards);
+            let held = if self.each_time(group) { gradient / shards as u64 } else { gradient };
+            self.begin_flying(Transfer::Whole(Axis::Ends, held));
+            self.land();
+            if !self.each_time(group) {
+                self.reduce_whole(group);
+            }
         }
-        let gathered = |group: &&Group| match group.kind {
-            GroupKind::Frozen => false,
-            GroupKind::Adapter => true,
-            GroupKind::Trained => sharded < Sharded::Weights,
-        };
-        let weights: Vec<u64> = self.groups().filter(gathered).map(|group| group.padded(shards)).collect();
-        let gathers: Vec<usize> =
-            weights.into_iter().map(|bytes| self.begin(Transfer::Half(Axis::Shard, bytes))).collect();
-        gathers.into_iter().for_each(|gather| self.wait(gather));
+        self.land();
+        for group in &trained {
+            if self.each_time(group) {
+                self.begin_flying(Transfer::Whole(Axis::Replica, group.gradient(shards) / shards as u64));
+            }
+        }
+        self.land();
+        NORM.into_iter().for_each(|part| self.sum(part));
+        let all: u64 = self.demand.groups.iter().map(|group| group.gradient(1)).sum();
+        for group in trained {
+            let share = group.gradient(1) as f64 / all as f64 / shards as f64;
+            self.program.ops.push(Op::Compute(self.demand.update * share));
+            if !(group.kind == GroupKind::Trained && sharded == Sharding::Weights) {
+                self.begin_flying(Transfer::Half(Axis::Shard, group.padded(shards)));
+            }
+        }
+        self.land();
     }
 }

@@ -8,7 +8,7 @@
 
 use super::links::{Axis, Hop, Links};
 use super::program::{Builder, Op, Program, Transfer};
-use super::{Candidate, Work};
+use super::{Candidate, Demand};
 use std::collections::{HashMap, VecDeque};
 
 /// Where the time of a step goes; the parts add up to it.
@@ -26,9 +26,9 @@ pub struct Estimate {
 
 /// The time of a step of `all` micro-batches over `links`; `overlap` brings the next segment's weights and takes the last
 /// one's gradients away beside computing.
-pub fn simulate(work: &Work, candidate: &Candidate, all: usize, links: &Links, overlap: bool) -> Estimate {
+pub fn simulate(demand: &Demand, candidate: &Candidate, all: usize, links: &Links, overlap: bool) -> Estimate {
     let micro_batches = candidate.micro_batches(all);
-    let build = |stage| Builder::new(work, candidate, stage, overlap).build(micro_batches);
+    let build = |stage| Builder::new(demand, candidate, stage, overlap).build(micro_batches);
     let programs: Vec<Program> = (0..candidate.layout.stages).map(build).collect();
     let step = Machine::new(&programs, candidate, Some(links)).run();
     let unhindered = Machine::new(&programs, candidate, None).run();
@@ -142,8 +142,6 @@ impl<'a> Machine<'a> {
         match self.stages[number].program.transfers[transfer] {
             Transfer::Half(axis, bytes) => self.meet(number, axis, start, self.wires.ring(axis, bytes)),
             Transfer::Whole(axis, bytes) => self.meet(number, axis, start, 2.0 * self.wires.ring(axis, bytes)),
-            // Lengths go around first, then the numbers.
-            Transfer::Sum => self.meet(number, Axis::World, start, 2.0 * self.wires.ring(Axis::World, 0)),
             Transfer::Send(to, bytes) => {
                 let hop = self.wires.borders[&(number, to)];
                 let busy = self.busy.entry((number, to)).or_insert(0.0);
@@ -166,7 +164,7 @@ impl<'a> Machine<'a> {
         let members = match axis {
             Axis::Shard | Axis::Replica => 1,
             Axis::Ends => 2.min(last + 1),
-            Axis::World => last + 1,
+            Axis::Pipe | Axis::World => last + 1,
         };
         if members == 1 {
             return Some((start + seconds, start + seconds));

@@ -3,10 +3,11 @@
 use super::links::Axis;
 use super::program::{Builder, Transfer};
 use super::*;
+use crate::engine::Sharding;
 use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
 use ferrotune_dist::{Layout, Place};
 use ferrotune_model::{Config, Model};
-use ferrotune_tensor::DType;
+use ferrotune_tensor::{DType, Phase};
 use serde_json::json;
 
 const FREE: Link = Link { bandwidth: f64::INFINITY, latency: 0.0 };
@@ -16,12 +17,18 @@ fn wires(bandwidth: f64, latency: f64) -> Links {
     Links { per_node: 1, inside: FREE, bus: None, across: Link { bandwidth, latency } }
 }
 
+/// A group that each segment's forward pass reads, and a block's backward pass again.
 fn group(kind: GroupKind, segments: &[usize], weights: u64) -> Group {
-    Group { kind, segments: segments.to_vec(), weights, element: if kind == GroupKind::Frozen { 2 } else { 4 } }
+    let visits = segments.iter().flat_map(|segment| {
+        let again = (1..5).contains(segment).then_some((*segment, Phase::Backward));
+        [(*segment, Phase::Forward)].into_iter().chain(again)
+    });
+    let element = if kind == GroupKind::Frozen { 2 } else { 4 };
+    Group { kind, segments: segments.to_vec(), visits: visits.collect(), weights, element }
 }
 
 /// Embedding, four blocks and a head; a second forward and two backward in each block.
-fn lora() -> Work {
+fn lora() -> Demand {
     let block = Cost { forward: 1.0, backward: 2.0, held: 0 };
     let head = Cost { forward: 0.0, backward: 0.0, held: 0 };
     let mut groups = vec![group(GroupKind::Frozen, &[0], 6400)];
@@ -30,18 +37,18 @@ fn lora() -> Work {
         groups.push(group(GroupKind::Adapter, &[segment], 640));
     }
     groups.push(group(GroupKind::Frozen, &[5], 6400));
-    Work { segments: vec![head, block, block, block, block, head], groups, border: 1000, update: 0.0 }
+    Demand { segments: vec![head, block, block, block, block, head], groups, border: 1000, update: 0.0 }
 }
 
 /// The same model with a tied embedding, trained whole, its blocks in bf16.
-fn full() -> Work {
-    let mut work = lora();
-    work.groups = vec![group(GroupKind::Trained, &[0, 5], 6400)];
-    work.groups.extend((1..=4).map(|segment| Group { element: 2, ..group(GroupKind::Trained, &[segment], 64000) }));
-    work
+fn full() -> Demand {
+    let mut demand = lora();
+    demand.groups = vec![group(GroupKind::Trained, &[0, 5], 6400)];
+    demand.groups.extend((1..=4).map(|segment| Group { element: 2, ..group(GroupKind::Trained, &[segment], 64000) }));
+    demand
 }
 
-fn split(shards: usize, stages: usize, replicas: usize, sharded: Sharded) -> Candidate {
+fn split(shards: usize, stages: usize, replicas: usize, sharded: Sharding) -> Candidate {
     let spans = match stages {
         1 => vec![0..6; 1],
         2 => vec![0..3, 3..6],
@@ -56,11 +63,11 @@ fn near(a: f64, b: f64) {
 
 #[test]
 fn without_wires_a_step_is_its_computing() {
-    for (work, sharded) in [(lora(), Sharded::Nothing), (full(), Sharded::Weights)] {
-        let shards = if sharded == Sharded::Nothing { 1 } else { 2 };
+    for (demand, sharded) in [(lora(), Sharding::Whole), (full(), Sharding::Weights)] {
+        let shards = if sharded == Sharding::Whole { 1 } else { 2 };
         let candidate = split(shards, 1, 2 / shards, sharded);
         for overlap in [false, true] {
-            let found = simulate(&work, &candidate, 6, &wires(f64::INFINITY, 0.0), overlap);
+            let found = simulate(&demand, &candidate, 6, &wires(f64::INFINITY, 0.0), overlap);
             // Three micro-batches a rank, four blocks, three seconds each.
             near(found.step, 36.0);
             near(found.compute, 36.0);
@@ -71,40 +78,40 @@ fn without_wires_a_step_is_its_computing() {
 
 #[test]
 fn without_computing_a_step_is_its_bytes() {
-    for (work, candidate) in [
-        (lora(), split(4, 1, 1, Sharded::Weights)),
-        (full(), split(4, 1, 1, Sharded::Weights)),
-        (full(), split(4, 1, 1, Sharded::Gradients)),
-        (lora(), split(1, 1, 4, Sharded::Nothing)),
-        (full(), split(2, 1, 2, Sharded::Weights)),
+    for (demand, candidate) in [
+        (lora(), split(4, 1, 1, Sharding::Weights)),
+        (full(), split(4, 1, 1, Sharding::Weights)),
+        (full(), split(4, 1, 1, Sharding::Gradients)),
+        (lora(), split(1, 1, 4, Sharding::Whole)),
+        (full(), split(2, 1, 2, Sharding::Weights)),
     ] {
-        let mut work = work;
-        work.segments = vec![Cost::default(); 6];
+        let mut demand = demand;
+        demand.segments = vec![Cost::default(); 6];
         let links = wires(1000.0, 0.0);
-        let sent: u64 = traffic(&work, &candidate, 8, 0).iter().sum();
+        let sent: u64 = traffic(&demand, &candidate, 8, 0).iter().sum();
         assert!(sent > 0);
         for overlap in [false, true] {
-            near(simulate(&work, &candidate, 8, &links, overlap).step, sent as f64 / 1000.0);
+            near(simulate(&demand, &candidate, 8, &links, overlap).step, sent as f64 / 1000.0);
         }
     }
 }
 
 #[test]
 fn latency_is_paid_for_each_hop() {
-    let mut work = lora();
-    work.segments = vec![Cost::default(); 6];
-    let found = simulate(&work, &split(1, 1, 4, Sharded::Nothing), 4, &wires(f64::INFINITY, 0.5), true);
-    // Four all-reduces of 2 x 3 hops, three sums of as many.
-    near(found.step, (4.0 + 3.0) * 6.0 * 0.5);
+    let mut demand = lora();
+    demand.segments = vec![Cost::default(); 6];
+    let found = simulate(&demand, &split(1, 1, 4, Sharding::Whole), 4, &wires(f64::INFINITY, 0.5), true);
+    // Four all-reduces of 2 x 3 hops, two sums of 3.
+    near(found.step, (4.0 * 6.0 + 2.0 * 3.0) * 0.5);
 }
 
 #[test]
 fn a_pipeline_waits_for_its_first_and_last_micro_batch() {
-    let work = lora();
+    let demand = lora();
     for (stages, per_stage) in [(2, 6.0), (4, 3.0)] {
         for micro_batches in [1_usize, 2, 3, 4, 8, 64] {
-            let candidate = split(1, stages, 1, Sharded::Nothing);
-            let found = simulate(&work, &candidate, micro_batches, &wires(f64::INFINITY, 0.0), true);
+            let candidate = split(1, stages, 1, Sharding::Whole);
+            let found = simulate(&demand, &candidate, micro_batches, &wires(f64::INFINITY, 0.0), true);
             near(found.step, (micro_batches + stages - 1) as f64 * per_stage);
             let share = (stages - 1) as f64 / (micro_batches + stages - 1) as f64;
             near(found.bubble / found.step, share);
@@ -114,37 +121,40 @@ fn a_pipeline_waits_for_its_first_and_last_micro_batch() {
 
 #[test]
 fn borders_delay_only_what_waits_for_them() {
-    let candidate = split(1, 2, 1, Sharded::Nothing);
+    let candidate = split(1, 2, 1, Sharding::Whole);
     // One micro-batch: an activation there and a gradient back, each 1000 bytes at 500 a second, nothing beside them.
     let found = simulate(&lora(), &candidate, 1, &wires(500.0, 0.0), true);
-    near(found.step, 12.0 + 2.0 * 2.0);
-    near(found.communication, 4.0);
+    near(found.step, 12.0 + 2.0 * 2.0 + SUMS / 500.0);
+    near(found.communication, 4.0 + SUMS / 500.0);
     // Of many, all but those at the ends travel beside computing, or at most one of them is waited for in each slot.
     let many = simulate(&lora(), &candidate, 64, &wires(1e6, 0.0), true);
     assert!(many.communication < 0.2, "{many:?}");
 }
 
+/// Bytes of the sums of a few numbers that one of two ranks sends: three, one, and one.
+const SUMS: f64 = 40.0;
+
 #[test]
 fn overlap_hides_the_shorter_of_two() {
-    let work = lora();
-    let candidate = split(2, 1, 1, Sharded::Weights);
+    let demand = lora();
+    let candidate = split(2, 1, 1, Sharding::Weights);
     // Half of 64000 bytes at 64000 a second: half a second for each block, beside one or two of computing.
     let links = wires(64000.0, 0.0);
-    let one = simulate(&work, &candidate, 2, &links, false);
+    let one = simulate(&demand, &candidate, 2, &links, false);
     let visits = 8.0 * 0.5 + 2.0 * 0.05;
     let adapters = 4.0 * 2.0 * 0.005;
-    near(one.communication, visits + adapters);
-    let beside = simulate(&work, &candidate, 2, &links, true);
-    // Not hidden: the first two gathers, for the embedding computes nothing; the one behind the head, which computes
-    // nothing either; the last block's reduction, and the adapters' gathers at the end.
-    near(beside.communication, 0.05 + 0.5 + 0.5 + 0.005 + 4.0 * 0.005);
+    near(one.communication, visits + adapters + SUMS / 64000.0);
+    let beside = simulate(&demand, &candidate, 2, &links, true);
+    // Not hidden: the gathers of the embedding, of the first block, of the head, and of the last block on the way back,
+    // for nothing is fetched over those borders; the first block's reduction, and the adapters' gathers at the end.
+    near(beside.communication, 0.05 + 0.5 + 0.05 + 0.5 + 0.005 + 4.0 * 0.005 + SUMS / 64000.0);
     // Wires ten times slower: what is on them decides, and computing hides behind it.
-    let slow = simulate(&work, &candidate, 2, &wires(6400.0, 0.0), true);
+    let slow = simulate(&demand, &candidate, 2, &wires(6400.0, 0.0), true);
     assert!(slow.step >= (visits + adapters) * 10.0 && slow.step < one.compute + visits * 10.0, "{slow:?}");
 }
 
 /// Bytes that the schedule sends, added up transfer by transfer.
-fn scheduled(work: &Work, candidate: &Candidate, all: usize, rank: usize, overlap: bool) -> Vec<u64> {
+fn scheduled(demand: &Demand, candidate: &Candidate, all: usize, rank: usize, overlap: bool) -> Vec<u64> {
     let layout = candidate.layout;
     let place = layout.place(rank);
     let mut sent = vec![0; layout.world()];
@@ -152,7 +162,7 @@ fn scheduled(work: &Work, candidate: &Candidate, all: usize, rank: usize, overla
         let elements = whole / 4;
         (elements * (i as u64 + 1) / n as u64 - elements * i as u64 / n as u64) * 4
     };
-    let program = Builder::new(work, candidate, place.stage, overlap).build(candidate.micro_batches(all));
+    let program = Builder::new(demand, candidate, place.stage, overlap).build(candidate.micro_batches(all));
     let mut ring = |axis: Axis, whole: u64, times: u64| {
         let (n, next) = (axis.len(layout), axis.next(layout, rank));
         let others = (0..n).filter(|i| *i != axis.number(layout, rank)).map(|i| part(whole, i, n)).sum::<u64>();
@@ -166,7 +176,7 @@ fn scheduled(work: &Work, candidate: &Candidate, all: usize, rank: usize, overla
             Transfer::Half(axis, bytes) => ring(axis, bytes, 1),
             Transfer::Whole(axis, bytes) => ring(axis, bytes, 2),
             Transfer::Send(to, bytes) => messages.push((layout.rank(Place { stage: to, ..place }), bytes)),
-            Transfer::Sum | Transfer::Receive(_) => {}
+            Transfer::Receive(_) => {}
         }
     }
     messages.into_iter().for_each(|(to, bytes)| sent[to] += bytes);
@@ -175,26 +185,26 @@ fn scheduled(work: &Work, candidate: &Candidate, all: usize, rank: usize, overla
 
 #[test]
 fn the_schedule_sends_what_the_closed_form_says() {
-    use Sharded::{Gradients, Nothing, Optimizer, Weights};
-    for work in [lora(), full()] {
+    use Sharding::{Gradients, Optimizer, Weights, Whole};
+    for demand in [lora(), full()] {
         for (shards, stages, replicas, sharded) in [
-            (1, 1, 1, Nothing),
-            (1, 1, 3, Nothing),
+            (1, 1, 1, Whole),
+            (1, 1, 3, Whole),
             (4, 1, 1, Optimizer),
             (4, 1, 1, Gradients),
             (3, 1, 1, Weights),
             (2, 1, 2, Weights),
             (2, 1, 3, Gradients),
-            (1, 2, 1, Nothing),
-            (1, 4, 3, Nothing),
+            (1, 2, 1, Whole),
+            (1, 4, 3, Whole),
             (2, 2, 2, Optimizer),
         ] {
             let candidate = split(shards, stages, replicas, sharded);
             for rank in 0..candidate.layout.world() {
-                let sent = traffic(&work, &candidate, 24, rank);
+                let sent = traffic(&demand, &candidate, 24, rank);
                 assert_eq!(sent[rank], 0, "{candidate}: nothing to itself");
                 for overlap in [false, true] {
-                    assert_eq!(scheduled(&work, &candidate, 24, rank, overlap), sent, "{candidate}, rank {rank}");
+                    assert_eq!(scheduled(&demand, &candidate, 24, rank, overlap), sent, "{candidate}, rank {rank}");
                 }
             }
         }
@@ -203,16 +213,17 @@ fn the_schedule_sends_what_the_closed_form_says() {
 
 #[test]
 fn only_adapters_cross_nodes() {
-    let work = lora();
+    let demand = lora();
     let links = Links { per_node: 2, ..wires(1.0, 0.0) };
     let adapters = 4 * 640;
-    for candidate in [split(2, 1, 2, Sharded::Weights), split(1, 2, 2, Sharded::Nothing)] {
-        let out = |rank| across(&traffic(&work, &candidate, 16, rank), rank, &links);
-        // A node's two ranks hold one gradient together, which its ring of two passes on once there and once back.
-        assert_eq!(out(0) + out(1), adapters, "{candidate}");
+    for candidate in [split(2, 1, 2, Sharding::Weights), split(1, 2, 2, Sharding::Whole)] {
+        let out = |rank| across(&traffic(&demand, &candidate, 16, rank), rank, &links);
+        // A node's two ranks hold one gradient together, which its ring of two passes on once there and once back. Of the
+        // four ranks' sums, three times four numbers leave the node.
+        assert_eq!(out(0) + out(1), adapters + 3 * 4 * 8, "{candidate}");
     }
-    let zero3 = split(4, 1, 1, Sharded::Weights);
-    assert!(across(&traffic(&work, &zero3, 16, 1), 1, &links) > 100 * adapters);
+    let zero3 = split(4, 1, 1, Sharding::Weights);
+    assert!(across(&traffic(&demand, &zero3, 16, 1), 1, &links) > 100 * adapters);
 }
 
 fn tiny(lora: bool) -> Model {
@@ -241,8 +252,8 @@ fn tiny(lora: bool) -> Model {
 fn work_is_counted_on_meta() {
     let model = tiny(true);
     let rates = Rates { flops: 1.0 };
-    let keep = Work::of(&model, &[100], false, false, rates).expect("counts");
-    let again = Work::of(&model, &[100], true, false, rates).expect("counts");
+    let keep = Demand::of(&model, &[100], false, false, rates).expect("counts");
+    let again = Demand::of(&model, &[100], true, false, rates).expect("counts");
     assert_eq!(keep.border, 100 * 64 * 2);
     assert_eq!(keep.segments.len(), 5);
     let [embedding, first, second, ..] = keep.segments[..] else { panic!("five segments") };
@@ -264,23 +275,23 @@ fn work_is_counted_on_meta() {
 
 #[test]
 fn the_fastest_that_fits_is_chosen() {
-    let work = Work::of(&tiny(true), &[64], true, false, Rates { flops: 1e9 }).expect("counts");
+    let demand = Demand::of(&tiny(true), &[64], true, false, Rates { flops: 1e9 }).expect("counts");
     let links = Links {
         per_node: 2,
         inside: Link { bandwidth: 1e6, latency: 1e-6 },
         bus: None,
         across: Link { bandwidth: 1e5, latency: 1e-6 },
     };
-    let all = candidates(&work, 4, 2, 32, None);
+    let all = candidates(&demand, 4, 2, 32, None);
     let names: Vec<String> = all.iter().map(Candidate::to_string).collect();
     let expected = ["replicate", "zero1", "zero2", "zero3", "hybrid 2x2", "pipeline 2 x replicate 2"];
     assert_eq!(names, expected, "four stages of three blocks are no pipeline");
     let whole = 1000;
     let needed = |candidate: &Candidate| {
-        let parts = if candidate.sharded == Sharded::Weights { candidate.layout.shards } else { 1 };
+        let parts = if candidate.sharded == Sharding::Weights { candidate.layout.shards } else { 1 };
         Ok(whole / (parts * candidate.layout.stages) as u64)
     };
-    let question = Question { work: &work, micro_batches: 32, links: &links, overlap: true, capacity: None };
+    let question = Question { demand: &demand, micro_batches: 32, links: &links, overlap: true, capacity: None };
     let free = choose(&question, all.clone(), &needed).expect("chosen");
     assert_eq!(best(&free).expect("all fit").candidate.to_string(), "replicate");
     assert!(free.windows(2).all(|pair| pair[0].estimate.step <= pair[1].estimate.step));

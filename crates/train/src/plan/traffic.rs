@@ -1,43 +1,54 @@
 //! The bytes that a rank sends in one optimiser step, in closed form. `docs/strategies.md` derives these formulas; byte
 //! counters of real runs are compared with them.
 //!
-//! Not counted: three sums of a few numbers a step, and what keeps connections alive.
+//! Not counted: heads of messages and what keeps connections alive.
 
 use super::links::{Axis, Links};
-use super::{Candidate, Group, GroupKind, Sharded, Work};
+use super::{Candidate, Demand, Group, GroupKind};
+use crate::engine::Sharding;
 use ferrotune_dist::{Layout, Place};
 use std::ops::Range;
+
+/// The sums of a few f64 in a step, each an all-gather. Label tokens, tokens, and the wish to stop.
+pub(super) const LABELS: (Axis, u64) = (Axis::World, 3);
+/// The loss.
+pub(super) const LOSS: (Axis, u64) = (Axis::World, 1);
+/// The gradient's squared norm.
+pub(super) const NORM: [(Axis, u64); 2] = [(Axis::Shard, 1), (Axis::Pipe, 1)];
 
 /// Bytes that `rank` sends to each rank in a step of `all` micro-batches.
 ///
 /// # Panics
 /// If gradients are to be summed over a shard group that shares nothing, which no candidate asks for.
-pub fn traffic(work: &Work, candidate: &Candidate, all: usize, rank: usize) -> Vec<u64> {
+pub fn traffic(demand: &Demand, candidate: &Candidate, all: usize, rank: usize) -> Vec<u64> {
     let (layout, sharded) = (candidate.layout, candidate.sharded);
-    assert!(layout.shards == 1 || sharded > Sharded::Nothing, "shard groups share something");
+    assert!(layout.shards == 1 || sharded > Sharding::Whole, "shard groups share something");
     let micro_batches = candidate.micro_batches(all) as u64;
     let span = &candidate.spans[layout.place(rank).stage];
     let mut sent = Sent { layout, rank, bytes: vec![0; layout.world()] };
-    for group in work.groups.iter().filter(|group| uses(group, span) > 0) {
+    for group in demand.groups.iter().filter(|group| uses(group, span) > 0) {
         let (weights, gradient) = (group.padded(layout.shards), group.gradient(layout.shards));
         let own = gradient / layout.shards as u64;
-        if sharded == Sharded::Weights && group.kind != GroupKind::Adapter {
-            sent.gathers(weights, micro_batches * gathers(work, group, span));
+        if sharded == Sharding::Weights && group.kind != GroupKind::Adapter {
+            sent.gathers(weights, micro_batches * gathers(group, span));
         }
         if group.kind == GroupKind::Frozen {
             continue;
         }
-        let each_time = group.kind == GroupKind::Trained && sharded >= Sharded::Gradients;
+        let each_time = group.kind == GroupKind::Trained && sharded >= Sharding::Gradients;
         sent.scatters(gradient, if each_time { micro_batches * uses(group, span) } else { 1 });
         sent.sums(Axis::Replica, own);
         if tied_ends(group, candidate) {
-            sent.sums(Axis::Ends, own);
+            sent.sums(Axis::Ends, if each_time { own } else { gradient });
         }
-        if !(group.kind == GroupKind::Trained && sharded == Sharded::Weights) {
+        if !(group.kind == GroupKind::Trained && sharded == Sharding::Weights) {
             sent.gathers(weights, 1);
         }
     }
-    sent.borders(work, span, micro_batches);
+    sent.borders(demand, span, micro_batches);
+    for (axis, numbers) in [LABELS, LOSS].into_iter().chain(NORM) {
+        sent.add(axis, 8 * numbers * (axis.len(layout) as u64 - 1));
+    }
     sent.bytes
 }
 
@@ -51,11 +62,9 @@ pub(super) fn uses(group: &Group, span: &Range<usize>) -> u64 {
     group.segments.iter().filter(|segment| span.contains(segment)).count() as u64
 }
 
-/// How often a micro-batch needs a sharded group whole: in the forward pass of each segment that reads it, and in the
-/// backward pass of a block. Embedding and head don't read their weights again.
-fn gathers(work: &Work, group: &Group, span: &Range<usize>) -> u64 {
-    let read = group.segments.iter().filter(|segment| span.contains(segment));
-    read.map(|segment| 1 + u64::from(work.reads_again(*segment))).sum()
+/// How often a micro-batch needs a sharded group whole: once for each visit that reads it.
+fn gathers(group: &Group, span: &Range<usize>) -> u64 {
+    group.visits.iter().filter(|(segment, _)| span.contains(segment)).count() as u64
 }
 
 /// Whether the first and the last stage both hold `group` and have to agree on its gradient.
@@ -64,17 +73,11 @@ pub(super) fn tied_ends(group: &Group, candidate: &Candidate) -> bool {
     held > 1
 }
 
-impl Work {
+impl Demand {
     /// The first segment that has a backward pass: no gradient is wanted below the first that trains.
     pub(super) fn backward_from(&self) -> usize {
         let trained = self.groups.iter().filter(|group| group.kind != GroupKind::Frozen);
         trained.flat_map(|group| &group.segments).copied().min().unwrap_or(self.segments.len())
-    }
-
-    /// Whether the backward pass of `segment` reads its weights.
-    pub(super) fn reads_again(&self, segment: usize) -> bool {
-        let block = segment > 0 && segment + 1 < self.segments.len();
-        block && segment >= self.backward_from()
     }
 }
 
@@ -113,14 +116,14 @@ impl Sent {
     }
 
     /// Activations to the next stage, their gradients to the previous one if anything trains there.
-    fn borders(&mut self, work: &Work, span: &Range<usize>, micro_batches: u64) {
+    fn borders(&mut self, demand: &Demand, span: &Range<usize>, micro_batches: u64) {
         let place = self.layout.place(self.rank);
         let at = |stage: usize| self.layout.rank(Place { stage, ..place });
         if place.stage + 1 < self.layout.stages {
-            self.bytes[at(place.stage + 1)] += micro_batches * work.border;
+            self.bytes[at(place.stage + 1)] += micro_batches * demand.border;
         }
-        if place.stage > 0 && work.backward_from() < span.start {
-            self.bytes[at(place.stage - 1)] += micro_batches * work.border;
+        if place.stage > 0 && demand.backward_from() < span.start {
+            self.bytes[at(place.stage - 1)] += micro_batches * demand.border;
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Group {
     pub kind: GroupKind,
     /// The segments that read it, ascending: two for a tied embedding.
     pub segments: Vec<usize>,
+    /// The visits that read its weights. A frozen embedding is not read in the backward pass.
+    pub visits: Vec<(usize, Phase)>,
     /// Bytes of its weights, each parameter at a multiple of 64.
     pub weights: u64,
     /// Bytes of a weight.
@@ -69,7 +71,7 @@ pub struct Rates {
 
 /// One step of a model.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Work {
+pub struct Demand {
     /// Embedding, blocks, head.
     pub segments: Vec<Cost>,
     /// Groups of parameters.
@@ -81,7 +83,7 @@ pub struct Work {
     pub update: f64,
 }
 
-impl Work {
+impl Demand {
     /// Counts one micro-batch of rows of `lengths` tokens, a label on each, by running it on the `meta` device, and takes
     /// its time from `rates`. `recompute` runs blocks again in the backward pass; `plus` splits adapters into two groups,
     /// as LoRA+ has it.
@@ -113,7 +115,7 @@ impl Work {
             held: count.held,
         };
         let segments = host.counts.borrow().iter().map(seconds).collect();
-        Ok(Self { segments, groups: groups(model.parameters(), plus), border, update: 0.0 })
+        Ok(Self { segments, groups: groups(model.parameters(), plus, &host.reads.borrow()), border, update: 0.0 })
     }
 
     /// Bytes that a segment's weights, gradients and optimiser states take on a rank that holds all of them.
@@ -128,33 +130,44 @@ impl Work {
     }
 }
 
-/// What makes parameters members of one group: segments, type, and of those that train decay and LoRA+'s rate.
+/// What makes parameters members of one group, as the engine has it.
 #[derive(PartialEq)]
 struct Class<'a> {
     segments: &'a [Segment],
     dtype: DType,
-    trained: Option<(bool, bool)>,
+    kind: GroupKind,
+    decays: bool,
+    rate_of_b: bool,
 }
 
-/// The groups that the engine makes of `parameters`.
-fn groups(parameters: &[Parameter], plus: bool) -> Vec<Group> {
+/// The groups that the engine makes of `parameters`; `reads` are each parameter's visits.
+fn groups(parameters: &[Parameter], plus: bool, reads: &[Vec<(usize, Phase)>]) -> Vec<Group> {
     let mut found: Vec<(Class<'_>, Group)> = Vec::new();
     for parameter in parameters {
         let param = &parameter.param;
-        let trained = param.trainable.then(|| (parameter.decays(), plus && parameter.role == Role::LoraB));
-        let class = Class { segments: &param.segments, dtype: param.dtype, trained };
-        let bytes = (param.dtype.bytes(param.shape.numel()) as u64).next_multiple_of(ALIGN);
-        if let Some((_, group)) = found.iter_mut().find(|(known, _)| *known == class) {
-            group.weights += bytes;
-            continue;
-        }
         let kind = match (param.trainable, parameter.role) {
             (false, _) => GroupKind::Frozen,
             (true, Role::Base) => GroupKind::Trained,
             (true, Role::LoraA | Role::LoraB | Role::Magnitude) => GroupKind::Adapter,
         };
-        let segments = param.segments.iter().map(|segment| segment.0).collect();
-        found.push((class, Group { kind, segments, weights: bytes, element: param.dtype.bytes(1) as u64 }));
+        let (decays, rate_of_b) = (parameter.decays(), plus && parameter.role == Role::LoraB);
+        let class = Class {
+            segments: &param.segments,
+            dtype: param.dtype,
+            kind,
+            decays: param.trainable && decays,
+            rate_of_b: param.trainable && rate_of_b,
+        };
+        let place = found.iter().position(|(known, _)| *known == class).unwrap_or_else(|| {
+            let segments = param.segments.iter().map(|segment| segment.0).collect();
+            let element = param.dtype.bytes(1) as u64;
+            found.push((class, Group { kind, segments, visits: Vec::new(), weights: 0, element }));
+            found.len() - 1
+        });
+        let group = &mut found[place].1;
+        group.weights += (param.dtype.bytes(param.shape.numel()) as u64).next_multiple_of(ALIGN);
+        let new: Vec<_> = reads[param.id].iter().filter(|visit| !group.visits.contains(visit)).copied().collect();
+        group.visits.extend(new);
     }
     found.into_iter().map(|(_, group)| group).collect()
 }
@@ -172,6 +185,9 @@ struct Counting<'a> {
     device: &'a Device,
     trains: Vec<bool>,
     counts: RefCell<Vec<Count>>,
+    /// The visits in which each parameter was read.
+    reads: RefCell<Vec<Vec<(usize, Phase)>>>,
+    visit: Cell<(usize, Phase)>,
     /// Operations and bytes of activations at the last entry.
     entered: Cell<(f64, u64)>,
 }
@@ -182,7 +198,9 @@ impl<'a> Counting<'a> {
         let trained = model.parameters().iter().filter(|parameter| parameter.param.trainable);
         trained.flat_map(|parameter| &parameter.param.segments).for_each(|segment| trains[segment.0] = true);
         let counts = RefCell::new(vec![Count::default(); model.segments()]);
-        Self { device, trains, counts, entered: Cell::default() }
+        let reads = RefCell::new(vec![Vec::new(); model.parameters().len()]);
+        let visit = Cell::new((0, Phase::Forward));
+        Self { device, trains, counts, reads, visit, entered: Cell::default() }
     }
 
     fn now(&self) -> (f64, u64) {
@@ -193,6 +211,10 @@ impl<'a> Counting<'a> {
 
 impl Host for Counting<'_> {
     fn weight(&self, param: &Param) -> Tensor {
+        let (mut reads, visit) = (self.reads.borrow_mut(), self.visit.get());
+        if !reads[param.id].contains(&visit) {
+            reads[param.id].push(visit);
+        }
         self.device.empty(param.shape, param.dtype, Kind::Weight)
     }
 
@@ -204,7 +226,8 @@ impl Host for Counting<'_> {
         self.trains[segment.0]
     }
 
-    fn enter(&self, _segment: Segment, _phase: Phase) {
+    fn enter(&self, segment: Segment, phase: Phase) {
+        self.visit.set((segment.0, phase));
         self.entered.set(self.now());
     }
 

@@ -1,0 +1,179 @@
+//! The bytes that ranks send in a step, counted, are those of the formulas in `docs/strategies.md`, to the byte and for each
+//! pair of ranks. Ranks are threads here; the bytes are those between processes.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
+
+use ferrotune_config::plan::{AdamWPlan, FreezePlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_data::rows::Row;
+use ferrotune_dist::{Comm, Layout, Mesh, threads};
+use ferrotune_model::{Config, Model};
+use ferrotune_tensor::{DType, Device};
+use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
+use ferrotune_train::plan::{Candidate, Demand, Link, Links, Rates, across, traffic};
+use ferrotune_train::{Fresh, Sample, StepOptions, Work, step};
+use std::rc::Rc;
+
+const TOKENS: usize = 12;
+
+struct Case {
+    tuning: Tuning,
+    tied: bool,
+    dtype: DType,
+    recompute: bool,
+    overlap: bool,
+}
+
+fn lora() -> Tuning {
+    Tuning::Lora(LoraPlan {
+        rank: 3,
+        alpha: 8.0,
+        dropout: 0.0,
+        targets: LoraTargets::All,
+        additional_targets: Vec::new(),
+        rslora: false,
+        dora: false,
+        plus: None,
+        create_new: false,
+    })
+}
+
+impl Case {
+    fn model(&self) -> Model {
+        let json = serde_json::json!({
+            "model_type": "qwen3", "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 101,
+            "max_position_embeddings": 64, "tie_word_embeddings": self.tied,
+        });
+        Model::new(&Config::from_json(&json).unwrap(), self.dtype, Some(&self.tuning), false).unwrap()
+    }
+
+    /// What each rank sends to each other in its second step.
+    fn counted(&self, candidate: &Candidate, all: usize) -> Vec<Vec<u64>> {
+        threads::run(candidate.layout.world(), |comm| self.one_rank(candidate, candidate.micro_batches(all), comm))
+    }
+
+    fn one_rank(&self, candidate: &Candidate, micro_batches: usize, comm: Rc<dyn Comm>) -> Vec<u64> {
+        let model = self.model();
+        let division = Division {
+            mesh: Mesh::new(comm.clone(), candidate.layout),
+            sharding: candidate.sharded,
+            spans: candidate.spans.clone(),
+            overlap: self.overlap,
+            offload: Offload::default(),
+        };
+        let engine = Engine::new(&Device::cpu(), &model, division, false);
+        engine.load(&Fresh::new(&model, 0.2, 7), &[], None, 7).unwrap();
+        let options = StepOptions {
+            optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
+            max_norm: 1.0,
+            smoothing: 0.0,
+            embedding_alpha: 0.0,
+            seed: 1,
+            plus: None,
+            recompute: self.recompute,
+        };
+        let (ids, labels) = ([5; TOKENS], [5; TOKENS]);
+        let row = Row { input_ids: &ids, labels: &labels, segments: &[TOKENS as u32], isolated: false, source: (0, 0) };
+        let micro_batches = vec![vec![Sample { row, index: 0 }]; micro_batches];
+        let run = |number| {
+            let work = Work { step: number, rate: 1e-3, micro_batches: &micro_batches, stop: false };
+            step(&model, &engine, &options, &work).unwrap()
+        };
+        run(1);
+        let before = comm.traffic();
+        run(2);
+        let sent = comm.traffic().into_iter().zip(before).map(|(after, before)| after - before).collect();
+        comm.barrier().unwrap();
+        sent
+    }
+
+    fn demand(&self) -> Demand {
+        Demand::of(&self.model(), &[TOKENS], self.recompute, false, Rates { flops: 1.0 }).unwrap()
+    }
+}
+
+fn candidates() -> Vec<Candidate> {
+    use Sharding::{Gradients, Optimizer, Weights, Whole};
+    let split = |[shards, stages, replicas]: [usize; 3], sharded| Candidate {
+        layout: Layout { shards, stages, replicas },
+        sharded,
+        spans: (0..stages).map(|i| i * 6 / stages..(i + 1) * 6 / stages).collect(),
+    };
+    let mut all = vec![
+        split([1, 1, 1], Whole),
+        split([2, 1, 2], Weights),
+        split([1, 2, 2], Whole),
+        split([3, 1, 1], Weights),
+        split([2, 1, 2], Gradients),
+    ];
+    for ranks in [2, 4] {
+        all.push(split([1, 1, ranks], Whole));
+        all.push(split([ranks, 1, 1], Optimizer));
+        all.push(split([ranks, 1, 1], Gradients));
+        all.push(split([ranks, 1, 1], Weights));
+        all.push(split([1, ranks, 1], Whole));
+    }
+    all
+}
+
+fn check(case: &Case) {
+    let demand = case.demand();
+    for candidate in candidates() {
+        for all in [candidate.layout.data_ranks(), 3 * candidate.layout.data_ranks()] {
+            for (rank, sent) in case.counted(&candidate, all).into_iter().enumerate() {
+                let told = traffic(&demand, &candidate, all, rank);
+                assert_eq!(sent, told, "{candidate}, {all} micro-batches, rank {rank}");
+            }
+        }
+    }
+}
+
+#[test]
+fn adapters() {
+    for (tied, dtype, recompute, overlap) in [
+        (false, DType::F32, false, true),
+        (true, DType::F32, true, true),
+        (false, DType::Bf16, true, false),
+        (true, DType::Bf16, false, true),
+    ] {
+        check(&Case { tuning: lora(), tied, dtype, recompute, overlap });
+    }
+}
+
+#[test]
+fn whole_weights() {
+    for (tied, overlap) in [(false, true), (true, true), (true, false)] {
+        check(&Case { tuning: Tuning::Full, tied, dtype: DType::F32, recompute: tied, overlap });
+    }
+}
+
+#[test]
+fn some_blocks() {
+    let tuning = Tuning::Freeze(FreezePlan { layers: 2, modules: Vec::new(), extra_modules: Vec::new() });
+    check(&Case { tuning, tied: false, dtype: DType::F32, recompute: false, overlap: true });
+}
+
+#[test]
+fn only_gradients_of_adapters_leave_a_node() {
+    let case = Case { tuning: lora(), tied: false, dtype: DType::Bf16, recompute: true, overlap: true };
+    let wire = Link { bandwidth: 1.0, latency: 0.0 };
+    let links = Links { per_node: 2, inside: wire, bus: None, across: wire };
+    let adapters: usize = {
+        let trained = |p: &&ferrotune_model::Parameter| p.param.trainable;
+        case.model().parameters().iter().filter(trained).map(|p| 4 * p.param.shape.numel()).sum()
+    };
+    for candidate in candidates().into_iter().filter(|candidate| candidate.layout.replicas == 2) {
+        if candidate.layout.world() != 4 || candidate.sharded == Sharding::Gradients {
+            continue;
+        }
+        let out = |all| -> u64 {
+            let sent = case.counted(&candidate, all);
+            (0..2).map(|rank| across(&sent[rank], rank, &links)).sum()
+        };
+        let (few, many) = (out(4), out(16));
+        assert_eq!(few, many, "{candidate}: more micro-batches, the same bytes");
+        let adapters = adapters as u64;
+        // Each parameter begins at a multiple of 64 bytes, which adds a little; a step's sums are 96 bytes.
+        assert!(few >= adapters && few < adapters + adapters / 4, "{candidate}: {few} of {adapters}");
+    }
+}
