@@ -4,9 +4,11 @@
 
 mod abort;
 mod comm;
+mod imagined;
 mod mesh;
 mod pulse;
 mod ranks;
+pub mod rendezvous;
 mod ring;
 mod schedule;
 mod solo;
@@ -17,6 +19,7 @@ mod worker;
 
 pub use abort::{Abort, told};
 pub use comm::{Comm, CommError, Ticket};
+pub use imagined::Imagined;
 pub use mesh::{Layout, Mesh, Place};
 pub use pulse::{Activity, Beat, Pulse};
 pub use ranks::Ranks;

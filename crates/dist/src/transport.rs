@@ -63,7 +63,7 @@ pub struct Call {
 impl std::fmt::Display for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { op, group, sequence, bytes } = *self;
-        write!(f, "{} number {sequence} of {bytes} bytes in group {:08x}", Op::ALL[op as usize].1, group >> 32)
+        write!(f, "{} number {sequence} of {bytes} bytes in group {group:016x}", Op::ALL[op as usize].1)
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// None, one, fewer than ranks, primes, several segments with a ragged end.
-const LENGTHS: [usize; 7] = [0, 1, 3, 7, 1009, 65_537, 400_009];
+const LENGTHS: [usize; 7] = [0, 1, 3, 7, 1009, 65_537, 140_009];
 
 /// A value that differs by rank and place, and whose sums round.
 fn value(rank: usize, i: usize) -> f32 {
@@ -150,7 +150,7 @@ fn stages_pass_activations_and_gradients_one_forward_one_backward() {
         let device = Device::cpu();
         let (rank, last) = (comm.rank(), comm.rank() + 1 == STAGES);
         let mut tickets = Vec::new();
-        let mut forward = |micro: usize| {
+        let forward = |micro: usize| {
             let act = tensor(&device, &[micro as f32; 50_000]);
             if rank > 0 {
                 comm.recv(&act, rank - 1).wait().unwrap();
@@ -159,7 +159,7 @@ fn stages_pass_activations_and_gradients_one_forward_one_backward() {
             act.write_f32(&[(micro * 10 + rank) as f32; 50_000]);
             (!last).then(|| comm.send(&act, rank + 1))
         };
-        let mut backward = |micro: usize| {
+        let backward = |micro: usize| {
             let grad = tensor(&device, &[0.0; 50_000]);
             if !last {
                 comm.recv(&grad, rank + 1).wait().unwrap();

@@ -206,7 +206,7 @@ impl TcpTransport {
         }
         let patience = self.settings.peer_timeout;
         // A process that stood still itself hasn't listened either.
-        let stood_still = now - self.ticked > patience / 2;
+        let stood_still = now - self.ticked > (patience / 2).max(TICK * 10);
         self.ticked = now;
         let beat = self.pulse.beat();
         let period = (patience / 4).min(Duration::from_secs(1));
@@ -233,7 +233,7 @@ impl TcpTransport {
         let lost = self.peers.iter().flatten().filter_map(|peer| Some((peer.lost.as_ref()?, peer)));
         // The others' connections break because of the first one's end.
         let Some((lost, peer)) = lost.min_by_key(|(lost, _)| lost.at) else { return Ok(()) };
-        if lost.at.elapsed() < GRACE { Ok(()) } else { Err(peer.gone(&lost.reason)) }
+        if !lost.certain && lost.at.elapsed() < GRACE { Ok(()) } else { Err(peer.gone(&lost.reason)) }
     }
 
     /// Whether `rank`, of which something is wanted, has said goodbye.

@@ -39,6 +39,8 @@ enum Body {
 /// How a connection came to its end.
 pub(super) struct Lost {
     pub(super) at: Instant,
+    /// It needs no other explanation.
+    pub(super) certain: bool,
     pub(super) reason: String,
 }
 
@@ -92,7 +94,7 @@ impl Peer {
     pub(super) fn lose(&mut self, reason: impl Into<String>) {
         // After a goodbye, the end of a connection is no loss.
         if self.lost.is_none() && !self.bye {
-            self.lost = Some(Lost { at: Instant::now(), reason: reason.into() });
+            self.lost = Some(Lost { at: Instant::now(), certain: false, reason: reason.into() });
         }
     }
 
@@ -232,6 +234,7 @@ impl Peer {
     fn garbage(&mut self) {
         self.bye = false;
         self.lose("it sent bytes that make no sense");
+        self.lost.iter_mut().for_each(|lost| lost.certain = true);
         self.readable = false;
     }
 

@@ -1,6 +1,4 @@
 //! Ranks over TCP inside one process.
-#![expect(dead_code, reason = "each test program uses its own part")]
-
 use ferrotune_dist::{Abort, Comm, Link, Pulse, Ranks, TcpSettings, TcpTransport};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
