@@ -20,7 +20,7 @@ pub struct Ranks {
     ranks: Arc<[usize]>,
     /// Number of this rank among them.
     rank: usize,
-    counters: Rc<RefCell<Counters>>,
+    counters: SharedCounters,
 }
 
 /// What all groups of a rank share.
@@ -32,8 +32,11 @@ struct Shared {
     abort: Arc<Abort>,
     pulse: Arc<Pulse>,
     traffic: Arc<Traffic>,
-    groups: RefCell<HashMap<Arc<[usize]>, Rc<RefCell<Counters>>>>,
+    groups: RefCell<HashMap<Arc<[usize]>, SharedCounters>>,
 }
+
+/// Of one group, however many handles it has.
+type SharedCounters = Rc<RefCell<Counters>>;
 
 /// Calls so far in one group.
 struct Counters {
@@ -132,7 +135,7 @@ impl Ranks {
 }
 
 impl Shared {
-    fn counters(&self, ranks: &Arc<[usize]>) -> Rc<RefCell<Counters>> {
+    fn counters(&self, ranks: &Arc<[usize]>) -> SharedCounters {
         let new = || {
             let none = vec![0; ranks.len()];
             Rc::new(RefCell::new(Counters { group: number(ranks), calls: 0, sent: none.clone(), received: none }))

@@ -1,5 +1,7 @@
 //! Every collective on every small world against its plain definition, for awkward lengths.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails may say so like that")]
+
 mod common;
 
 use ferrotune_dist::{Comm, CommError, threads};
@@ -209,7 +211,8 @@ fn ranks_out_of_step_are_told_both_calls() {
 
 #[test]
 fn a_rank_that_is_gone_fails_or_panics_is_named_by_all_others() {
-    let ends: [(fn(Rc<dyn Comm>), &str); 3] = [
+    type End = fn(Rc<dyn Comm>);
+    let ends: [(End, &str); 3] = [
         (drop, "rank 1 (this process) is gone: it had ended its part of the run"),
         (|comm| comm.fail("disk full"), "rank 1 (this process) stopped: disk full; it was starting"),
         (|_| panic!("oh no"), "rank 1 (this process) stopped: it panicked: oh no; it was starting"),

@@ -81,7 +81,8 @@ pub(super) fn encode_error(error: &CommError) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend((rank as u32).to_le_bytes());
     for text in texts {
-        let text = &text[..text.floor_char_boundary(MOST_STRING)];
+        let end = (0..=text.len().min(MOST_STRING)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        let text = &text[..end];
         bytes.extend((text.len() as u16).to_le_bytes());
         bytes.extend(text.as_bytes());
     }

@@ -1,4 +1,5 @@
 //! Ranks over TCP inside one process.
+
 use ferrotune_dist::{Abort, Comm, Link, Pulse, Ranks, TcpSettings, TcpTransport};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
