@@ -47,11 +47,11 @@ impl Ring {
     /// Sums each part on its own rank: a part starts behind its rank and is added to by each on its way around.
     ///
     /// ```text
-    /// three ranks, parts a b c; + marks a sum arriving
-    /// rank 0   a  b  c      a  b  +c     +a  b  c      0 holds the sum of a
-    /// rank 1   a  b  c  ->  +a  b  c  ->  a  +b  c     1 holds the sum of b
-    /// rank 2   a  b  c      a  +b  c      a  b  +c     2 holds the sum of c
-    ///          0 sends c to 1 sends a to 2 sends b to 0, and so on
+    /// three ranks, parts a b c; + marks a sum that has just arrived, and was made
+    /// rank 0   a  b  c       a +b  c      +a  b  c      it holds the sum of a
+    /// rank 1   a  b  c  ->   a  b +c  ->   a +b  c      of b
+    /// rank 2   a  b  c      +a  b  c       a  b +c      of c
+    ///          first 0 sends c, 1 sends a, 2 sends b, each to the next; then what it just got
     /// ```
     pub(crate) fn reduce_scatter(self) -> impl Iterator<Item = Step> {
         (1..self.world).flat_map(move |i| segments(self.before(i), self.before(i + 1), true))

@@ -146,7 +146,8 @@ fn a_rank_may_end_while_the_others_go_on() {
             reduce(&*rest, 1000).unwrap();
         }
         assert_eq!(comm.ended(), None);
-        // Only who wants something of it is told.
+        // The first to want something of it ends the run for all, so let the slowest come out of the loop.
+        std::thread::sleep(PATIENCE / 2);
         let CommError::PeerLost { rank: 3, reason, .. } = comm.barrier().unwrap_err() else { panic!("not rank 3") };
         assert!(reason.contains("had ended its part"), "{reason}");
     });
