@@ -82,7 +82,7 @@ fn looked_at(demand: &Demand, world: usize, links: &Links) -> Vec<Choice> {
 /// a step on one node, 90 s on two over 10 Gb/s.
 fn reported() {
     println!("\n### A report of LLaMA-Factory's users (issue 5014), simulated\n");
-    let config = config(json!({
+    let config = config(&json!({
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256
     }));
@@ -136,7 +136,7 @@ fn demand(config: &Config, tokens: usize, flops: f64) -> Demand {
 }
 
 fn qwen3_32b() -> Config {
-    config(json!({
+    config(&json!({
         "model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 25600, "num_hidden_layers": 64,
         "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936
     }))
@@ -150,7 +150,7 @@ fn experts(tokens: usize, flops: f64) -> Demand {
     const RANK: u64 = 8;
     const HIDDEN: u64 = 2048;
     const INNER: u64 = 768;
-    let stand_in = config(json!({
+    let stand_in = config(&json!({
         "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": INNER * SEEN, "num_hidden_layers": 48,
         "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936
     }));
@@ -168,6 +168,6 @@ fn experts(tokens: usize, flops: f64) -> Demand {
     demand
 }
 
-fn config(json: Value) -> Config {
-    Config::from_json(&json).expect("a configuration of ours")
+fn config(json: &Value) -> Config {
+    Config::from_json(json).expect("a configuration of ours")
 }

@@ -49,10 +49,10 @@ impl Case {
 
     /// What each rank sends to each other in its second step.
     fn counted(&self, candidate: &Candidate, all: usize) -> Vec<Vec<u64>> {
-        threads::run(candidate.layout.world(), |comm| self.one_rank(candidate, candidate.micro_batches(all), comm))
+        threads::run(candidate.layout.world(), |comm| self.one_rank(candidate, candidate.micro_batches(all), &comm))
     }
 
-    fn one_rank(&self, candidate: &Candidate, micro_batches: usize, comm: Rc<dyn Comm>) -> Vec<u64> {
+    fn one_rank(&self, candidate: &Candidate, micro_batches: usize, comm: &Rc<dyn Comm>) -> Vec<u64> {
         let model = self.model();
         let division = Division {
             mesh: Mesh::new(comm.clone(), candidate.layout),

@@ -2,7 +2,7 @@
 
 use super::balance::{Load, balance};
 use super::traffic::uses;
-use super::{Demand, Group, GroupKind};
+use super::{Cost, Demand, Group, GroupKind};
 use crate::engine::Sharding;
 use ferrotune_dist::Layout;
 use std::fmt;
@@ -99,19 +99,25 @@ pub fn candidates(demand: &Demand, world: usize, per_node: usize, all: usize, ca
     for stages in divisors().filter(|stages| *stages + 2 <= segments) {
         let layout = Layout { shards: 1, stages, replicas: world / stages };
         let micro_batches = all.div_ceil(layout.data_ranks());
-        let loads = loads(demand);
-        let spans = balance(&loads, stages, micro_batches, capacity);
-        let spans = spans.or_else(|| balance(&loads, stages, micro_batches, None));
+        let spans = balance_of(demand, stages, micro_batches, capacity);
+        let spans = spans.or_else(|| balance_of(demand, stages, micro_batches, None));
         found.extend(spans.map(|spans| Candidate { layout, sharded: Sharding::Whole, spans }));
     }
     found
 }
 
-fn loads(demand: &Demand) -> Vec<Load> {
-    let load = |(segment, cost): (usize, &super::Cost)| Load {
+/// The segments of each of `stages` stages, balanced by [`balance`] with the times and bytes of `demand`.
+pub fn balance_of(
+    demand: &Demand,
+    stages: usize,
+    micro_batches: usize,
+    capacity: Option<u64>,
+) -> Option<Vec<Range<usize>>> {
+    let load = |(segment, cost): (usize, &Cost)| Load {
         seconds: cost.forward + cost.backward,
         resident: demand.resident(segment),
         held: cost.held,
     };
-    demand.segments.iter().enumerate().map(load).collect()
+    let loads: Vec<Load> = demand.segments.iter().enumerate().map(load).collect();
+    balance(&loads, stages, micro_batches, capacity)
 }

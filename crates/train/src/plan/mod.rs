@@ -18,7 +18,7 @@ mod traffic;
 mod tests;
 
 pub use balance::{Load, balance};
-pub use candidate::{Candidate, candidates};
+pub use candidate::{Candidate, balance_of, candidates};
 pub use choose::{Choice, Question, best, choose};
 pub use demand::{Cost, Demand, Group, GroupKind, Rates};
 pub use links::{Link, Links};
