@@ -1,6 +1,9 @@
 //! The only place that reads the environment; everything else gets values.
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::SystemTime;
 
 /// A variable, if it is set and is text.
 pub(crate) fn var(name: &str) -> Option<String> {
@@ -25,4 +28,27 @@ pub(crate) fn available_memory() -> Option<u64> {
     let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
     let limit = read("memory.max").map(|max| max.saturating_sub(read("memory.current").unwrap_or(0)));
     Some((kib * 1024).min(limit.unwrap_or(u64::MAX)))
+}
+
+/// This machine's name, as people know it.
+pub(crate) fn host() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() { "this machine".to_owned() } else { name }
+}
+
+/// Number of the process that started this one.
+pub(crate) fn parent() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+}
+
+/// This very program, called as this process was, even if its file was replaced since.
+pub(crate) fn again() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(program()).args(std::env::args_os().skip(1));
+    command
 }

@@ -2,43 +2,82 @@
 
 use crate::ui;
 use ferrotune_config::Diagnostics;
+use ferrotune_dist::CommError;
+use std::io::ErrorKind;
 use std::process::ExitCode;
+
+/// Exit code of an error that would come again.
+pub(crate) const ERROR: u8 = 1;
+/// Exit code of an error in the recipe or on the command line.
+pub(crate) const RECIPE: u8 = 2;
+/// Exit code of an error that may not come again: a peer was lost, a disk was full (`EX_TEMPFAIL` of sysexits.h).
+pub(crate) const PASSING: u8 = 75;
+
+/// Exit code of a process that a signal made stop.
+pub(crate) fn signal_code(signal: i32) -> u8 {
+    u8::try_from(128 + signal).unwrap_or(ERROR)
+}
 
 /// Why a verb failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// Something is wrong with the recipe or the command line: exit code 2.
+    /// Something is wrong with the recipe or the command line: [`RECIPE`].
     Recipe(Diagnostics),
-    /// A verb that is LLaMA-Factory's and not ours, and what to do instead: exit code 2.
+    /// A verb that is LLaMA-Factory's and not ours, and what to do instead: [`RECIPE`].
     Verb(&'static str, &'static str),
-    /// Anything else: exit code 1.
+    /// Anything else: [`PASSING`] where a later attempt may go well, else [`ERROR`].
     Other(anyhow::Error),
-    /// A signal ended a run, which has said how it goes on: 128 and the signal's number.
-    Interrupted(u8),
+    /// All was said already, as when a signal ended a run: this exit code.
+    Told(u8),
     /// The reader of our output went away, as `| head` does: no failure.
     ClosedPipe,
 }
 
 impl Failure {
+    /// In words, for the other ranks of a run.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Failure::Recipe(diagnostics) => {
+                diagnostics.0.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
+            }
+            Failure::Other(error) => whole_message(error),
+            Failure::Verb(..) | Failure::Told(_) | Failure::ClosedPipe => String::new(),
+        }
+    }
+
     /// Prints it and says how to exit.
     pub(crate) fn report(self) -> ExitCode {
         match self {
             Failure::Recipe(diagnostics) => {
                 ui::error_text(&diagnostics.render(ui::colours()));
-                ExitCode::from(2)
+                ExitCode::from(RECIPE)
             }
             Failure::Verb(verb, instead) => {
                 ui::error(&format!("`{verb}` is LLaMA-Factory's and not there; {instead}"));
-                ExitCode::from(2)
+                ExitCode::from(RECIPE)
             }
             Failure::Other(error) => {
                 ui::error(&whole_message(&error));
-                ExitCode::FAILURE
+                ExitCode::from(if passes(&error) { PASSING } else { ERROR })
             }
-            Failure::Interrupted(code) => ExitCode::from(code),
+            Failure::Told(code) => ExitCode::from(code),
             Failure::ClosedPipe => ExitCode::SUCCESS,
         }
     }
+}
+
+/// Whether an error may not come again when the same is tried once more.
+fn passes(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let train = cause.downcast_ref::<ferrotune_train::Error>();
+        let comm = match train {
+            Some(ferrotune_train::Error::Comm(comm)) => Some(comm),
+            _ => cause.downcast_ref::<CommError>(),
+        };
+        let io = cause.downcast_ref::<std::io::Error>();
+        comm.is_some_and(|comm| matches!(comm, CommError::PeerLost { .. } | CommError::PeerFailed { .. }))
+            || io.is_some_and(|io| matches!(io.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+    })
 }
 
 /// A message with its causes, but for those that it tells already, as those of our crates do.

@@ -1,13 +1,16 @@
 //! The ferrotune program: arguments in, exit code out. The only crate that prints, reads the environment or exits.
 
+mod agent;
 mod commands;
 mod environment;
 mod failure;
 mod interrupt;
+mod liveness;
 mod log;
 mod place;
 mod prepare;
 mod ui;
+mod world;
 
 use crate::failure::Failure;
 use clap::{Parser, Subcommand};
@@ -71,6 +74,9 @@ enum Command {
 
 fn main() -> ExitCode {
     log::listen();
+    if let Err(error) = liveness::start() {
+        return Failure::from(error).report();
+    }
     let cli = Cli::parse_from(own_options_first(std::env::args_os().collect()));
     let result = match cli.command {
         Command::Train(recipe) => commands::train(&recipe.args),

@@ -19,12 +19,13 @@ use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
 use ferrotune_train::{Fresh, Grown, check_files};
 use std::path::Path;
-use std::rc::Rc;
 
 /// A plan and the recipe's own text.
 pub(crate) struct Resolved {
     pub(crate) plan: Plan,
-    recipe: Recipe,
+    pub(crate) recipe: Recipe,
+    /// What the environment asks of this process.
+    pub(crate) launch: Launch,
     pub(crate) text: String,
     /// The file and the overrides that name the model and its prompt, for the commands to go on with.
     pub(crate) again: Option<String>,
@@ -44,7 +45,7 @@ impl Resolved {
 
 /// Reads a recipe file and overrides, or overrides alone, and says the notes.
 pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> {
-    let (_, notes) = Launch::from_env(environment::var)?;
+    let (launch, notes) = Launch::from_env(environment::var)?;
     let is_file = |arg: &String| {
         let extension = Path::new(arg).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         !arg.contains('=') && matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
@@ -70,7 +71,7 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
         ui::error_text(&note.render(ui::colours()));
     }
     let again = file.map(|file| std::iter::once(file).chain(model_overrides(&args[1..])).collect::<Vec<_>>().join(" "));
-    Ok(Resolved { plan, recipe, text, again })
+    Ok(Resolved { plan, recipe, launch, text, again })
 }
 
 fn unreadable(path: &str, error: &std::io::Error) -> Failure {
@@ -303,7 +304,8 @@ pub(crate) fn open_for_answers(resolved: &Resolved) -> Result<Answering, Failure
     let merged = adapters(resolved)?;
     let config = configuration(resolved, &mut files, &tokenizer, &merged)?;
     let fitted = fitted(resolved, &files, &config, Wanted { tuning: None, merged, continued: None })?;
-    let Training { model, engine, .. } = fitted.load(resolved, &files)?;
+    let division = Division::solo(fitted.model());
+    let Training { model, engine, .. } = fitted.load(resolved, &files, division)?;
     Ok(Answering { located, files, tokenizer, template: found.template, model, engine })
 }
 
@@ -411,12 +413,22 @@ fn unmet_at(resolved: &Resolved, continued: Option<&LoadedAdapter>, unmet: &[Unm
 }
 
 impl Fitted {
-    /// Reads the weights.
-    pub(crate) fn load(self, resolved: &Resolved, files: &OpenModel) -> Result<Training, Failure> {
+    /// The model as it trains.
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Whether anything trains.
+    pub(crate) fn trains(&self) -> bool {
+        self.wanted.tuning.is_some()
+    }
+
+    /// Reads this rank's part of the weights.
+    pub(crate) fn load(self, resolved: &Resolved, files: &OpenModel, division: Division) -> Result<Training, Failure> {
         let Self { model, wanted: Wanted { tuning, merged, continued } } = self;
         let plan = &resolved.plan;
         let plus = matches!(&tuning, Some(Tuning::Lora(lora)) if lora.plus.is_some());
-        let engine = Engine::new(&Device::cpu(), &model, Division::solo(&model), plus);
+        let engine = Engine::new(&Device::cpu(), &model, division, plus);
         let weights = weights(plan, files, &model);
         let loaded = engine.load(&*weights, &merged, continued.as_ref(), plan.train.seed);
         loaded.map_err(|error| resolved.place(error))?;

@@ -5,6 +5,7 @@
 //! recipe at once, with places and cures ([`Diagnostic`]).
 #![forbid(unsafe_code)]
 
+mod common;
 pub mod diagnostic;
 pub mod env;
 mod faults;

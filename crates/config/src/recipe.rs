@@ -195,10 +195,8 @@ impl Recipe {
 
     /// A line as it may be shown: messages end up in logs, and tokens must not.
     fn shown<'a>(&self, line: &'a str) -> Cow<'a, str> {
-        let is_secret =
-            |name: &str| ["_token", "_api_key", "_secret", "_webhook_url"].iter().any(|end| name.ends_with(end));
         let mut shown = Cow::Borrowed(line);
-        for entry in self.entries.iter().filter(|entry| is_secret(&entry.key.text)) {
+        for entry in self.entries.iter().filter(|entry| entry.key.is_secret()) {
             if let Data::Scalar { text, .. } = &entry.value.data
                 && text.len() >= 8
                 && shown.contains(text)

@@ -60,6 +60,11 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    /// Whether its value must not be shown.
+    pub(crate) fn is_secret(&self) -> bool {
+        ["_token", "_api_key", "_secret", "_webhook_url"].iter().any(|end| self.text.ends_with(end))
+    }
+
     pub(crate) fn new(text: String, at: At) -> Self {
         Self { at, text, quoted: true }
     }

@@ -34,6 +34,16 @@ pub enum Error {
     /// A rank is lost or out of step.
     #[error(transparent)]
     Comm(#[from] ferrotune_dist::CommError),
+    /// Another rank has an error; it is told there in full.
+    #[error("rank {rank} could not {doing}: {reason}")]
+    Peer {
+        /// Which.
+        rank: usize,
+        /// What it was about, after "could not".
+        doing: &'static str,
+        /// Its error.
+        reason: String,
+    },
     /// The device gave up.
     #[error("{0}; take a smaller per_device_train_batch_size or cutoff_len, or gradient_checkpointing: true")]
     Device(#[from] ferrotune_tensor::Fault),
@@ -76,6 +86,19 @@ pub enum Error {
         path: String,
         /// The tensor.
         name: String,
+    },
+    /// The recipe's strategy can't be had with so many ranks.
+    #[error(
+        "{wish} is not possible with {world} ranks and {segments} blocks: shard_size and pipeline_stages must divide the number \
+         of ranks, and a stage needs a block"
+    )]
+    NoSplit {
+        /// What was wished.
+        wish: String,
+        /// Ranks.
+        world: usize,
+        /// Blocks of the model.
+        segments: usize,
     },
     /// The loss or a gradient went wrong.
     #[error(

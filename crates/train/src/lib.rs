@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+mod divide;
 pub mod engine;
 pub mod error;
 mod evaluate;
@@ -15,6 +16,7 @@ mod outputs;
 mod passes;
 pub mod plan;
 pub mod report;
+mod resume;
 mod run;
 pub mod save;
 pub mod schedule;
@@ -25,11 +27,12 @@ pub mod track;
 #[cfg(test)]
 mod fixtures;
 
+pub use divide::{Circumstances, Load, Split, divide};
 pub use error::{Error, Result};
 pub use evaluate::evaluate;
 pub use event::{Event, Start};
 pub use fit::check_files;
-pub use memory::{MemoryPlan, decide, predict};
+pub use memory::{MemoryPlan, Shape, decide, predict};
 pub use order::{Order, Share};
 pub use run::{Finished, Job, longest_batch, run, step_options};
 pub use sources::{Fresh, Grown};

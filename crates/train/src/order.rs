@@ -59,6 +59,11 @@ impl Order {
         &self.shape
     }
 
+    /// Who sees which rows.
+    pub fn share(&self) -> Share {
+        self.share
+    }
+
     /// Rows of a full step over all ranks.
     pub fn rows_per_step(&self) -> usize {
         self.micro_batch * self.shape.accumulation as usize * self.share.at_first

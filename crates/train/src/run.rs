@@ -12,12 +12,13 @@ use crate::order::{Order, Share};
 use crate::outputs::Outputs;
 use crate::report::state::TRAINER_STATE;
 use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
-use crate::save::{RunState, Saver, holds_model, read_state, write_state};
+use crate::resume::{Pacing, changes, position};
+use crate::save::{Found, Pending, RunState, Saver, Snapshots, holds_model};
 use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, Work, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
+use ferrotune_checkpoint::{FoundSnapshot, SnapshotState, list_snapshots};
 use ferrotune_config::plan::{Interval, Plan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
@@ -43,6 +44,8 @@ pub struct Job<'a> {
     pub memory: MemoryPlan,
     /// The recipe as written.
     pub recipe: &'a str,
+    /// Ranks may come and go between sessions: a step's rows stay those of the run's beginning.
+    pub elastic: bool,
     /// Set by the caller to end the run after the step under way, with a checkpoint.
     pub stop: &'a AtomicBool,
 }
@@ -99,12 +102,25 @@ pub fn longest_batch(rows: &Rows, micro_batch: usize, budget: Option<usize>) -> 
     lengths
 }
 
-/// The order of a job's rows, as this rank sees it.
-fn order_of(job: &Job<'_>) -> Order {
+/// The order of a job's rows, as this rank sees it; `at_first` ranks began the run.
+fn order_of(job: &Job<'_>, at_first: Option<usize>) -> Order {
     let mesh = &job.engine.division().mesh;
-    let ranks = mesh.layout().data_ranks();
-    let share = Share { rank: mesh.data_rank(), ranks, at_first: ranks };
+    // However ranks share the work, each counts for a step's rows, as it does where ranks are replicas.
+    let at_first = at_first.filter(|_| job.elastic).unwrap_or(mesh.world.world());
+    let share = Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), at_first };
     Order::new(job.train.len(), &job.plan.train, job.plan.parallel.max_tokens_per_micro_batch, share)
+}
+
+/// What decides on rows and rates, to be compared when the run goes on.
+fn pacing_of(job: &Job<'_>, order: &Order) -> Pacing {
+    Pacing {
+        ranks: order.share().at_first,
+        micro_batch: job.plan.train.micro_batch,
+        accumulation: job.plan.train.accumulation,
+        steps_per_epoch: order.shape().steps_per_epoch(),
+        total_steps: order.shape().total_steps(),
+        learning_rate: job.plan.train.schedule.learning_rate,
+    }
 }
 
 /// Trains.
@@ -124,8 +140,10 @@ pub fn run(job: &Job<'_>, hear: &mut dyn FnMut(Event)) -> Result<Finished> {
 }
 
 fn train(job: &Job<'_>, hear: &mut dyn FnMut(Event)) -> Result<Finished> {
-    let snapshots = SnapshotWriter::open(&job.plan.output.dir)?;
-    if let Some(finished) = finished_before(job)? {
+    let comm = job.engine.division().mesh.world.clone();
+    let everywhere = job.plan.parallel.save_on_each_node;
+    let snapshots = Snapshots::open(comm, &job.plan.output.dir, everywhere)?;
+    if let Some(finished) = finished_before(job, &snapshots)? {
         hear(Event::AlreadyFinished { steps: finished.steps });
         return Ok(finished);
     }
@@ -145,7 +163,9 @@ struct Session<'a, 'h> {
     state: TrainerState,
     /// The first rank's.
     outputs: Option<Outputs>,
-    snapshots: SnapshotWriter,
+    snapshots: Snapshots,
+    /// A checkpoint that threads are writing.
+    pending: Option<Pending>,
     pace: Pace,
     start: Instant,
     /// Seconds of earlier sessions.
@@ -157,33 +177,31 @@ struct Session<'a, 'h> {
 }
 
 impl<'a, 'h> Session<'a, 'h> {
-    fn begin(job: &'a Job<'a>, snapshots: SnapshotWriter, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
+    fn begin(job: &'a Job<'a>, snapshots: Snapshots, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
         let plan = job.plan;
-        let order = order_of(job);
+        let found = to_resume(plan, &snapshots)?;
+        let read = found.as_ref().map(|found| snapshots.restore(job.engine, found)).transpose()?;
+        let order = order_of(job, read.as_ref().map(|read| read.pace.ranks));
         let total = order.shape().total_steps();
         let every = Intervals::new(plan, total)?;
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
         let mut best = BestTracker::new(&plan.eval);
-        let mut run = RunState { rows: job.train.len() as u64, recipe: job.recipe.to_owned(), ..RunState::default() };
+        let (recipe, pace) = (job.recipe.to_owned(), pacing_of(job, &order));
+        let mut run = RunState { rows: job.train.len() as u64, recipe, pace, ..RunState::default() };
         let mut state = fresh_state(plan, &order, every);
-        if let Some(snapshot) = to_resume(plan)? {
-            let read = read_state(job.engine, &snapshot)?;
-            if read.rows != run.rows {
-                hear(Event::Warning(format!(
-                    "{} was trained on {} rows, the data now has {}; the order of rows is another",
-                    snapshot.path().display(),
-                    read.rows,
-                    run.rows
-                )));
+        if let (Some(found), Some(read)) = (found, read) {
+            for change in changes(&read, &run, &found.path) {
+                hear(Event::Warning(change));
             }
-            state = TrainerState { log_history: TrainerState::read(snapshot.path())?.log_history, ..state };
-            state.log_history.retain(|row| row.when.step <= read.step);
+            let step = position(&read, &run.pace);
+            state = TrainerState { log_history: snapshots.logs(&found)?.log_history, ..state };
+            state.log_history.retain(|row| row.when.step <= step);
             best.iter_mut().for_each(|tracker| tracker.restore(read.best));
             read.plateau.iter().for_each(|plateau| rates.restore(*plateau));
-            run = RunState { recipe: run.recipe, rows: run.rows, ..read };
-            hear(Event::Resumed(snapshot.path().to_path_buf()));
+            run = RunState { recipe: run.recipe, rows: run.rows, pace: run.pace, step, ..read };
+            hear(Event::Resumed(found.path));
         }
-        let replaced = replaced(plan, run.step, hear)?;
+        let replaced = replaced(plan, &snapshots, run.step, hear)?;
         let first = job.engine.comm().rank() == 0;
         let outputs = first.then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
         let earlier = run.seconds;
@@ -215,6 +233,7 @@ impl<'a, 'h> Session<'a, 'h> {
             state,
             outputs,
             snapshots,
+            pending: None,
             pace,
             start,
             earlier,
@@ -232,6 +251,9 @@ impl<'a, 'h> Session<'a, 'h> {
         let mut enough = self.best.as_ref().is_some_and(BestTracker::exhausted);
         while self.run.step < total && !enough {
             let (outcome, rate) = self.step()?;
+            if outcome.ready {
+                self.finish_save()?;
+            }
             self.run.seconds = self.earlier + self.start.elapsed().as_secs_f64();
             self.log(&outcome, rate)?;
             enough = self.due(self.every.eval) && self.evaluate()?;
@@ -259,7 +281,8 @@ impl<'a, 'h> Session<'a, 'h> {
         let flops = || self.job.engine.device().track().flops;
         let before = flops();
         let stop = self.job.stop.load(Ordering::Relaxed);
-        let work = Work { step: number, rate, micro_batches: &micro_batches, stop };
+        let ready = self.pending.as_ref().is_some_and(Pending::is_written);
+        let work = Work { step: number, rate, micro_batches: &micro_batches, stop, ready };
         let outcome = step(self.job.model, self.job.engine, &self.options, &work);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
@@ -359,18 +382,26 @@ impl<'a, 'h> Session<'a, 'h> {
         self.run.plateau = self.rates.state();
     }
 
-    /// Writes a checkpoint. That of an interrupted run can always be gone on from.
+    /// Begins to write a checkpoint. That of an interrupted run can always be gone on from.
     fn save(&mut self, interrupted: bool) -> Result<()> {
+        self.finish_save()?;
         self.settle();
-        let (engine, saver, run, state) = (self.job.engine, &self.job.saver, &self.run, &self.state);
-        let only_model = self.job.plan.output.save_only_model && !interrupted;
-        let path = self.snapshots.write(run.step, |folder| {
-            saver.write(engine, folder)?;
-            folder.bytes(TRAINER_STATE, &state.bytes())?;
-            if only_model { Ok(()) } else { write_state(engine, run, folder) }
-        })?;
+        let engine = self.job.engine;
+        engine.comm().pulse().does(Activity::Saving);
+        let files = self.job.saver.files(engine.parameters());
+        let resumable = !self.job.plan.output.save_only_model || interrupted;
+        let run = resumable.then_some(&self.run);
+        self.pending = Some(self.snapshots.begin(engine, files, self.state.bytes(), self.run.step, run)?);
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, if there is one, and clears up behind it.
+    fn finish_save(&mut self) -> Result<()> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        let step = pending.step;
+        let path = self.snapshots.finish(pending)?;
         (self.hear)(Event::Saved(path));
-        self.replaced.retain(|&step| step != run.step);
+        self.replaced.retain(|&replaced| replaced != step);
         self.snapshots.remove_steps(&std::mem::take(&mut self.replaced))?;
         self.prune()
     }
@@ -398,8 +429,11 @@ impl<'a, 'h> Session<'a, 'h> {
 
     /// Ends a run that the user interrupted: its checkpoint is written, nothing else is claimed.
     fn interrupted(mut self, total: u64) -> Result<Finished> {
+        self.finish_save()?;
         self.settle();
-        self.state.write(&self.job.plan.output.dir)?;
+        if self.outputs.is_some() {
+            self.state.write(&self.job.plan.output.dir)?;
+        }
         Ok(self.finished(total, true))
     }
 
@@ -413,6 +447,7 @@ impl<'a, 'h> Session<'a, 'h> {
             runtime: self.start.elapsed(),
         };
         let finished = self.finished(total, false);
+        self.finish_save()?;
         // A kill may have come between the last save and its clearing up.
         self.prune()?;
         self.settle();
@@ -423,13 +458,14 @@ impl<'a, 'h> Session<'a, 'h> {
             if plan.output.save_only_model {
                 self.job.engine.reload(&path, matches!(plan.tuning, Tuning::Lora(_)))?;
             } else {
-                read_state(self.job.engine, &Snapshot::open(&path)?)?;
+                let found = self.snapshots.at(&path)?;
+                self.snapshots.restore(self.job.engine, &found)?;
             }
         }
         let row = LogRow::summary(self.when(), &summary);
         self.record(row.clone())?;
-        let folder = ferrotune_checkpoint::FolderWriter::new(&plan.output.dir)?;
-        self.job.saver.write(self.job.engine, &folder)?;
+        let files = self.job.saver.files(self.job.engine.parameters());
+        self.snapshots.write_model(self.job.engine, files)?;
         if let Some(outputs) = &self.outputs {
             outputs.results("train", &row)?;
         }
@@ -458,20 +494,29 @@ fn is_evaluation(row: &LogRow) -> bool {
 }
 
 /// How the run in the output folder ended, if it went to its end and this recipe asks for no more.
-fn finished_before(job: &Job<'_>) -> Result<Option<Finished>> {
+fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finished>> {
     let plan = job.plan;
     let dir = &plan.output.dir;
-    if plan.output.resume != Resume::Auto || !dir.join(TRAINER_STATE).exists() || latest_snapshot(dir)?.is_none() {
+    if plan.output.resume != Resume::Auto {
         return Ok(None);
     }
-    let total = order_of(job).shape().total_steps();
-    let state = TrainerState::read(dir)?;
-    let stale = state.stateful_callbacks.early_stopping.as_ref();
-    let stale = stale.map_or(0, |c| c.attributes.early_stopping_patience_counter);
-    let enough = plan.eval.early_stopping.is_some_and(|patience| stale >= patience);
-    let train_loss = state.log_history.iter().rev().find_map(|row| row.get("train_loss"));
-    Ok(train_loss.filter(|_| enough || state.global_step >= total).map(|train_loss| Finished {
-        steps: state.global_step,
+    let has_checkpoint = snapshots.newest()?.is_some();
+    let total = order_of(job, None).shape().total_steps();
+    // The first rank has the logs; what it finds in them goes for all.
+    let look = || -> Result<Option<(u64, f64)>> {
+        if !has_checkpoint || !dir.join(TRAINER_STATE).exists() {
+            return Ok(None);
+        }
+        let state = TrainerState::read(dir)?;
+        let stale = state.stateful_callbacks.early_stopping.as_ref();
+        let stale = stale.map_or(0, |c| c.attributes.early_stopping_patience_counter);
+        let enough = plan.eval.early_stopping.is_some_and(|patience| stale >= patience);
+        let train_loss = state.log_history.iter().rev().find_map(|row| row.get("train_loss"));
+        Ok(train_loss.filter(|_| enough || state.global_step >= total).map(|loss| (state.global_step, loss)))
+    };
+    let found = snapshots.first_tells(look)?;
+    Ok(found.map(|(steps, train_loss)| Finished {
+        steps,
         total,
         train_loss,
         runtime: Duration::ZERO,
@@ -481,15 +526,18 @@ fn finished_before(job: &Job<'_>) -> Result<Option<Finished>> {
 }
 
 /// Checkpoints in the output folder beyond `step`, where the run stands: they are of a run that this one replaces.
-fn replaced(plan: &Plan, step: u64, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
+fn replaced(plan: &Plan, snapshots: &Snapshots, step: u64, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
     let dir = &plan.output.dir;
-    let state = dir.join(TRAINER_STATE);
-    if step == 0 && state.exists() {
-        // It would say of this run what was true of the other.
-        std::fs::remove_file(&state).map_err(Error::io("remove", &state))?;
-    }
-    let beyond = |found: &FoundSnapshot| found.state == SnapshotState::Whole && found.step > step;
-    let replaced: Vec<u64> = list_snapshots(dir)?.into_iter().filter(beyond).map(|found| found.step).collect();
+    let look = || -> Result<Vec<u64>> {
+        let state = dir.join(TRAINER_STATE);
+        if step == 0 && state.exists() {
+            // It would say of this run what was true of the other.
+            std::fs::remove_file(&state).map_err(Error::io("remove", &state))?;
+        }
+        let beyond = |found: &FoundSnapshot| found.state == SnapshotState::Whole && found.step > step;
+        Ok(list_snapshots(dir)?.into_iter().filter(beyond).map(|found| found.step).collect())
+    };
+    let replaced = snapshots.first_tells(look)?;
     if let Some(last) = replaced.last() {
         hear(Event::Warning(format!(
             "{} holds checkpoints of an earlier run up to step {last}; this run begins after step {step} and replaces them \
@@ -514,15 +562,20 @@ fn fresh_state(plan: &Plan, order: &Order, every: Intervals) -> TrainerState {
 }
 
 /// The checkpoint to go on from.
-fn to_resume(plan: &Plan) -> Result<Option<Snapshot>> {
+fn to_resume(plan: &Plan, snapshots: &Snapshots) -> Result<Option<Found>> {
     let dir = &plan.output.dir;
     match &plan.output.resume {
         Resume::Never => Ok(None),
-        Resume::From(path) => Ok(Some(Snapshot::open(path)?)),
-        Resume::Auto => match latest_snapshot(dir)? {
-            Some(snapshot) => Ok(Some(snapshot)),
-            None if holds_model(dir) && !plan.output.overwrite => Err(Error::OutputInUse { path: dir.clone() }),
-            None => Ok(None),
+        Resume::From(path) => Ok(Some(snapshots.at(path)?)),
+        Resume::Auto => match snapshots.newest()? {
+            Some(found) => Ok(Some(found)),
+            None => {
+                let used = || match holds_model(dir) && !plan.output.overwrite {
+                    true => Err(Error::OutputInUse { path: dir.clone() }),
+                    false => Ok(()),
+                };
+                snapshots.first_tells(used).map(|()| None)
+            }
         },
     }
 }

@@ -53,6 +53,8 @@ pub struct Work<'a> {
     pub micro_batches: &'a [Vec<Sample<'a>>],
     /// This rank was asked to end the run after this step.
     pub stop: bool,
+    /// This rank has written its part of a checkpoint that all are writing.
+    pub ready: bool,
 }
 
 /// What a step did.
@@ -70,6 +72,8 @@ pub struct Outcome {
     pub updated: bool,
     /// Some rank was asked to end the run after this step.
     pub stop: bool,
+    /// All ranks have written their parts of a checkpoint.
+    pub ready: bool,
 }
 
 /// Runs one step.
@@ -79,17 +83,18 @@ pub struct Outcome {
 pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'_>) -> Result<Outcome> {
     let count = |row: &Row<'_>| row.labels.iter().filter(|&&l| l >= 0).count() as u64;
     let samples = || work.micro_batches.iter().flatten();
-    // The stages of a pipe see the same rows: the first counts them.
-    let counts = |n: u64| if engine.division().is_first() { n as f64 } else { 0.0 };
     let mut sums = [
-        counts(samples().map(|s| count(&s.row)).sum()),
-        counts(samples().map(|s| s.row.input_ids.len() as u64).sum()),
+        samples().map(|s| count(&s.row)).sum::<u64>() as f64,
+        samples().map(|s| s.row.input_ids.len() as u64).sum::<u64>() as f64,
         f64::from(u8::from(work.stop)),
+        f64::from(u8::from(work.ready)),
     ];
     let world = engine.comm();
     world.pulse().step(work.step);
     world.sum(&mut sums)?;
-    let [labels, tokens, stops] = sums;
+    // The stages of a pipe see the same rows, and each has counted them.
+    let [labels, tokens, stops, ready] = sums;
+    let [labels, tokens] = [labels, tokens].map(|sum| sum / engine.division().spans.len() as f64);
     let mut outcome = Outcome {
         loss: 0.0,
         grad_norm: 0.0,
@@ -97,6 +102,7 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
         label_tokens: labels as u64,
         updated: false,
         stop: stops > 0.0,
+        ready: ready >= world.world() as f64,
     };
     if labels == 0.0 {
         return Ok(outcome);

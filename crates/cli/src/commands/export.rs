@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use ferrotune_checkpoint::{Dtype, FolderWriter};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{Precision, Tuning};
-use ferrotune_train::save::{Saver, write_as, write_whole};
+use ferrotune_train::save::Saver;
 use std::path::Path;
 
 /// Writes the merged model to `export_dir`.
@@ -32,11 +32,11 @@ pub(crate) fn export(args: &[String]) -> Result<(), Failure> {
         tokenizer: &saved,
         shard_bytes: plan.export.shard_bytes,
     };
-    match wanted {
-        None => write_whole(&engine, &saver, &folder)?,
-        Some(Precision::F32) => write_as(&engine, &saver, Dtype::F32, &folder)?,
-        Some(Precision::Bf16) => write_as(&engine, &saver, Dtype::Bf16, &folder)?,
-    }
+    let dtype = wanted.map(|precision| match precision {
+        Precision::F32 => Dtype::F32,
+        Precision::Bf16 => Dtype::Bf16,
+    });
+    saver.whole(dtype, engine.parameters()).write_of(&engine, &folder)?;
     let modelfile = template.modelfile(&tokenizer, plan.data.default_system.as_deref());
     folder.bytes("Modelfile", modelfile.as_bytes())?;
     Ok(ui::line(&format!("The merged model is in {}.", dir.display()))?)

@@ -1,9 +1,11 @@
 //! `train`: config, data, model, trainer, in this order.
 
 use super::chat::Talk;
-use crate::failure::Failure;
+use crate::agent::Agent;
+use crate::failure::{self, Failure};
 use crate::interrupt::Interrupts;
-use crate::prepare::{self, Resolved, Training};
+use crate::prepare::{self, Fitted, Resolved, Training};
+use crate::world::{self, World};
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::FolderWriter;
@@ -12,28 +14,61 @@ use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::tokenizer::Tokenizer;
+use ferrotune_dist::{Activity, Comm};
 use ferrotune_model::Model;
 use ferrotune_train::engine::Engine;
+use ferrotune_train::plan::{Link, Links, Rates};
 use ferrotune_train::report::{Evaluation, LogRow, When, write_results};
 use ferrotune_train::save::Saver;
-use ferrotune_train::{Event, Finished, Job, decide, longest_batch, run, step_options};
+use ferrotune_train::{
+    Circumstances, Event, Finished, Job, Load, MemoryPlan, Split, divide, longest_batch, run, step_options,
+};
 use indicatif::ProgressBar;
 
 /// Tokens of a sample answer.
 const SAMPLE_TOKENS: usize = 64;
 
-/// Trains as a recipe says.
+/// Trains as a recipe says; as one process, as one of several, or by starting several.
 pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Train)?;
+    if let Some(of) = world::agent_of(&resolved.launch) {
+        let agent = Agent {
+            of: of.clone(),
+            master: resolved.launch.master.clone(),
+            peer_timeout: resolved.plan.parallel.peer_timeout,
+            output: resolved.plan.output.dir.clone(),
+        };
+        return agent.run(&environment::again);
+    }
+    let world = World::join(&resolved)?;
+    let result = one_rank(&resolved, &world);
+    if let Err(Failure::Recipe(_) | Failure::Other(_)) = &result {
+        // A rank that ends must not be waited for; what the others ended with was told already.
+        let reason = result.as_ref().err().map(Failure::words).unwrap_or_default();
+        world.comm.fail(&reason);
+    }
+    result
+}
+
+/// This rank's part of a run.
+fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let plan = &resolved.plan;
-    let (located, mut files) = prepare::open(&resolved)?;
+    world.comm.pulse().does(Activity::Data);
+    let (located, mut files) = world.in_turn(|| prepare::open(resolved))?;
     let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
-    let fitted = prepare::fit_for_training(&resolved, &mut files, &tokenizer)?;
-    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default());
-    let prepared = prepared.map_err(|error| resolved.place(error))?;
-    ui::say(prepared.report.render().trim_end());
-    let Training { model, engine, tuning, continued } = fitted.load(&resolved, &files)?;
-    check_vocabulary(&model, &tokenizer, &prepared)?;
+    let fitted = prepare::fit_for_training(resolved, &mut files, &tokenizer)?;
+    let prepared = world.in_turn(|| {
+        encode(&plan.data, &mut tokenizer, &ui::Encoding::default()).map_err(|error| resolved.place(error))
+    })?;
+    if world.is_first() {
+        ui::say(prepared.report.render().trim_end());
+    }
+    world.agree(&world::claims_on_files(&located.path, &prepared))?;
+    check_vocabulary(fitted.model(), &tokenizer, &prepared)?;
+    let split = split(resolved, world, &fitted, &prepared)?;
+    let division = split.shape.division(world.comm.clone());
+    world.comm.pulse().does(Activity::Loading);
+    let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     let saver = Saver {
         tuning: &tuning,
@@ -47,13 +82,58 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     let session = Session {
         base_name: &located.name,
         tuning: &tuning,
-        resolved: &resolved,
+        resolved,
         prepared: &prepared,
         model: &model,
         engine: &engine,
         tokenizer: &tokenizer,
+        memory: split.memory,
+        first: world.is_first(),
+        elastic: world.elastic,
     };
     session.go(saver)
+}
+
+/// Floating-point operations a second that a thread is taken to do where strategies are weighed against each other; only its
+/// ratio to the wires matters there.
+const RATE_OF_A_THREAD: f64 = 5e10;
+/// Wires that are taken to be there: 10 Gb/s between machines, the processor's memory inside one.
+const WIRES: [Link; 2] = [Link { bandwidth: 2e9, latency: 5e-5 }, Link { bandwidth: 1.1e9, latency: 1e-4 }];
+
+/// How the run is split over its ranks.
+fn split(resolved: &Resolved, world: &World, fitted: &Fitted, prepared: &Prepared) -> Result<Split, Failure> {
+    let plan = &resolved.plan;
+    let options = step_options(plan, false);
+    let budget = plan.parallel.max_tokens_per_micro_batch;
+    let rows = prepared.train.as_ref().filter(|_| fitted.trains());
+    let lengths = rows.map_or_else(Vec::new, |rows| longest_batch(rows, plan.train.micro_batch, budget));
+    let ranks = world.comm.world();
+    let load = Load {
+        model: fitted.model(),
+        options: &options,
+        recompute: plan.model.recompute,
+        lengths: &lengths,
+        micro_batches: plan.train.accumulation * ranks,
+    };
+    // The processes of a machine share its memory.
+    let available = world.least(environment::available_memory().map(|free| free / world.per_node as u64))?;
+    let threads = world.least(Some(rayon::current_num_threads() as u64))?.unwrap_or(1);
+    let [inside, across] = WIRES;
+    let among = Circumstances {
+        world: ranks,
+        per_node: world.per_node.min(ranks),
+        available,
+        links: Links { per_node: world.per_node.min(ranks), inside, bus: None, across },
+        rates: Rates { flops: RATE_OF_A_THREAD * threads as f64 },
+    };
+    let split = divide(&load, &plan.parallel, &among).map_err(|error| resolved.place(error))?;
+    if world.is_first() && ranks > 1 {
+        ui::say(&format!("strategy: {}", split.shape.candidate));
+        for choice in split.choices.iter().filter(|_| plan.parallel.strategy.is_none()) {
+            ui::say(&format!("  {}", choice.reason));
+        }
+    }
+    Ok(split)
 }
 
 struct Session<'a> {
@@ -66,6 +146,11 @@ struct Session<'a> {
     model: &'a Model,
     engine: &'a Engine,
     tokenizer: &'a Tokenizer,
+    /// What the run takes of the fullest rank.
+    memory: MemoryPlan,
+    /// This rank speaks for the run.
+    first: bool,
+    elastic: bool,
 }
 
 impl Session<'_> {
@@ -74,11 +159,6 @@ impl Session<'_> {
         let Some(rows) = self.prepared.train.as_ref().filter(|_| plan.output.train) else {
             return self.evaluate_only();
         };
-        let options = step_options(plan, false);
-        let lengths = longest_batch(rows, plan.train.micro_batch, plan.parallel.max_tokens_per_micro_batch);
-        let held = self.engine.device().track().total();
-        let available = environment::available_memory().map(|free| free + held);
-        let memory = decide(self.model, &options, plan.model.recompute, &lengths, available)?;
         let before = self.samples()?;
         let interrupts = Interrupts::listen()?;
         let (model, engine, eval) = (self.model, self.engine, &self.prepared.eval[..]);
@@ -89,15 +169,17 @@ impl Session<'_> {
             saver,
             train: rows,
             eval,
-            memory,
+            memory: self.memory.clone(),
             recipe: &self.resolved.text,
+            elastic: self.elastic,
             stop: interrupts.stop(),
         };
-        let mut screen = Screen::default();
+        let mut screen = Screen { first: self.first, ..Screen::default() };
         let finished = run(&job, &mut |event| screen.show(event));
         screen.bar.finish_and_clear();
         let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
-        if let Some(code) = signal.filter(|_| finished.interrupted) {
+        if finished.interrupted {
+            let code = signal.unwrap_or(failure::PASSING);
             ui::say(&format!(
                 "stopped after step {} of {}; the same command{} goes on from there",
                 finished.steps,
@@ -106,13 +188,16 @@ impl Session<'_> {
             ));
             return Err(Failure::Told(code));
         }
-        if screen.finished_before { Ok(()) } else { self.close(&finished, &before, &screen) }
+        let quiet = screen.finished_before || !self.first;
+        let after = if screen.finished_before { Vec::new() } else { self.samples()? };
+        if quiet { Ok(()) } else { self.close(&finished, before.iter().zip(&after), &screen) }
     }
 
     /// Answers to the recipe's sample prompts, with the likeliest token each time.
     fn samples(&self) -> Result<Vec<String>, Failure> {
         let plan = &self.resolved.plan;
-        if plan.output.sample_prompts.is_empty() {
+        // A stage has only its own blocks.
+        if plan.output.sample_prompts.is_empty() || self.engine.division().spans.len() > 1 {
             return Ok(Vec::new());
         }
         let generation = GenerationPlan { do_sample: false, max_new_tokens: SAMPLE_TOKENS, ..plan.generation.clone() };
@@ -126,7 +211,12 @@ impl Session<'_> {
     }
 
     /// What the user wants to see at the end.
-    fn close(&self, finished: &Finished, before: &[String], screen: &Screen) -> Result<(), Failure> {
+    fn close<'s>(
+        &self,
+        finished: &Finished,
+        samples: impl Iterator<Item = (&'s String, &'s String)>,
+        screen: &Screen,
+    ) -> Result<(), Failure> {
         let plan = &self.resolved.plan;
         let dir = plan.output.dir.display();
         ui::line("")?;
@@ -145,8 +235,8 @@ impl Session<'_> {
         {
             ui::line(&format!("Loss on rows that were held out: {first:.4} before, {last:.4} after."))?;
         }
-        for (prompt, (old, new)) in plan.output.sample_prompts.iter().zip(before.iter().zip(self.samples()?)) {
-            ui::line(&format!("\n  {prompt}\n    before: {}\n    after:  {}", one_line(old), one_line(&new)))?;
+        for (prompt, (old, new)) in plan.output.sample_prompts.iter().zip(samples) {
+            ui::line(&format!("\n  {prompt}\n    before: {}\n    after:  {}", one_line(old), one_line(new)))?;
         }
         let template = match &plan.data.template {
             TemplateChoice::Named(name) => format!(" template={name}"),
@@ -245,6 +335,8 @@ fn check_vocabulary(model: &Model, tokenizer: &Tokenizer, prepared: &Prepared) -
 
 /// What a run shows while it goes on.
 struct Screen {
+    /// Warnings are all ranks'; the rest is told by the first.
+    first: bool,
     bar: ProgressBar,
     first_eval: Option<f64>,
     last_eval: Option<f64>,
@@ -254,12 +346,21 @@ struct Screen {
 
 impl Default for Screen {
     fn default() -> Self {
-        Self { bar: ProgressBar::hidden(), first_eval: None, last_eval: None, finished_before: false }
+        Self { first: true, bar: ProgressBar::hidden(), first_eval: None, last_eval: None, finished_before: false }
     }
 }
 
 impl Screen {
     fn show(&mut self, event: Event) {
+        match event {
+            Event::AlreadyFinished { .. } if !self.first => self.finished_before = true,
+            Event::Warning(_) => self.tell(event),
+            _ if self.first => self.tell(event),
+            _ => {}
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
         match event {
             Event::Started(start) => {
                 let share = 100.0 * start.trainable as f64 / start.parameters as f64;
@@ -275,7 +376,7 @@ impl Screen {
                     start.rows_per_step,
                     start.total,
                     start.epochs,
-                    ui::bytes(memory.predicted.peak + memory.constant),
+                    ui::bytes(memory.needed()),
                     if memory.recompute { ", blocks recomputed" } else { "" }
                 ));
                 let template = "{wide_bar} {pos}/{len} {msg} {elapsed}<{eta}";

@@ -8,6 +8,7 @@ pub mod log;
 pub mod results;
 pub mod row;
 pub mod state;
+pub mod status;
 pub mod tensorboard;
 
 pub use card::ModelCard;
@@ -16,4 +17,5 @@ pub use log::TrainerLog;
 pub use results::write_results;
 pub use row::{Evaluation, LogRow, Summary, When};
 pub use state::TrainerState;
+pub use status::{Heard, Phase, RankStatus, Reached, Status, StatusKeeper};
 pub use tensorboard::EventFile;

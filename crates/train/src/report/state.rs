@@ -171,7 +171,15 @@ impl TrainerState {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(TRAINER_STATE);
         let text = fs::read(&path).map_err(Error::io("read", &path))?;
-        serde_json::from_slice(&text).map_err(|source| Error::Json { path, what: "trainer state", source })
+        Self::parse(&text, &path)
+    }
+
+    /// As [`read`](Self::read), from what the file at `path` holds.
+    ///
+    /// # Errors
+    /// If it isn't one.
+    pub fn parse(text: &[u8], path: &Path) -> Result<Self> {
+        serde_json::from_slice(text).map_err(|source| Error::Json { path: path.into(), what: "trainer state", source })
     }
 
     /// Steps and numbers of the rows that have `name`, for a curve.

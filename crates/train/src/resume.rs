@@ -1,0 +1,131 @@
+//! Going on with other settings: where a run stands in terms of the new ones, and what changes.
+//!
+//! Weights and moments fit whatever the settings. A run's position is counted in rows seen; where a step has
+//! more or fewer rows than before, it is the last border of a step before those rows, so no row is left out.
+
+use crate::save::RunState;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What decides which rows a step trains on, and at what rate.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pacing {
+    /// Ranks when the run began.
+    pub ranks: usize,
+    /// Rows of a micro-batch.
+    pub micro_batch: usize,
+    /// Micro-batches of a step on each of `ranks`.
+    pub accumulation: usize,
+    /// Steps of an epoch.
+    pub steps_per_epoch: u64,
+    /// Steps of the run.
+    pub total_steps: u64,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+}
+
+impl Pacing {
+    /// Rows of a step.
+    fn rows(&self) -> u64 {
+        (self.ranks * self.micro_batch * self.accumulation) as u64
+    }
+}
+
+/// The steps of the new settings that have been done when `read` was written.
+pub(crate) fn position(read: &RunState, new: &Pacing) -> u64 {
+    let old = &read.pace;
+    if old.steps_per_epoch == 0 || (old.rows(), old.steps_per_epoch) == (new.rows(), new.steps_per_epoch) {
+        return read.step;
+    }
+    let (epochs, within) = (read.step / old.steps_per_epoch, read.step % old.steps_per_epoch);
+    let seen = within * old.rows() / new.rows().max(1);
+    epochs * new.steps_per_epoch + seen.min(new.steps_per_epoch)
+}
+
+/// What is other than when the checkpoint at `path` was written, a line each.
+pub(crate) fn changes(read: &RunState, run: &RunState, path: &Path) -> Vec<String> {
+    let (old, new) = (&read.pace, &run.pace);
+    let mut lines = Vec::new();
+    if read.rows != run.rows {
+        lines.push(format!(
+            "{} was trained on {} rows, the data now has {}; the order of rows is another",
+            path.display(),
+            read.rows,
+            run.rows
+        ));
+    }
+    if old.steps_per_epoch == 0 {
+        return lines;
+    }
+    if old.rows() != new.rows() {
+        let words = |pace: &Pacing| {
+            let Pacing { ranks, micro_batch, accumulation, .. } = pace;
+            format!("{} ({micro_batch} rows x {accumulation} micro-batches x {ranks} ranks)", pace.rows())
+        };
+        lines.push(format!(
+            "rows of a step: {} until now, {} from here; step {} becomes step {}",
+            words(old),
+            words(new),
+            read.step,
+            position(read, new)
+        ));
+    }
+    if old.total_steps != new.total_steps {
+        let done = position(read, new);
+        lines.push(format!(
+            "the run had {} steps and now has {}: {} are left, and the learning rate follows the new length",
+            old.total_steps,
+            new.total_steps,
+            new.total_steps.saturating_sub(done)
+        ));
+    }
+    if old.learning_rate != new.learning_rate {
+        lines.push(format!("learning_rate: {:e} until now, {:e} from here", old.learning_rate, new.learning_rate));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pace(ranks: usize, accumulation: usize, steps_per_epoch: u64, total_steps: u64) -> Pacing {
+        Pacing { ranks, micro_batch: 2, accumulation, steps_per_epoch, total_steps, learning_rate: 1e-4 }
+    }
+
+    fn run(step: u64, pace: Pacing) -> RunState {
+        RunState { step, rows: 64, pace, ..RunState::default() }
+    }
+
+    #[test]
+    fn the_position_is_that_of_the_rows_seen() {
+        // 64 rows; 16 rows a step: 4 steps an epoch; step 6 is row 32 of the second epoch.
+        let old = run(6, pace(2, 4, 4, 12));
+        assert_eq!(position(&old, &pace(2, 4, 4, 20)), 6, "more epochs change nothing");
+        assert_eq!(position(&old, &pace(1, 4, 8, 24)), 12, "half the rows a step: twice the steps");
+        assert_eq!(position(&old, &pace(4, 4, 2, 6)), 3, "twice the rows");
+        assert_eq!(position(&run(5, pace(2, 4, 4, 12)), &pace(4, 4, 2, 6)), 2, "never beyond what was seen");
+        assert_eq!(position(&run(7, RunState::default().pace), &pace(2, 4, 4, 12)), 7, "nothing is known of before");
+    }
+
+    #[test]
+    fn changes_are_told() {
+        let old = run(6, pace(2, 4, 4, 12));
+        let told = |new: Pacing| changes(&old, &run(0, new), Path::new("o/checkpoint-6"));
+        assert_eq!(told(pace(2, 4, 4, 12)), Vec::<String>::new());
+        assert_eq!(
+            told(pace(2, 4, 4, 20)),
+            ["the run had 12 steps and now has 20: 14 are left, and the learning rate follows the new length"]
+        );
+        let told = told(Pacing { learning_rate: 2e-4, ..pace(1, 4, 8, 12) });
+        assert_eq!(
+            told,
+            [
+                "rows of a step: 16 (2 rows x 4 micro-batches x 2 ranks) until now, 8 (2 rows x 4 micro-batches x 1 ranks) from \
+                 here; step 6 becomes step 12",
+                "learning_rate: 1e-4 until now, 2e-4 from here"
+            ]
+        );
+    }
+}

@@ -1,0 +1,72 @@
+//! Checkpoints: what a run leaves behind to be served, and to be gone on from by any number of ranks.
+//!
+//! Every rank writes the stretches of trained weights and moments that are its own into a file of its own; rank 0 writes the
+//! model's files and the logs besides. Where nodes have disks of their own, each has the files of its ranks, and the first
+//! rank there takes care of the folder. What is written is copied at the border of a step; threads do the rest while
+//! the run goes on, and at the border of a later step, when all are done, the checkpoint gets its name.
+
+mod agree;
+mod disks;
+mod model;
+mod parts;
+mod restore;
+mod store;
+
+pub use model::{ModelFiles, Saver};
+pub use restore::Found;
+pub use store::{Pending, Snapshots};
+
+use crate::resume::Pacing;
+use crate::schedule::PlateauState;
+use crate::track::{BestState, LossMeter};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What a checkpoint holds of the run besides weights and logs.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunState {
+    /// Steps done.
+    pub step: u64,
+    /// Mean losses.
+    pub losses: LossMeter,
+    /// The best evaluation.
+    pub best: BestState,
+    /// ReduceOnPlateau's memory.
+    pub plateau: Option<PlateauState>,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Floating-point operations.
+    pub flops: f64,
+    /// Seconds spent.
+    pub seconds: f64,
+    /// Rows of the training set: another number means other data.
+    pub rows: u64,
+    /// The recipe as written.
+    pub recipe: String,
+    /// What decides which rows a step trains on, and at what rate.
+    pub pace: Pacing,
+}
+
+/// The run's state, beside its tensors.
+const RUN: &str = "ferrotune_state.json";
+
+/// Most ranks that a checkpoint may be of.
+const MAX_WORLD: usize = parts::MAX_RANKS;
+
+/// What the file [`RUN`] holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    /// Names the save; every part of it bears this name.
+    save: String,
+    /// Ranks that wrote parts.
+    world: usize,
+    run: RunState,
+}
+
+/// Whether `folder` holds a finished model or adapter, but no checkpoint to go on from.
+pub fn holds_model(folder: &Path) -> bool {
+    ["adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json"]
+        .iter()
+        .any(|name| folder.join(name).exists())
+}

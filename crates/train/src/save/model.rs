@@ -1,0 +1,277 @@
+//! The model's files of a checkpoint: a PEFT adapter, or a whole Hugging Face folder. What they are made of is owned,
+//! so that a thread can write them while the run goes on.
+
+use crate::Result as TrainResult;
+use crate::engine::Engine;
+use ferrotune_checkpoint::{
+    Adapter, AdapterConfig, Dtype, Error, FolderWriter, HostTensor, LoraWeights, Number, OpenModel, OutTensor, Result,
+    SaveModel, TargetModules, TokenizerFiles, write_model,
+};
+use ferrotune_config::plan::{LoraPlan, Tuning};
+use ferrotune_model::{Parameter, Role};
+use ferrotune_tensor::{DType, Tensor};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The model's side of a checkpoint.
+pub struct Saver<'a> {
+    /// What trains.
+    pub tuning: &'a Tuning,
+    /// The configuration of the adapter that goes on training, whose keys stay as they are.
+    pub continued: Option<&'a AdapterConfig>,
+    /// The model that the run started from.
+    pub base: &'a OpenModel,
+    /// What users and servers call it: a hub id, or a path.
+    pub base_name: &'a str,
+    /// Its revision on the hub.
+    pub revision: Option<&'a str>,
+    /// Tokenizer files as trained with.
+    pub tokenizer: &'a TokenizerFiles,
+    /// Largest weight file, in bytes.
+    pub shard_bytes: u64,
+}
+
+impl Saver<'_> {
+    /// What a run of these `parameters` saves: the adapter, or all weights in the type that config.json names.
+    pub fn files(&self, parameters: &[Parameter]) -> ModelFiles {
+        match self.tuning {
+            Tuning::Lora(plan) => self.adapter(plan, parameters),
+            Tuning::Freeze(_) | Tuning::Full => self.whole(None, parameters),
+        }
+    }
+
+    /// All weights as `dtype`, or in the type that config.json names, rounded once.
+    pub fn whole(&self, dtype: Option<Dtype>, parameters: &[Parameter]) -> ModelFiles {
+        let named = ["dtype", "torch_dtype"].iter().find_map(|key| self.base.config.get(*key)?.as_str());
+        let dtype = dtype.unwrap_or(match named {
+            Some("bfloat16") => Dtype::Bf16,
+            Some("float16") => Dtype::F16,
+            _ => Dtype::F32,
+        });
+        let kind = Kind::Whole {
+            config: self.base.config.clone(),
+            generation_config: self.base.generation_config.clone(),
+            shard_bytes: self.shard_bytes,
+        };
+        let mut tensors = tensors(parameters, dtype, |parameter| parameter.role == Role::Base);
+        // So they lie in the files, and so they are written as they come.
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        ModelFiles { kind, tensors, dtype, tokenizer: self.tokenizer.clone() }
+    }
+
+    fn adapter(&self, plan: &LoraPlan, parameters: &[Parameter]) -> ModelFiles {
+        let tensors = tensors(parameters, Dtype::F32, |parameter| parameter.param.trainable);
+        let modules = parameters.iter().filter(|p| p.param.trainable).filter_map(lora_part);
+        let targets: BTreeSet<&str> = modules.map(|(module, _)| module.rsplit('.').next().unwrap_or(module)).collect();
+        let config = AdapterConfig {
+            base_model_name_or_path: Some(self.base_name.to_owned()),
+            revision: self.revision.map(str::to_owned),
+            r: plan.rank,
+            lora_alpha: number(plan.alpha),
+            lora_dropout: plan.dropout,
+            use_rslora: plan.rslora,
+            use_dora: plan.dora,
+            target_modules: self.continued.map_or_else(
+                || TargetModules::Names(targets.into_iter().map(str::to_owned).collect()),
+                |config| config.target_modules.clone(),
+            ),
+            modules_to_save: (!plan.additional_targets.is_empty()).then(|| plan.additional_targets.clone()),
+            inference_mode: true,
+            ..self.continued.cloned().unwrap_or_default()
+        };
+        let parts = parameters.iter().filter_map(|p| lora_part(p).map(|(module, part)| (module.to_owned(), part)));
+        let parts =
+            parameters.iter().filter(|p| lora_part(p).is_some()).map(|p| p.param.name.clone()).zip(parts).collect();
+        ModelFiles {
+            kind: Kind::Adapter { config, parts },
+            tensors,
+            dtype: Dtype::F32,
+            tokenizer: self.tokenizer.clone(),
+        }
+    }
+}
+
+fn number(value: f64) -> Number {
+    if value.fract() == 0.0 && value.abs() < 1e15 { Number::Whole(value as i64) } else { Number::Real(value) }
+}
+
+/// Module and place in [`LoraWeights`] of an adapter's parameter.
+fn lora_part(parameter: &Parameter) -> Option<(&str, usize)> {
+    let (ending, part) = match parameter.role {
+        Role::LoraA => (".lora_A.weight", 0),
+        Role::LoraB => (".lora_B.weight", 1),
+        Role::Magnitude => (".lora_magnitude_vector", 2),
+        Role::Base => return None,
+    };
+    parameter.param.name.strip_suffix(ending).map(|module| (module, part))
+}
+
+/// A tensor of a model's files.
+#[derive(Debug, Clone)]
+pub(super) struct FileTensor {
+    /// Number of the parameter.
+    pub(super) parameter: usize,
+    name: String,
+    shape: Vec<usize>,
+    /// Bytes in the file.
+    bytes: u64,
+}
+
+fn tensors(parameters: &[Parameter], dtype: Dtype, taken: impl Fn(&Parameter) -> bool) -> Vec<FileTensor> {
+    let all = parameters.iter().enumerate().filter(|(_, parameter)| taken(parameter));
+    let tensor = |(number, parameter): (usize, &Parameter)| FileTensor {
+        parameter: number,
+        name: parameter.param.name.clone(),
+        shape: parameter.param.shape.dims().to_vec(),
+        bytes: (parameter.param.shape.numel() * dtype.block().1) as u64,
+    };
+    all.map(tensor).collect()
+}
+
+/// What a run writes of its model, but for the weights' values.
+#[derive(Debug)]
+pub struct ModelFiles {
+    kind: Kind,
+    pub(super) tensors: Vec<FileTensor>,
+    pub(super) dtype: Dtype,
+    tokenizer: TokenizerFiles,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Adapter {
+        config: AdapterConfig,
+        /// Module and part of each adapter's parameter, by name.
+        parts: BTreeMap<String, (String, usize)>,
+    },
+    Whole {
+        config: Value,
+        generation_config: Option<Value>,
+        shard_bytes: u64,
+    },
+}
+
+impl ModelFiles {
+    /// Bytes of the tensors in its files.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// Number of tensors in its files.
+    pub(super) fn count(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Writes the files of a model that lies whole on this rank, a tensor at a time.
+    ///
+    /// # Errors
+    /// If a tensor can't be had or a file not be written.
+    pub fn write_of(&self, engine: &Engine, folder: &FolderWriter) -> TrainResult<()> {
+        let mut failed = None;
+        let mut tensors = self.tensors.iter();
+        let written = self.write(folder, || {
+            let tensor = tensors.next()?;
+            match engine.gather(tensor.parameter) {
+                Ok(value) => value.map(|value| encoded(&value, self.dtype)),
+                Err(error) => {
+                    failed = Some(error);
+                    None
+                }
+            }
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(written?),
+        }
+    }
+
+    /// The tensors' bytes, in the order of the files, on rank 0; nothing on the others. A collective.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub(super) fn copy(&self, engine: &Engine) -> TrainResult<Vec<Vec<u8>>> {
+        let mut copies = Vec::new();
+        for tensor in &self.tensors {
+            copies.extend(engine.gather(tensor.parameter)?.map(|value| encoded(&value, self.dtype)));
+        }
+        Ok(copies)
+    }
+
+    /// Writes the files; `next` gives the tensors' bytes in the order of `tensors`, or `None` if there are no more.
+    pub(super) fn write(&self, folder: &FolderWriter, next: impl FnMut() -> Option<Vec<u8>>) -> Result<()> {
+        let next = RefCell::new(next);
+        let take = |tensor: &FileTensor| {
+            (next.borrow_mut())().ok_or_else(|| Error::Unwritable {
+                path: folder.path().to_path_buf(),
+                reason: format!("the run ended before {} was copied", tensor.name),
+            })
+        };
+        match &self.kind {
+            Kind::Adapter { config, parts } => {
+                self.collect(config, parts, &take)?.write(folder)?;
+                self.tokenizer.write(folder)
+            }
+            Kind::Whole { config, generation_config, shard_bytes } => {
+                let model = SaveModel {
+                    config,
+                    generation_config: generation_config.as_ref(),
+                    tokenizer: &self.tokenizer,
+                    dtype: self.dtype,
+                    shard_bytes: *shard_bytes,
+                };
+                let lazy = |tensor| move || take(tensor).map(Cow::Owned);
+                let out = self
+                    .tensors
+                    .iter()
+                    .map(|tensor| OutTensor::lazy(tensor.name.clone(), tensor.shape.clone(), self.dtype, lazy(tensor)));
+                write_model(folder, &model, out.collect())
+            }
+        }
+    }
+
+    fn collect(
+        &self,
+        config: &AdapterConfig,
+        parts: &BTreeMap<String, (String, usize)>,
+        take: &dyn Fn(&FileTensor) -> Result<Vec<u8>>,
+    ) -> Result<Adapter> {
+        let mut modules: BTreeMap<String, [Option<HostTensor>; 3]> = BTreeMap::new();
+        let mut saved = BTreeMap::new();
+        for tensor in &self.tensors {
+            let host = HostTensor { shape: tensor.shape.clone(), data: bytemuck::pod_collect_to_vec(&take(tensor)?) };
+            match parts.get(&tensor.name) {
+                Some((module, part)) => modules.entry(module.clone()).or_default()[*part] = Some(host),
+                None => drop(saved.insert(tensor.name.clone(), host)),
+            }
+        }
+        let weights = |[a, b, magnitude]: [Option<HostTensor>; 3]| {
+            a.zip(b).map(|(a, b)| LoraWeights { a, b, magnitude, embedding: false })
+        };
+        let modules = modules.into_iter().filter_map(|(name, parts)| weights(parts).map(|w| (name, w))).collect();
+        Ok(Adapter { config: config.clone(), modules, saved })
+    }
+}
+
+/// A tensor's values as `dtype`, copied by all threads: they fault the copy's pages in as well.
+pub(super) fn encoded(tensor: &Tensor, dtype: Dtype) -> Vec<u8> {
+    const CHUNK: usize = 1 << 18;
+    let width = dtype.block().1;
+    let mut bytes = vec![0; tensor.numel() * width];
+    let chunks = bytes.par_chunks_mut(CHUNK * width).enumerate();
+    if tensor.dtype() == DType::F32 {
+        tensor.with_bytes(|source| {
+            let source: &[f32] = bytemuck::cast_slice(source);
+            chunks.for_each(|(at, to)| {
+                let from = &source[at * CHUNK..][..to.len() / width];
+                ferrotune_checkpoint::encode(dtype, from, to);
+            });
+        });
+    } else {
+        let source = tensor.to_f32();
+        chunks.for_each(|(at, to)| ferrotune_checkpoint::encode(dtype, &source[at * CHUNK..][..to.len() / width], to));
+    }
+    bytes
+}

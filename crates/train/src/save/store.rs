@@ -1,0 +1,261 @@
+//! Writing: a snapshot in two steps, so that the run goes on between them.
+
+use super::agree::{exchange, settle, share};
+use super::disks::Disks;
+use super::model::ModelFiles;
+use super::parts::{About, file_name, layout};
+use super::{RUN, RunState, Saved};
+use crate::engine::{Engine, Piece};
+use crate::report::state::TRAINER_STATE;
+use crate::{Error, Result};
+use ferrotune_checkpoint::{Draft, Dtype, FolderWriter, OutTensor, SnapshotWriter, random};
+use ferrotune_dist::Comm;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::thread::JoinHandle;
+
+const DOING: &str = "write a checkpoint";
+const DOING_LOOK: &str = "look into the output folder";
+
+/// The checkpoints of a run, as all ranks see them.
+pub struct Snapshots {
+    pub(super) comm: Rc<dyn Comm>,
+    pub(super) disks: Disks,
+    pub(super) dir: PathBuf,
+    /// The first rank of each disk holds its folder.
+    pub(super) writer: Option<SnapshotWriter>,
+    /// Every disk gets the model's files, not the first alone.
+    everywhere: bool,
+}
+
+/// A checkpoint that threads are writing.
+pub struct Pending {
+    draft: Draft,
+    /// Steps done when it was taken.
+    pub step: u64,
+    thread: JoinHandle<Result<Vec<(String, u64)>>>,
+}
+
+impl Pending {
+    /// Whether this rank has written its files.
+    pub fn is_written(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// What a rank writes: copies.
+struct Copies {
+    /// The run can go on from this checkpoint, so every rank writes its part, be it empty.
+    resumable: bool,
+    about: About,
+    pieces: Vec<(String, Vec<u8>)>,
+    /// The model's files and their tensors, on the first rank of a disk that gets them.
+    model: Option<(ModelFiles, Vec<Vec<u8>>)>,
+    /// Other files: names and contents.
+    files: Vec<(&'static str, Vec<u8>)>,
+}
+
+impl Snapshots {
+    /// Takes the run's folder, on every disk. All ranks call it. `everywhere`: each disk gets the model's files.
+    ///
+    /// # Errors
+    /// If a folder can't be made or written, or another run holds it.
+    pub fn open(comm: Rc<dyn Comm>, dir: &Path, everywhere: bool) -> Result<Self> {
+        let disks = Disks::find(&*comm, dir)?;
+        let writer = disks.leads().then(|| SnapshotWriter::open(dir)).transpose().map_err(Error::from);
+        let (writer, opened) = match writer {
+            Ok(writer) => (writer, Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        settle(&*comm, "use the output folder", opened)?;
+        Ok(Self { comm, disks, dir: dir.to_path_buf(), writer, everywhere })
+    }
+
+    /// The run's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What the first rank finds, at every rank. All ranks call it.
+    ///
+    /// # Errors
+    /// Those of `look`, there in full, elsewhere as that rank's.
+    pub fn first_tells<T: Serialize + DeserializeOwned>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mine = (self.comm.rank() == 0).then(look).transpose();
+        let told = exchange(&*self.comm, DOING_LOOK, mine.map(|found| serde_json::to_vec(&found).unwrap_or_default()))?;
+        let what = "word of the first rank";
+        let bytes = told.first().map(Vec::as_slice).unwrap_or_default();
+        let found: Option<T> =
+            serde_json::from_slice(bytes).map_err(|source| Error::Json { path: self.dir.clone(), what, source })?;
+        found.ok_or_else(|| Error::Peer { rank: 0, doing: DOING_LOOK, reason: "it told nothing".into() })
+    }
+
+    /// Whether this rank writes what there is once on a disk.
+    pub fn leads(&self) -> bool {
+        self.disks.leads()
+    }
+
+    /// Whether this rank writes the model's files.
+    fn writes_model(&self) -> bool {
+        self.comm.rank() == 0 || (self.everywhere && self.leads())
+    }
+
+    /// Copies what `checkpoint-<step>` is made of and begins to write it. All ranks call it. `run` is `None` for a
+    /// checkpoint that can't be gone on from.
+    ///
+    /// # Errors
+    /// If a rank is lost or has no thread to give.
+    pub fn begin(
+        &self,
+        engine: &Engine,
+        files: ModelFiles,
+        logs: Vec<u8>,
+        step: u64,
+        run: Option<&RunState>,
+    ) -> Result<Pending> {
+        let mine = if self.comm.rank() == 0 { random().to_le_bytes().to_vec() } else { Vec::new() };
+        let told = exchange(&*self.comm, DOING, Ok(mine))?;
+        let id = told.first().and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u64::from_le_bytes);
+        let (save, world) = (format!("{id:016x}"), self.comm.world());
+        let tensors = self.gather(engine, &files)?;
+        let about = About { save: save.clone(), rank: self.comm.rank(), world, shapes: BTreeMap::new() };
+        let (about, pieces) = layout(about, if run.is_some() { engine.owned() } else { Vec::new() });
+        let copy = |(key, piece): (String, Piece)| {
+            let mut bytes = Vec::new();
+            piece.tensor.with_bytes(|source| bytes = source.to_vec());
+            (key, bytes)
+        };
+        let mut others = Vec::new();
+        if self.leads() {
+            if let Some(run) = run {
+                let saved = Saved { save, world, run: run.clone() };
+                let json = serde_json::to_vec_pretty(&saved);
+                others.push((
+                    RUN,
+                    json.map_err(|source| Error::Json { path: RUN.into(), what: "state of a run", source })?,
+                ));
+            }
+            others.push((TRAINER_STATE, logs));
+        }
+        let copies = Copies {
+            resumable: run.is_some(),
+            about,
+            pieces: pieces.into_iter().map(copy).collect(),
+            model: self.writes_model().then_some((files, tensors)),
+            files: others,
+        };
+        let draft = Draft::new(&self.dir, step, id);
+        let target = draft.clone();
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || copies.write(&target));
+        Ok(Pending { draft, step, thread: thread.map_err(Error::io("start the thread that writes", &self.dir))? })
+    }
+
+    /// The model's tensors, on the ranks that write them.
+    fn gather(&self, engine: &Engine, files: &ModelFiles) -> Result<Vec<Vec<u8>>> {
+        let tensors = files.copy(engine)?;
+        if !self.everywhere || self.disks.is_shared() {
+            return Ok(tensors);
+        }
+        // One after the other to every rank, as the first has them.
+        let one = |number| {
+            let mine = tensors.get(number).map(|bytes: &Vec<u8>| Ok(bytes.clone()));
+            share(&*self.comm, DOING, 0, mine)
+        };
+        (0..files.count()).map(one).collect()
+    }
+
+    /// Waits until all ranks have written their files and gives the checkpoint its name; returns its path. All ranks
+    /// call it.
+    ///
+    /// # Errors
+    /// If a rank couldn't write; the error names it, and all checkpoints are as before.
+    pub fn finish(&self, pending: Pending) -> Result<PathBuf> {
+        let Pending { draft, thread, .. } = pending;
+        let panicked =
+            |_| Err(Error::Peer { rank: self.comm.rank(), doing: DOING, reason: "its thread panicked".into() });
+        let written = thread.join().unwrap_or_else(panicked);
+        let made = self.publish(&draft, written);
+        if made.is_err() && self.leads() {
+            draft.discard();
+        }
+        made
+    }
+
+    fn publish(&self, draft: &Draft, written: Result<Vec<(String, u64)>>) -> Result<PathBuf> {
+        let told = exchange(&*self.comm, DOING, written.map(|files| serde_json::to_vec(&files).unwrap_or_default()))?;
+        let published = self.writer.as_ref().map_or(Ok(()), |writer| {
+            let here = self.disks.here().filter_map(|rank| told.get(rank));
+            let files: Vec<(String, u64)> =
+                here.flat_map(|bytes| serde_json::from_slice::<Vec<_>>(bytes).unwrap_or_default()).collect();
+            writer.publish(draft, &files).map(drop)
+        });
+        settle(&*self.comm, DOING, published.map_err(Error::from))?;
+        Ok(draft.path().to_path_buf())
+    }
+
+    /// Removes the oldest checkpoints until `keep` are left, sparing those of the steps in `protect`. All ranks call it.
+    ///
+    /// # Errors
+    /// If one can't be removed.
+    pub fn prune(&self, keep: usize, protect: &[u64]) -> Result<()> {
+        let pruned = self.writer.as_ref().map_or(Ok(()), |writer| writer.prune(keep, protect).map(drop));
+        settle(&*self.comm, "remove a checkpoint", pruned.map_err(Error::from))
+    }
+
+    /// Removes the checkpoints of these steps. All ranks call it.
+    ///
+    /// # Errors
+    /// If one can't be removed.
+    pub fn remove_steps(&self, steps: &[u64]) -> Result<()> {
+        let removed = self.writer.as_ref().map_or(Ok(()), |writer| writer.remove_steps(steps));
+        settle(&*self.comm, "remove a checkpoint", removed.map_err(Error::from))
+    }
+
+    /// Writes the model's files into the run's folder. All ranks call it.
+    ///
+    /// # Errors
+    /// If a file can't be written, or a rank is lost.
+    pub fn write_model(&self, engine: &Engine, files: ModelFiles) -> Result<()> {
+        let tensors = self.gather(engine, &files)?;
+        let written = if self.writes_model() {
+            let mut tensors = tensors.into_iter();
+            let folder = FolderWriter::new(&self.dir);
+            folder.and_then(|folder| files.write(&folder, || tensors.next())).map_err(Error::from)
+        } else {
+            Ok(())
+        };
+        settle(&*self.comm, "write the model", written)
+    }
+}
+
+impl Copies {
+    /// Writes all into the draft's folder; returns names and sizes of what must be there.
+    fn write(self, draft: &Draft) -> Result<Vec<(String, u64)>> {
+        let folder = draft.folder()?;
+        let mut written = Vec::new();
+        if let Some((files, tensors)) = self.model {
+            let mut tensors = tensors.into_iter();
+            files.write(&folder, || tensors.next())?;
+        }
+        for (name, bytes) in &self.files {
+            folder.bytes(name, bytes)?;
+            written.push(((*name).to_owned(), bytes.len() as u64));
+        }
+        if self.resumable {
+            let name = file_name(self.about.rank, self.about.world);
+            let (key, value) = self.about.metadata();
+            let tensors = self
+                .pieces
+                .iter()
+                .map(|(key, bytes)| OutTensor::bytes(key.clone(), [bytes.len() / 4], Dtype::F32, bytes));
+            folder.tensors_with(&name, (key, &value), tensors.collect())?;
+            let path = folder.path().join(&name);
+            let length = std::fs::metadata(&path).map_err(Error::io("read", &path))?.len();
+            written.push((name, length));
+        }
+        Ok(written)
+    }
+}
