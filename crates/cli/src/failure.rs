@@ -92,7 +92,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = anyhow::Error::new(error);
         match error.downcast_ref::<std::io::Error>() {
-            Some(io) if io.kind() == std::io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
+            Some(io) if io.kind() == ErrorKind::BrokenPipe => Failure::ClosedPipe,
             _ => error.downcast().map_or_else(Failure::Other, Failure::Recipe),
         }
     }

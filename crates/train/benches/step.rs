@@ -14,7 +14,7 @@ use ferrotune_model::{Config, Model};
 use ferrotune_tensor::cpu::{self, Data, DataMut, Gemm, Mat, Product};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine};
-use ferrotune_train::{Sample, StepOptions, Work, step};
+use ferrotune_train::{Sample, StepOptions, Votes, Work, step};
 use half::bf16;
 use serde_json::json;
 use std::collections::HashMap;
@@ -119,7 +119,7 @@ fn case(dtype: &str, shape: &str, mode: &str) {
         number += 1;
         let (wall, cpu) = (Instant::now(), cpu_time());
         let work =
-            Work { step: number, rate: 1e-4, micro_batches: std::slice::from_ref(&samples), stop: false, ready: false };
+            Work { step: number, rate: 1e-4, micro_batches: std::slice::from_ref(&samples), votes: &Votes::default };
         step(&model, &engine, &options, &work).expect("a step");
         (wall.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64())
     };

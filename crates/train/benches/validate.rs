@@ -1,5 +1,6 @@
 //! The plan's model of a step beside real steps: processes that talk TCP through network namespaces whose links are
-//! throttled by `tc`. Needs root, `ip` and `tc`. `cargo bench -p ferrotune-train --bench validate [-- 100 1000]` (Mb/s).
+//! throttled by `tc`. Needs root, `ip` and `tc`. `cargo bench -p ferrotune-train --bench validate [-- 100 1000 zero3]` (Mb/s, and
+//! parts of names of cases).
 //!
 //! Each process computes on one thread. The model is fed the rate that all processes reached at the same time on the same
 //! micro-batch, each by itself; the links as they were set; and a hop's latency as a barrier takes it.
@@ -16,7 +17,7 @@ use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
 use ferrotune_train::plan::{Candidate, Demand, Link, Links, Rates, balance_of, simulate};
-use ferrotune_train::{Fresh, Sample, StepOptions, Work, step};
+use ferrotune_train::{Fresh, Sample, StepOptions, Votes, Work, step};
 use network::{Network, connect};
 use serde_json::json;
 use std::process::{Child, Command, Stdio};
@@ -54,14 +55,14 @@ fn main() {
         let number = |text: &str| text.parse().expect("a number of this program's own");
         return worker(number(case), number(rank), number(megabits) as f64);
     }
-    let speeds = if args.is_empty() { vec!["100".to_owned(), "1000".to_owned()] } else { args };
+    let (speeds, names): (Vec<String>, Vec<String>) = args.into_iter().partition(|arg| arg.parse::<usize>().is_ok());
+    let speeds = if speeds.is_empty() { vec!["100".to_owned(), "1000".to_owned()] } else { speeds };
     println!("| case | Mb/s | measured s | simulated s | difference | computing | bubble | wires |");
     println!("|---|---:|---:|---:|---:|---:|---:|---:|");
     for megabits in speeds {
-        let megabits: usize = megabits.parse().expect("megabits a second");
-        for case in 0..CASES.len() {
-            run(case, megabits);
-        }
+        let megabits: usize = megabits.parse().expect("a number, as was looked at above");
+        let wanted = |case: &usize| names.is_empty() || names.iter().any(|name| CASES[*case].0.contains(name));
+        (0..CASES.len()).filter(wanted).for_each(|case| run(case, megabits));
     }
 }
 
@@ -177,7 +178,7 @@ fn time(model: &Model, division: Division, micro_batches: usize, comm: &dyn Comm
     for number in 0..=STEPS {
         comm.barrier().expect("all live");
         let start = Instant::now();
-        let work = Work { step: number as u64 + 1, rate: 1e-3, micro_batches: &micro_batches, stop: false };
+        let work = Work { step: number as u64 + 1, rate: 1e-3, micro_batches: &micro_batches, votes: &Votes::default };
         step(model, &engine, &options, &work).expect("a step");
         if number > 0 {
             least = least.min(start.elapsed().as_secs_f64());

@@ -36,4 +36,4 @@ pub use memory::{MemoryPlan, Shape, decide, predict};
 pub use order::{Order, Share};
 pub use run::{Finished, Job, longest_batch, run, step_options};
 pub use sources::{Fresh, Grown};
-pub use step::{Outcome, Sample, StepOptions, Work, step};
+pub use step::{Outcome, Sample, StepOptions, Votes, Work, step};

@@ -3,7 +3,7 @@
 
 use crate::engine::{Division, Engine, Offload};
 use crate::plan::Candidate;
-use crate::step::{Sample, StepOptions, Work, step};
+use crate::step::{Sample, StepOptions, Votes, Work, step};
 use crate::{Error, Result};
 use ferrotune_config::plan::{ParallelPlan, Recompute};
 use ferrotune_data::rows::Row;
@@ -64,7 +64,7 @@ fn count(model: &Model, options: &StepOptions, division: Division, lengths: &[us
     // As many micro-batches as a pipe holds at once; and a second step, for which gathers begin ahead.
     let micro_batches = vec![samples; stages];
     for number in 1..=2 {
-        let work = Work { step: number, rate: 0.0, micro_batches: &micro_batches, stop: false, ready: false };
+        let work = Work { step: number, rate: 0.0, micro_batches: &micro_batches, votes: &Votes::default };
         step(model, &engine, options, &work)?;
     }
     let host = if engine.host_memory().is(&device) { 0 } else { engine.host_memory().track().peak };

@@ -15,7 +15,7 @@ use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
 use crate::resume::{Pacing, changes, position};
 use crate::save::{Found, Pending, RunState, Saver, Snapshots, holds_model};
 use crate::schedule::LearningRate;
-use crate::step::{Outcome, Sample, StepOptions, Work, step};
+use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
 use ferrotune_checkpoint::{FoundSnapshot, SnapshotState, list_snapshots};
@@ -164,6 +164,8 @@ struct Session<'a, 'h> {
     /// The first rank's.
     outputs: Option<Outputs>,
     snapshots: Snapshots,
+    /// Operations of this rank that `run` doesn't count yet.
+    flops: f64,
     /// A checkpoint that threads are writing.
     pending: Option<Pending>,
     pace: Pace,
@@ -233,6 +235,7 @@ impl<'a, 'h> Session<'a, 'h> {
             state,
             outputs,
             snapshots,
+            flops: 0.0,
             pending: None,
             pace,
             start,
@@ -280,9 +283,11 @@ impl<'a, 'h> Session<'a, 'h> {
             rows.into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
         let flops = || self.job.engine.device().track().flops;
         let before = flops();
-        let stop = self.job.stop.load(Ordering::Relaxed);
-        let ready = self.pending.as_ref().is_some_and(Pending::is_written);
-        let work = Work { step: number, rate, micro_batches: &micro_batches, stop, ready };
+        let votes = || Votes {
+            stop: self.job.stop.load(Ordering::Relaxed),
+            ready: self.pending.as_ref().is_some_and(Pending::is_written),
+        };
+        let work = Work { step: number, rate, micro_batches: &micro_batches, votes: &votes };
         let outcome = step(self.job.model, self.job.engine, &self.options, &work);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
@@ -299,7 +304,7 @@ impl<'a, 'h> Session<'a, 'h> {
             )));
         }
         self.run.step = number;
-        self.run.flops += flops() - before;
+        self.flops += flops() - before;
         self.run.tokens += outcome.tokens;
         self.run.losses.add(outcome.loss);
         self.pace.step(self.start.elapsed(), outcome.tokens);
@@ -365,8 +370,11 @@ impl<'a, 'h> Session<'a, 'h> {
         }
     }
 
-    /// Brings the trainer state up to where the run stands.
-    fn settle(&mut self) {
+    /// Brings the trainer state up to where the run stands. All ranks call it.
+    fn settle(&mut self) -> Result<()> {
+        let mut flops = [std::mem::take(&mut self.flops)];
+        self.job.engine.comm().sum(&mut flops)?;
+        self.run.flops += flops[0];
         let When { step, epoch } = self.when();
         self.state.global_step = step;
         self.state.epoch = epoch;
@@ -380,12 +388,13 @@ impl<'a, 'h> Session<'a, 'h> {
                 folder.filter(|f| f.exists()).and_then(|f| f.to_str().map(str::to_owned));
         }
         self.run.plateau = self.rates.state();
+        Ok(())
     }
 
     /// Begins to write a checkpoint. That of an interrupted run can always be gone on from.
     fn save(&mut self, interrupted: bool) -> Result<()> {
         self.finish_save()?;
-        self.settle();
+        self.settle()?;
         let engine = self.job.engine;
         engine.comm().pulse().does(Activity::Saving);
         let files = self.job.saver.files(engine.parameters());
@@ -430,7 +439,7 @@ impl<'a, 'h> Session<'a, 'h> {
     /// Ends a run that the user interrupted: its checkpoint is written, nothing else is claimed.
     fn interrupted(mut self, total: u64) -> Result<Finished> {
         self.finish_save()?;
-        self.settle();
+        self.settle()?;
         if self.outputs.is_some() {
             self.state.write(&self.job.plan.output.dir)?;
         }
@@ -439,6 +448,7 @@ impl<'a, 'h> Session<'a, 'h> {
 
     fn finish(mut self, total: u64) -> Result<Finished> {
         let plan = self.job.plan;
+        self.settle()?;
         let summary = Summary {
             train_loss: self.run.losses.mean(),
             total_flos: self.run.flops,
@@ -450,7 +460,7 @@ impl<'a, 'h> Session<'a, 'h> {
         self.finish_save()?;
         // A kill may have come between the last save and its clearing up.
         self.prune()?;
-        self.settle();
+        self.settle()?;
         if plan.eval.load_best
             && let Some(best) = self.run.best.best
         {
@@ -478,7 +488,7 @@ impl<'a, 'h> Session<'a, 'h> {
                 outputs.results("eval", &row)?;
             }
         }
-        self.settle();
+        self.settle()?;
         if let Some(outputs) = self.outputs {
             outputs.close(self.job, &self.state)?;
             // Last, because a summary in it says that everything else is there.

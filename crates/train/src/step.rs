@@ -51,9 +51,16 @@ pub struct Work<'a> {
     /// This rank's micro-batches: as many on each rank, empty ones among them where rows don't come out even. All stages
     /// of a pipe are given the same.
     pub micro_batches: &'a [Vec<Sample<'a>>],
-    /// This rank was asked to end the run after this step.
+    /// What this rank has to say at the step's end.
+    pub votes: &'a dyn Fn() -> Votes,
+}
+
+/// What a rank says to all others once a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Votes {
+    /// It was asked to end the run after this step.
     pub stop: bool,
-    /// This rank has written its part of a checkpoint that all are writing.
+    /// It has written its part of a checkpoint that all are writing.
     pub ready: bool,
 }
 
@@ -86,35 +93,32 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     let mut sums = [
         samples().map(|s| count(&s.row)).sum::<u64>() as f64,
         samples().map(|s| s.row.input_ids.len() as u64).sum::<u64>() as f64,
-        f64::from(u8::from(work.stop)),
-        f64::from(u8::from(work.ready)),
     ];
     let world = engine.comm();
     world.pulse().step(work.step);
     world.sum(&mut sums)?;
     // The stages of a pipe see the same rows, and each has counted them.
-    let [labels, tokens, stops, ready] = sums;
-    let [labels, tokens] = [labels, tokens].map(|sum| sum / engine.division().spans.len() as f64);
+    let [labels, tokens] = sums.map(|sum| sum / engine.division().spans.len() as f64);
     let mut outcome = Outcome {
         loss: 0.0,
         grad_norm: 0.0,
         tokens: tokens as u64,
         label_tokens: labels as u64,
         updated: false,
-        stop: stops > 0.0,
-        ready: ready >= world.world() as f64,
+        stop: false,
+        ready: false,
     };
     if labels == 0.0 {
+        tally(engine, work, &mut outcome)?;
         return Ok(outcome);
     }
     engine.zero_grads();
     let loss = LossOptions { scale: (1.0 / labels) as f32, smoothing: options.smoothing };
     let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
     let passes = Passes { model, engine, loss, noise, recompute: options.recompute };
-    let mut total = [passes.run(work.micro_batches)?];
+    outcome.loss = passes.run(work.micro_batches)?;
     world.pulse().does(Activity::Updating);
-    world.sum(&mut total)?;
-    outcome.loss = total[0];
+    tally(engine, work, &mut outcome)?;
     outcome.grad_norm = engine.reduce_grads()?;
     if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
         return Err(not_finite(model, engine, work, &outcome)?);
@@ -124,6 +128,17 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     engine.check()?;
     outcome.updated = true;
     Ok(outcome)
+}
+
+/// Sums the loss over all ranks and counts their votes.
+fn tally(engine: &Engine, work: &Work<'_>, outcome: &mut Outcome) -> Result<()> {
+    let votes = (work.votes)();
+    let mut sums = [outcome.loss, f64::from(u8::from(votes.stop)), f64::from(u8::from(votes.ready))];
+    engine.comm().sum(&mut sums)?;
+    outcome.loss = sums[0];
+    outcome.stop = sums[1] > 0.0;
+    outcome.ready = sums[2] >= engine.comm().world() as f64;
+    Ok(())
 }
 
 /// Lays samples end to end on the engine's device.

@@ -10,7 +10,7 @@ use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
 use ferrotune_train::plan::{Candidate, Demand, Link, Links, Rates, across, traffic};
-use ferrotune_train::{Fresh, Sample, StepOptions, Work, step};
+use ferrotune_train::{Fresh, Sample, StepOptions, Votes, Work, step};
 use std::rc::Rc;
 
 const TOKENS: usize = 12;
@@ -76,7 +76,7 @@ impl Case {
         let row = Row { input_ids: &ids, labels: &labels, segments: &[TOKENS as u32], isolated: false, source: (0, 0) };
         let micro_batches = vec![vec![Sample { row, index: 0 }]; micro_batches];
         let run = |number| {
-            let work = Work { step: number, rate: 1e-3, micro_batches: &micro_batches, stop: false, ready: false };
+            let work = Work { step: number, rate: 1e-3, micro_batches: &micro_batches, votes: &Votes::default };
             step(&model, &engine, &options, &work).unwrap()
         };
         run(1);

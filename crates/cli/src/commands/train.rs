@@ -14,7 +14,7 @@ use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_dist::{Activity, Comm};
+use ferrotune_dist::Activity;
 use ferrotune_model::Model;
 use ferrotune_train::engine::Engine;
 use ferrotune_train::plan::{Link, Links, Rates};

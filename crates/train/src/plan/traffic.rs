@@ -9,10 +9,10 @@ use crate::engine::Sharding;
 use ferrotune_dist::{Layout, Place};
 use std::ops::Range;
 
-/// The sums of a few f64 in a step, each an all-gather. Label tokens, tokens, and the wish to stop.
-pub(super) const LABELS: (Axis, u64) = (Axis::World, 3);
-/// The loss.
-pub(super) const LOSS: (Axis, u64) = (Axis::World, 1);
+/// The sums of a few f64 in a step, each an all-gather. Label tokens and tokens.
+pub(super) const LABELS: (Axis, u64) = (Axis::World, 2);
+/// The loss, the wish to stop, and the word that a checkpoint is written.
+pub(super) const LOSS: (Axis, u64) = (Axis::World, 3);
 /// The gradient's squared norm.
 pub(super) const NORM: [(Axis, u64); 2] = [(Axis::Shard, 1), (Axis::Pipe, 1)];
 

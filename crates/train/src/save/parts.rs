@@ -162,8 +162,10 @@ pub(super) fn index<'a>(parts: impl Iterator<Item = &'a [Stretch]>) -> Result<In
         let mut covered = 0;
         for (range, ..) in &whole.stretches {
             if range.start != covered || range.end <= range.start {
-                let what = if range.start > covered { "are missing" } else { "come twice" };
-                let (from, to) = (range.start.min(covered), range.start.max(covered).max(range.start + 1));
+                let (what, from, to) = match range.start > covered {
+                    true => ("are missing", covered, range.start),
+                    false => ("come twice", range.start, covered.min(range.end).max(range.start + 1)),
+                };
                 return Err(format!("elements {from} to {} of {name} {what}", to - 1));
             }
             covered = range.end;

@@ -84,13 +84,15 @@ impl Snapshots {
     /// # Errors
     /// Those of `look`, there in full, elsewhere as that rank's.
     pub fn first_tells<T: Serialize + DeserializeOwned>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
-        let mine = (self.comm.rank() == 0).then(look).transpose();
+        // In a list of one, for nothing found isn't nothing told.
+        let mine = (self.comm.rank() == 0).then(|| look().map(|found| (found,))).transpose();
         let told = exchange(&*self.comm, DOING_LOOK, mine.map(|found| serde_json::to_vec(&found).unwrap_or_default()))?;
         let what = "word of the first rank";
         let bytes = told.first().map(Vec::as_slice).unwrap_or_default();
-        let found: Option<T> =
+        let found: Option<(T,)> =
             serde_json::from_slice(bytes).map_err(|source| Error::Json { path: self.dir.clone(), what, source })?;
-        found.ok_or_else(|| Error::Peer { rank: 0, doing: DOING_LOOK, reason: "it told nothing".into() })
+        let silent = || Error::Peer { rank: 0, doing: DOING_LOOK, reason: "it told nothing".into() };
+        found.map(|(found,)| found).ok_or_else(silent)
     }
 
     /// Whether this rank writes what there is once on a disk.

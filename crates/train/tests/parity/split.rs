@@ -7,7 +7,7 @@ use ferrotune_dist::{Comm, Layout, Mesh, threads};
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
-use ferrotune_train::{Fresh, Order, Sample, Share, StepOptions, Work, step};
+use ferrotune_train::{Fresh, Order, Sample, Share, StepOptions, Votes, Work, step};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
@@ -171,7 +171,7 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         let mine = order.step_rows(number, |row| rows.0[row].0.len());
         let micro_batches: Vec<Vec<Sample<'_>>> =
             mine.into_iter().map(|batch| batch.into_iter().map(|row| rows.sample(row)).collect()).collect();
-        let work = Work { step: number, rate: 1e-2, micro_batches: &micro_batches, stop: false, ready: false };
+        let work = Work { step: number, rate: 1e-2, micro_batches: &micro_batches, votes: &Votes::default };
         let outcome = step(&model, &engine, &options, &work).unwrap();
         curve.losses.push(outcome.loss);
         curve.norms.push(outcome.grad_norm);
