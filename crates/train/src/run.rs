@@ -253,7 +253,11 @@ impl<'a, 'h> Session<'a, 'h> {
         // A run that was killed after its last evaluation had enough then, and has enough now.
         let mut enough = self.best.as_ref().is_some_and(BestTracker::exhausted);
         while self.run.step < total && !enough {
-            let (outcome, rate) = self.step()?;
+            let (outcome, rate) = match self.step() {
+                // All ranks see this one, and the checkpoint that is being written is sound.
+                Err(error @ Error::NotFinite { .. }) => return self.finish_save().and(Err(error)),
+                other => other?,
+            };
             if outcome.ready {
                 self.finish_save()?;
             }

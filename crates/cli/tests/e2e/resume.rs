@@ -347,7 +347,7 @@ fn a_save_that_fails_leaves_the_last_checkpoint_whole() {
     assert_eq!(run.code, Some(1), "{}", run.err);
     let error = run.error();
     assert!(error.starts_with("error: cannot write output/checkpoint-3.tmp-"), "{error}");
-    assert!(error.ends_with("/ferrotune_state.safetensors: File too large (os error 27)"), "{error}");
+    assert!(error.ends_with("/ferrotune_state-00001-of-00001.safetensors: File too large (os error 27)"), "{error}");
     let checkpoints = |place: &Place| {
         let names =
             fs::read_dir(place.path("output")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());

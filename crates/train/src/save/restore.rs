@@ -52,13 +52,16 @@ impl Snapshots {
     /// The newest checkpoint in the run's folder that is whole on all disks together. All ranks call it.
     ///
     /// # Errors
-    /// If a folder can't be read, or a rank is lost.
+    /// If the newest one has no state to go on from, a folder can't be read, or a rank is lost.
     pub fn newest(&self) -> Result<Option<Found>> {
         let listed = if self.leads() { self.listed() } else { Ok(Vec::new()) };
         let told = self.tell(listed)?;
         let mut saves: BTreeSet<(u64, String, usize)> = BTreeSet::new();
         saves.extend(told.iter().flatten().map(|listed| (listed.step, listed.save.clone(), listed.world)));
         for (step, save, world) in saves.into_iter().rev() {
+            if world == 0 {
+                return Err(without_state(&self.dir.join(format!("checkpoint-{step}"))));
+            }
             let holders = told.iter().enumerate().filter_map(|(rank, list)| {
                 let found = list.iter().find(|listed| listed.step == step && listed.save == save);
                 found.map(|listed| (rank, listed.files.clone()))
@@ -95,7 +98,11 @@ impl Snapshots {
     /// What this disk has.
     fn listed(&self) -> Result<Vec<Listed>> {
         let whole = list_snapshots(&self.dir)?.into_iter().filter(|found| found.state == SnapshotState::Whole);
-        Ok(whole.filter_map(|found| described(&found.path).ok()).collect())
+        // One without a state counts: what it lacks is told when it is the newest.
+        let bare = |step| Listed { step, save: String::new(), world: 0, files: Vec::new() };
+        whole
+            .map(|found| if found.path.join(RUN).exists() { described(&found.path) } else { Ok(bare(found.step)) })
+            .collect()
     }
 
     /// The logs of a checkpoint. All ranks call it.
