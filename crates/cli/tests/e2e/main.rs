@@ -6,6 +6,7 @@ mod bad_input;
 mod common;
 mod determinism;
 mod golden_train;
+mod many;
 mod outputs;
 mod resume;
 mod verbs;

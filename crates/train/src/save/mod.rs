@@ -59,8 +59,10 @@ const MAX_WORLD: usize = parts::MAX_RANKS;
 struct Saved {
     /// Names the save; every part of it bears this name.
     save: String,
-    /// Ranks that wrote parts.
+    /// Ranks of the run.
     world: usize,
+    /// Those that hold a part of the state; replicas of others hold none.
+    parts: Vec<usize>,
     run: RunState,
 }
 

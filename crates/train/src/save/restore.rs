@@ -27,6 +27,8 @@ pub struct Found {
     pub path: PathBuf,
     save: String,
     world: usize,
+    /// Ranks that hold a part of the state.
+    parts: Vec<usize>,
     /// Ranks, first of their disks, and the files that are there.
     holders: Vec<(usize, Vec<String>)>,
 }
@@ -37,13 +39,14 @@ struct Listed {
     step: u64,
     save: String,
     world: usize,
+    parts: Vec<usize>,
     files: Vec<String>,
 }
 
 impl Found {
     /// Files that a disk needs to go on from it.
     fn needed(&self) -> Vec<String> {
-        let parts = (0..self.world).map(|rank| file_name(rank, self.world));
+        let parts = self.parts.iter().map(|&rank| file_name(rank, self.world));
         [RUN, TRAINER_STATE].map(str::to_owned).into_iter().chain(parts).collect()
     }
 }
@@ -56,9 +59,10 @@ impl Snapshots {
     pub fn newest(&self) -> Result<Option<Found>> {
         let listed = if self.leads() { self.listed() } else { Ok(Vec::new()) };
         let told = self.tell(listed)?;
-        let mut saves: BTreeSet<(u64, String, usize)> = BTreeSet::new();
-        saves.extend(told.iter().flatten().map(|listed| (listed.step, listed.save.clone(), listed.world)));
-        for (step, save, world) in saves.into_iter().rev() {
+        let mut saves: BTreeSet<(u64, String, usize, Vec<usize>)> = BTreeSet::new();
+        let known = |listed: &Listed| (listed.step, listed.save.clone(), listed.world, listed.parts.clone());
+        saves.extend(told.iter().flatten().map(known));
+        for (step, save, world, parts) in saves.into_iter().rev() {
             if world == 0 {
                 return Err(without_state(&self.dir.join(format!("checkpoint-{step}"))));
             }
@@ -68,7 +72,7 @@ impl Snapshots {
             });
             let holders = holders.collect();
             let path = self.dir.join(format!("checkpoint-{step}"));
-            let found = Found { step, path, save, world, holders };
+            let found = Found { step, path, save, world, parts, holders };
             let there = |file: &String| found.holders.iter().any(|(_, files)| files.contains(file));
             if found.needed().iter().all(there) {
                 return Ok(Some(found));
@@ -85,9 +89,9 @@ impl Snapshots {
         let mine = Snapshot::open(path).map_err(Error::from).and_then(|snapshot| described(snapshot.path()));
         let told = self.tell(mine.map(|listed| vec![listed]))?;
         let first = told.into_iter().flatten().next();
-        let Some(Listed { step, save, world, files }) = first else { return Err(without_state(path)) };
+        let Some(Listed { step, save, world, parts, files }) = first else { return Err(without_state(path)) };
         let holders = (0..self.comm.world()).map(|rank| (rank, files.clone())).collect();
-        Ok(Found { step, path: path.to_path_buf(), save, world, holders })
+        Ok(Found { step, path: path.to_path_buf(), save, world, parts, holders })
     }
 
     fn tell(&self, listed: Result<Vec<Listed>>) -> Result<Vec<Vec<Listed>>> {
@@ -99,7 +103,7 @@ impl Snapshots {
     fn listed(&self) -> Result<Vec<Listed>> {
         let whole = list_snapshots(&self.dir)?.into_iter().filter(|found| found.state == SnapshotState::Whole);
         // One without a state counts: what it lacks is told when it is the newest.
-        let bare = |step| Listed { step, save: String::new(), world: 0, files: Vec::new() };
+        let bare = |step| Listed { step, save: String::new(), world: 0, parts: Vec::new(), files: Vec::new() };
         whole
             .map(|found| if found.path.join(RUN).exists() { described(&found.path) } else { Ok(bare(found.step)) })
             .collect()
@@ -186,7 +190,7 @@ fn saved(path: &Path) -> Result<Saved> {
         what: "state of a run",
         source,
     })?;
-    if saved.world == 0 || saved.world > MAX_WORLD {
+    if saved.world == 0 || saved.world > MAX_WORLD || saved.parts.iter().any(|&rank| rank >= saved.world) {
         let reason = format!("it says that {} ranks wrote it", saved.world);
         return Err(Error::CannotResume { path: path.to_path_buf(), reason });
     }
@@ -195,18 +199,20 @@ fn saved(path: &Path) -> Result<Saved> {
 
 /// What a checkpoint's folder has.
 fn described(path: &Path) -> Result<Listed> {
-    let Saved { save, world, .. } = saved(path)?;
+    let Saved { save, world, parts, .. } = saved(path)?;
     let step = path.file_name().and_then(|name| name.to_str()?.strip_prefix("checkpoint-")?.parse().ok()).unwrap_or(0);
-    let all = [RUN, TRAINER_STATE].map(str::to_owned).into_iter().chain((0..world).map(|rank| file_name(rank, world)));
-    Ok(Listed { step, save, world, files: all.filter(|file| path.join(file).is_file()).collect() })
+    let all =
+        [RUN, TRAINER_STATE].map(str::to_owned).into_iter().chain(parts.iter().map(|&rank| file_name(rank, world)));
+    let files = all.filter(|file| path.join(file).is_file()).collect();
+    Ok(Listed { step, save, world, parts, files })
 }
 
 /// Reads what this rank wants.
 fn read(engine: &Engine, found: &Found) -> Result<RunState> {
-    let Found { path, save, world, .. } = found;
+    let Found { path, save, world, parts, .. } = found;
     let run = saved(path)?.run;
-    let parts: Vec<Part> =
-        (0..*world).map(|rank| Part::open(path, save, rank, *world)).collect::<ferrotune_checkpoint::Result<_>>()?;
+    let open = |&rank: &usize| Part::open(path, save, rank, *world);
+    let parts: Vec<Part> = parts.iter().map(open).collect::<ferrotune_checkpoint::Result<_>>()?;
     let misfit = |reason: String| Error::CannotResume {
         path: path.clone(),
         reason: format!("{reason}; take the recipe it was made with, or overwrite_output_dir: true to begin anew"),

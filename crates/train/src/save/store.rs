@@ -48,8 +48,6 @@ impl Pending {
 
 /// What a rank writes: copies.
 struct Copies {
-    /// The run can go on from this checkpoint, so every rank writes its part, be it empty.
-    resumable: bool,
     about: About,
     pieces: Vec<(String, Vec<u8>)>,
     /// The model's files and their tensors, on the first rank of a disk that gets them.
@@ -118,13 +116,16 @@ impl Snapshots {
         step: u64,
         run: Option<&RunState>,
     ) -> Result<Pending> {
-        let mine = if self.comm.rank() == 0 { random().to_le_bytes().to_vec() } else { Vec::new() };
+        let owned = if run.is_some() { engine.owned() } else { Vec::new() };
+        let mine = [&random().to_le_bytes()[..], &[u8::from(!owned.is_empty())]].concat();
         let told = exchange(&*self.comm, DOING, Ok(mine))?;
-        let id = told.first().and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u64::from_le_bytes);
+        let first = told.first().and_then(|bytes| bytes.first_chunk::<8>());
+        let id = first.map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let (save, world) = (format!("{id:016x}"), self.comm.world());
+        let parts: Vec<usize> = (0..world).filter(|&rank| told[rank].last() == Some(&1)).collect();
         let tensors = self.gather(engine, &files)?;
         let about = About { save: save.clone(), rank: self.comm.rank(), world, shapes: BTreeMap::new() };
-        let (about, pieces) = layout(about, if run.is_some() { engine.owned() } else { Vec::new() });
+        let (about, pieces) = layout(about, owned);
         let copy = |(key, piece): (String, Piece)| {
             let mut bytes = Vec::new();
             piece.tensor.with_bytes(|source| bytes = source.to_vec());
@@ -133,7 +134,7 @@ impl Snapshots {
         let mut others = Vec::new();
         if self.leads() {
             if let Some(run) = run {
-                let saved = Saved { save, world, run: run.clone() };
+                let saved = Saved { save, world, parts, run: run.clone() };
                 let json = serde_json::to_vec_pretty(&saved);
                 others.push((
                     RUN,
@@ -143,7 +144,6 @@ impl Snapshots {
             others.push((TRAINER_STATE, logs));
         }
         let copies = Copies {
-            resumable: run.is_some(),
             about,
             pieces: pieces.into_iter().map(copy).collect(),
             model: self.writes_model().then_some((files, tensors)),
@@ -246,7 +246,7 @@ impl Copies {
             folder.bytes(name, bytes)?;
             written.push(((*name).to_owned(), bytes.len() as u64));
         }
-        if self.resumable {
+        if !self.pieces.is_empty() {
             let name = file_name(self.about.rank, self.about.world);
             let (key, value) = self.about.metadata();
             let tensors = self
