@@ -41,7 +41,7 @@ impl Recipe {
 }
 
 /// A value on one line.
-fn text(node: &Node) -> String {
+pub(crate) fn text(node: &Node) -> String {
     match &node.data {
         Data::Scalar { text, .. } => text.clone(),
         Data::List(items) => format!("[{}]", items.iter().map(text).collect::<Vec<_>>().join(", ")),

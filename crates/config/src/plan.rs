@@ -323,8 +323,6 @@ pub struct ParallelPlan {
     pub peer_timeout: Duration,
     /// How long missing ranks are waited for at the start.
     pub join_timeout: Duration,
-    /// Data and output folders are the same on all nodes (`data_shared_file_system`).
-    pub shared_disk: bool,
     /// Each node writes the model's files (`save_on_each_node`).
     pub save_on_each_node: bool,
 }
@@ -362,7 +360,6 @@ impl Default for ParallelPlan {
             max_tokens_per_micro_batch: None,
             peer_timeout: Duration::from_secs(10),
             join_timeout: Duration::from_secs(15 * 60),
-            shared_disk: false,
             save_on_each_node: false,
         }
     }

@@ -5,13 +5,15 @@
 //! transformers' those of `training_args.py`.
 
 mod data;
+mod deepspeed;
 mod model;
 mod output;
+mod parallel;
 mod schedule;
 mod train;
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
-use crate::plan::{ParallelPlan, Plan};
+use crate::plan::Plan;
 use crate::recipe::Recipe;
 use crate::settings::Settings;
 
@@ -44,7 +46,7 @@ impl Plan {
             tuning: model::tuning(s),
             data: data::data(s, stage, verb),
             train: train::train(s),
-            parallel: ParallelPlan::default(),
+            parallel: parallel::parallel(s),
             eval: train::eval(s, verb),
             output: output::output(s, verb),
             generation: output::generation(s),

@@ -148,6 +148,28 @@ impl<'r> Settings<'r> {
         self.written.get(name).is_some_and(|written| !written.node.is_null())
     }
 
+    /// Whether the key says something other than its default.
+    pub(crate) fn says(&self, name: &'static str) -> bool {
+        keys::find(name).is_none_or(|key| self.value(name) != default_of(key))
+    }
+
+    /// The value as written.
+    pub(crate) fn node(&self, name: &'static str) -> Option<&'r Node> {
+        self.written.get(name).map(|written| written.node).filter(|node| !node.is_null())
+    }
+
+    /// A value in words, the default's where none is written.
+    pub(crate) fn shown(&self, name: &'static str) -> String {
+        match self.value(name) {
+            Some(Value::Bool(value)) => value.to_string(),
+            Some(Value::Int(value)) => value.to_string(),
+            Some(Value::Float(value)) => value.to_string(),
+            Some(Value::Text(text)) => text,
+            Some(Value::List(items)) => items.join(", "),
+            _ => self.node(name).map(crate::common::text).unwrap_or_default(),
+        }
+    }
+
     /// Whether the key is in the recipe as null.
     pub(crate) fn is_null(&self, name: &'static str) -> bool {
         self.written.get(name).is_some_and(|written| written.node.is_null())
@@ -263,6 +285,12 @@ impl<'r> Settings<'r> {
 
     pub(crate) fn error_at(&mut self, at: Option<At>, message: String, help: &str) {
         self.error_help(at, message, Some(help.to_owned()));
+    }
+
+    /// An error about a place in another file that the recipe names.
+    pub(crate) fn error_in(&mut self, file: &Recipe, at: At, message: String, help: &str) {
+        let diagnostic = file.diagnostic(Severity::Error, Some(at), (message, Some(help.to_owned())));
+        self.errors.push((None, diagnostic));
     }
 
     fn error_help(&mut self, at: Option<At>, message: String, help: Option<String>) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ferrotune_config::plan::{
     AdamWPlan, BadRows, DataPlan, EvalPlan, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan, LoraPlus,
     LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume, RunLength,
-    Schedule, ScheduleKind, Stage, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
+    Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
 };
 use ferrotune_config::{Recipe, Verb};
 
@@ -154,7 +154,8 @@ fn the_lora_example_means_what_it_means_in_llama_factory() {
             "`trust_remote_code` has no effect: no code of a model is ever run; the supported architectures are built in",
             "`dataloader_num_workers` has no effect: rows are read from a memory map by the training process itself",
             "`warmup_ratio` is an old spelling",
-            "`ddp_timeout` has no effect: there is one process",
+            "`ddp_timeout` has no effect: no clock ends a collective, and no dead rank is waited for: one of which nothing is \
+             heard for `peer_timeout` seconds ends the run",
         ]
     );
 }
@@ -164,11 +165,12 @@ fn the_full_example_differs_where_it_says_so() {
     let (plan, notes) = load(&root().join("fixtures/recipes/qwen3_full_sft.yaml"));
     let mut expected = expected_lora_example();
     expected.tuning = Tuning::Full;
+    expected.parallel.strategy = Some(Strategy::Zero3);
     expected.train.accumulation = 2;
     expected.train.schedule.learning_rate = 1e-5;
     expected.output.dir = "saves/qwen3-4b/full/sft".into();
     assert_eq!(plan, expected);
-    assert!(notes.iter().any(|note| note.starts_with("`deepspeed` has no effect: it splits a model over several")));
+    assert!(notes.iter().any(|note| note.ends_with("it is taken for LLaMA-Factory's file of that name")));
 }
 
 #[test]

@@ -479,7 +479,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let row = LogRow::summary(self.when(), &summary);
         self.record(row.clone())?;
         let files = self.job.saver.files(self.job.engine.parameters());
-        self.snapshots.write_model(self.job.engine, files)?;
+        self.snapshots.write_model(self.job.engine, &files)?;
         if let Some(outputs) = &self.outputs {
             outputs.results("train", &row)?;
         }

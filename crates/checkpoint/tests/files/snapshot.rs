@@ -119,7 +119,7 @@ fn several_write_one_draft() {
     let parts: Vec<(String, u64)> = (0..3)
         .map(|rank| {
             let file = format!("part-{rank}");
-            Draft::new(dir.path(), 4, 77).folder().unwrap().bytes(&file, &vec![rank; 10]).unwrap();
+            Draft::new(dir.path(), 4, 77).folder().unwrap().bytes(&file, &[rank; 10]).unwrap();
             (file, 10)
         })
         .collect();

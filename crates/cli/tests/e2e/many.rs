@@ -61,8 +61,10 @@ fn gap(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
 }
 
+/// The adapter, or the whole model.
 fn adapter(place: &Place) -> Vec<u8> {
-    fs::read(place.path("output/adapter_model.safetensors")).unwrap()
+    let adapter = fs::read(place.path("output/adapter_model.safetensors"));
+    adapter.or_else(|_| fs::read(place.path("output/model.safetensors"))).unwrap()
 }
 
 fn lines(file: &Path) -> usize {
@@ -100,6 +102,76 @@ fn machines_started_by_hand_give_the_curve_of_one_process() {
         assert!(told[0].err.contains("rank node  host"), "{}", told[0].err);
         assert!(gap(&losses(&place), &want) < 1e-5, "{:?} {want:?}", losses(&place));
     }
+}
+
+/// Every strategy, adapters and all weights, over real connections.
+#[test]
+fn every_strategy_gives_the_curve_of_one_process() {
+    // As many rows as come out even on all of these ranks.
+    let rows = "max_samples: 28\nnum_train_epochs: 2\nmax_steps: -1\nper_device_train_batch_size: 1\ngradient_accumulation_steps: 4\n";
+    for tuning in ["lora", "full"] {
+        let tuning = format!("finetuning_type={tuning}");
+        let one = trainable(rows);
+        one.run(&["train", "train.yaml", &tuning]).ok();
+        let want = losses(&one);
+        let splits: [(usize, &[&str]); 8] = [
+            (2, &["strategy=zero1"]),
+            (2, &["strategy=zero2"]),
+            (2, &["strategy=zero3", "offload_optimizer=true"]),
+            (4, &["deepspeed.zero_optimization.stage=3"]),
+            (4, &["strategy=hybrid", "shard_size=2"]),
+            (2, &["strategy=pipeline", "pipeline_stages=2"]),
+            (4, &["strategy=pipeline", "pipeline_stages=2"]),
+            (2, &["max_tokens_per_micro_batch=64", "overlap_communication=false"]),
+        ];
+        for (ranks, split) in splits {
+            let place = trainable(rows);
+            let accumulation = format!("gradient_accumulation_steps={}", 4 / ranks);
+            run(&place, ranks, &[&[tuning.as_str(), &accumulation], split].concat());
+            let gap = gap(&losses(&place), &want);
+            assert!(gap < 1e-5, "{tuning} {split:?} on {ranks} ranks differs by {gap:e}");
+        }
+    }
+}
+
+#[test]
+fn a_strategy_that_the_ranks_do_not_allow_is_told() {
+    let place = trainable("max_steps: 2\n");
+    for told in end(&place, start(&place, 3, &["strategy=pipeline", "pipeline_stages=2"])) {
+        assert_eq!(told.code, Some(1), "{}", told.err);
+        assert!(
+            told.error().contains("strategy: pipeline with pipeline_stages: 2 is not possible with 3 ranks"),
+            "{}",
+            told.error()
+        );
+    }
+}
+
+/// Saved by four under zero3, gone on with by two under zero1, finished and exported by one.
+#[test]
+fn a_checkpoint_serves_any_strategy() {
+    let rows = "finetuning_type: full\nmax_samples: 28\nnum_train_epochs: 4\nmax_steps: -1\nper_device_train_batch_size: 1\n\
+                gradient_accumulation_steps: 4\nsave_steps: 1\nsave_total_limit: 100\n";
+    let calm = trainable(rows);
+    calm.run(&["train", "train.yaml"]).ok();
+    let place = trainable(rows);
+    let part = ["num_train_epochs=1", "gradient_accumulation_steps=1", "strategy=zero3", "save_only_model=false"];
+    // The schedule is that of the whole run, so the run is ended by a kill and not by a shorter one.
+    let mut children = start(&place, 4, &part[1..]);
+    reach(&place, 6);
+    children[3].kill().unwrap();
+    children.remove(3).wait().unwrap();
+    end(&place, children);
+    let mut children = start(&place, 2, &["gradient_accumulation_steps=2", "strategy=zero1"]);
+    reach(&place, 14);
+    children[1].kill().unwrap();
+    children.remove(1).wait().unwrap();
+    end(&place, children);
+    let told = place.run(&["train", "train.yaml"]).ok();
+    assert!(told.err.contains("going on from output/checkpoint-"), "{}", told.err);
+    assert!(gap(&losses(&place), &losses(&calm)) < 1e-4);
+    place.run(&["export", "train.yaml", "model_name_or_path=output", "export_dir=merged", "template=qwen3"]).ok();
+    assert!(place.path("merged/model.safetensors").exists());
 }
 
 #[test]
@@ -246,6 +318,7 @@ fn a_checkpoint_serves_any_number_of_ranks() {
 #[test]
 fn machines_with_disks_of_their_own_go_on_together() {
     with_own_disks("max_steps: 60\nsave_steps: 4\n", false);
+    with_own_disks("max_steps: 60\nsave_steps: 4\nfinetuning_type: full\nstrategy: zero3\n", true);
 }
 
 fn with_own_disks(steps: &str, sharded: bool) {

@@ -67,7 +67,12 @@ pub(super) const KEYS: &[Key] = &[
         "true",
         "remove it: nothing is padded, so padding can't have a loss",
     ),
-    no_effect("data_shared_file_system", Bool, "false", "the cache is found by its content wherever it lies"),
+    no_effect(
+        "data_shared_file_system",
+        Bool,
+        "false",
+        "the cache is found by its content wherever it lies, and whether nodes share a disk is looked up",
+    ),
     no_effect("media_dir", Any, "null", "only text models are trained"),
     no_effect("eval_num_beams", Int(1), "null", "used by `predict_with_generate` only, which is not supported"),
 ];

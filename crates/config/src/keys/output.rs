@@ -67,7 +67,12 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("log_level_replica", Text, "warning", TERMINAL),
     no_effect("log_on_each_node", Bool, "true", "one process writes the log"),
     no_effect("disable_tqdm", Bool, "null", TERMINAL),
-    no_effect("save_on_each_node", Bool, "false", "one process writes the checkpoints"),
+    works(
+        "save_on_each_node",
+        Bool,
+        "false",
+        "the first process of each node writes the model's files, too, where nodes have disks of their own",
+    ),
     no_effect("enable_jit_checkpoint", Bool, "false", "a killed run goes on from its last checkpoint in any case"),
     no_effect("restore_callback_states_from_checkpoint", Bool, "false", "a checkpoint always restores the whole run"),
     no_effect("run_name", Text, "null", TRACKERS),

@@ -34,6 +34,7 @@ fn settings(rank: usize, world: usize, port: u16) -> JoinSettings {
 type Told = (Result<Joined, JoinError>, Vec<JoinEvent>);
 
 /// Joins as all of these at once.
+#[expect(clippy::needless_pass_by_value, reason = "callers make the list for it")]
 fn meet(all: Vec<JoinSettings>) -> Vec<Told> {
     let one = |settings: &JoinSettings| {
         let mut events = Vec::new();
@@ -102,7 +103,7 @@ fn with_a_secret_differences_are_named_only_to_those_who_know_it() {
         );
     }
     let port = tests::port();
-    let mut patient = JoinSettings { token: token.clone(), ..settings(0, 2, port) };
+    let mut patient = JoinSettings { token, ..settings(0, 2, port) };
     patient.patience.join = Duration::from_millis(800);
     let told = meet(vec![patient, JoinSettings { token: Token::secret(b"guess"), ..settings(1, 2, port) }]);
     assert!(matches!(error(&told[0]), JoinError::Missing { .. }), "{:?}", error(&told[0]));

@@ -41,6 +41,8 @@ impl Disks {
         let leader = told.iter().position(sees).unwrap_or(rank);
         let leaders = agree::exchange(comm, DOING, Ok((leader as u32).to_le_bytes().to_vec()))?;
         drop(mark);
+        // Whoever takes the folder next sweeps it; no mark may be left to stumble over.
+        comm.barrier()?;
         let number = |bytes: &Vec<u8>| bytes.as_slice().try_into().map(u32::from_le_bytes).unwrap_or(u32::MAX) as usize;
         let leaders: Vec<usize> = leaders.iter().map(number).collect();
         let sound = |&(rank, &leader): &(usize, &usize)| leader <= rank && leaders[leader] == leader;

@@ -86,7 +86,7 @@ impl Saver<'_> {
         let parts =
             parameters.iter().filter(|p| lora_part(p).is_some()).map(|p| p.param.name.clone()).zip(parts).collect();
         ModelFiles {
-            kind: Kind::Adapter { config, parts },
+            kind: Kind::Adapter { config: Box::new(config), parts },
             tensors,
             dtype: Dtype::F32,
             tokenizer: self.tokenizer.clone(),
@@ -143,7 +143,7 @@ pub struct ModelFiles {
 #[derive(Debug)]
 enum Kind {
     Adapter {
-        config: AdapterConfig,
+        config: Box<AdapterConfig>,
         /// Module and part of each adapter's parameter, by name.
         parts: BTreeMap<String, (String, usize)>,
     },

@@ -193,6 +193,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::cloned_ref_to_slice_refs, reason = "lists of one beside lists of two")]
     fn an_index_vouches_for_every_element_once() {
         let built = |parts: &[&[Stretch]]| index(parts.iter().copied());
         let (a, b) = (stretch("m.a", 0..5), stretch("m.a", 5..12));

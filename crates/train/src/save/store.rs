@@ -220,8 +220,8 @@ impl Snapshots {
     ///
     /// # Errors
     /// If a file can't be written, or a rank is lost.
-    pub fn write_model(&self, engine: &Engine, files: ModelFiles) -> Result<()> {
-        let tensors = self.gather(engine, &files)?;
+    pub fn write_model(&self, engine: &Engine, files: &ModelFiles) -> Result<()> {
+        let tensors = self.gather(engine, files)?;
         let written = if self.writes_model() {
             let mut tensors = tensors.into_iter();
             let folder = FolderWriter::new(&self.dir);
