@@ -84,15 +84,33 @@ pub enum JoinError {
     },
     /// Two processes have one place.
     #[error(
-        "two processes came as rank {rank}: {first} and {second}; give each machine its own NODE_RANK (0 to number of machines - 1)"
+        "two processes came as {place}: {first} and {second}; give each machine its own NODE_RANK (0 to number of machines - 1)"
     )]
     Duplicate {
         /// The place.
-        rank: usize,
+        place: String,
         /// Host and process.
         first: String,
         /// Host and process.
         second: String,
+    },
+    /// There is no such place.
+    #[error("{who} came as {place}, but the run has {shape}; NODE_RANK goes from 0 to number of machines - 1")]
+    Outside {
+        /// Host and process.
+        who: String,
+        /// What it said.
+        place: String,
+        /// What there is.
+        shape: String,
+    },
+    /// As many machines are there as may be.
+    #[error("{who} came too late: the run has all of its {max} machines; raise MAX_NNODES or leave this one out")]
+    Full {
+        /// Host and process.
+        who: String,
+        /// Most machines.
+        max: usize,
     },
     /// Two machines were started with different numbers.
     #[error(

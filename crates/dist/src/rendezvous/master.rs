@@ -1,15 +1,17 @@
 //! Joining as the master: listens, hears everybody out in a thread each, and decides alone.
 
 use super::error::Difference;
-use super::mesh::Meshing;
+use super::mesh::{Meshing, Unmeshed};
 use super::token::{Nonce, nonce, same};
 use super::wire::{self, Greeting, Hello, MAGIC, Meshed, Order, Proof};
 use super::{Claim, JoinError, JoinEvent, JoinSettings, Joined, Member, Seat, interfaces};
+use crate::tcp::Link;
+use std::collections::HashSet;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 /// Connections that are heard at a time; more wait in the system's queue.
@@ -18,6 +20,12 @@ const HEARD: usize = 64;
 const WORD: Duration = Duration::from_secs(1);
 /// How long those who come after a refusal are told of it.
 const LINGER: Duration = Duration::from_millis(1500);
+/// Most strangers that are told of, each machine and reason once.
+const STRANGERS: usize = 100;
+/// How long what a rank saw may be explained by another's end, of which it is the consequence.
+const GRACE: Duration = Duration::from_millis(300);
+/// Between two looks at whether a report has come.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The build that must be the same everywhere.
 pub(super) fn build(settings: &JoinSettings) -> String {
@@ -31,7 +39,14 @@ pub(super) fn listen(settings: &JoinSettings) -> Result<TcpListener, JoinError> 
     let found = (host.as_str(), port).to_socket_addrs();
     let found = found.map_err(|error| JoinError::NoSuchHost { host: host.clone(), reason: error.to_string() })?;
     let mut last = JoinError::NoSuchHost { host: host.clone(), reason: "the name has no address".into() };
-    for address in found {
+    let is_name = host.parse::<IpAddr>().is_err() && host != "localhost";
+    for found in found {
+        // A machine's own name may mean 127.0.1.1 to itself, and its address to the others.
+        let address = match found.ip() {
+            IpAddr::V4(ip) if is_name && ip.is_loopback() => (Ipv4Addr::UNSPECIFIED, port).into(),
+            IpAddr::V6(ip) if is_name && ip.is_loopback() => (Ipv6Addr::UNSPECIFIED, port).into(),
+            _ => found,
+        };
         match TcpListener::bind(address) {
             Ok(listener) => return Ok(listener),
             Err(error) => {
@@ -52,7 +67,7 @@ pub(super) fn listen(settings: &JoinSettings) -> Result<TcpListener, JoinError> 
 enum Heard {
     Candidate(Box<Candidate>),
     Definite(JoinError),
-    Stranger(String),
+    Stranger(SocketAddr, String),
 }
 
 /// Somebody whose proof is good.
@@ -68,15 +83,29 @@ impl Candidate {
         format!("{} (process {})", self.hello.facts.host, self.hello.facts.pid)
     }
 
-    /// Whether it has gone since.
+    /// Whether it has gone since; it has nothing to say before it is asked.
     fn left(&self) -> bool {
-        let mut byte = [0];
-        let asked = self.stream.set_nonblocking(true).and_then(|()| self.stream.peek(&mut byte));
-        let ended = match asked {
-            Ok(count) => count == 0,
-            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
-        };
-        ended || self.stream.set_nonblocking(false).is_err()
+        wire::has_news(&self.stream)
+    }
+
+    /// Its place in words.
+    fn place(&self) -> String {
+        match self.hello.seat {
+            Seat::Numbered { rank, .. } => format!("rank {rank}"),
+            Seat::Arriving { .. } => format!("local rank {} of one machine", self.hello.local_rank),
+        }
+    }
+
+    /// What it says of how it got on with the others.
+    fn report(&self, enough: &AtomicBool, deadline: Instant, message: Duration) -> io::Result<Meshed> {
+        let mut stream = self.stream.try_clone()?;
+        while !wire::has_news(&stream) {
+            if enough.load(Ordering::Relaxed) || Instant::now() >= deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it said nothing in time"));
+            }
+            std::thread::sleep(LOOK / 10);
+        }
+        wire::receive(&mut stream, message)
     }
 }
 
@@ -105,7 +134,7 @@ pub(super) fn join(
     listener.set_nonblocking(true).map_err(|error| system("listen", &error))?;
     let doorman = std::thread::Builder::new().name("rendezvous".into());
     let doorman = doorman.spawn(move || open.keep(&listener, &to)).map_err(|error| system("start a thread", &error))?;
-    let mut hall = Hall { settings, here: Vec::new(), refused: None };
+    let mut hall = Hall { settings, here: Vec::new(), strangers: HashSet::new() };
     let result = hall.fill(&inbox, tell).and_then(|()| hall.begin((own, port), &data));
     if let Err(error) = &result {
         hall.refuse(error, &inbox);
@@ -142,7 +171,7 @@ impl Door {
     fn hear(&self, stream: TcpStream, from: SocketAddr) -> Heard {
         match self.converse(stream, from) {
             Ok(heard) => heard,
-            Err(error) => Heard::Stranger(format!("{from} was turned away: {error}")),
+            Err(error) => Heard::Stranger(from, error.to_string()),
         }
     }
 
@@ -154,6 +183,14 @@ impl Door {
         wire::read(&mut stream, &mut magic, Instant::now() + message)?;
         if magic[..15] != MAGIC[..15] {
             return Err(wire::nonsense(&format!("\"{}\" first", magic[..12].escape_ascii())));
+        }
+        if magic != *MAGIC {
+            let version =
+                |magic: &[u8; 16]| format!("with version {} of the meeting's protocol", magic[15..].escape_ascii());
+            let (host, theirs, ours) = (from.ip().to_string(), version(&magic), version(MAGIC));
+            let error = JoinError::Build { host, theirs, ours };
+            wire::send(&mut stream, &Greeting::Refused(error.clone()), message)?;
+            return if settings.token.is_secret() { Err(io::Error::other(error)) } else { Ok(Heard::Definite(error)) };
         }
         let hello = wire::receive::<Hello>(&mut stream, message)?.tamed();
         let secret = settings.token.is_secret();
@@ -194,12 +231,16 @@ impl Door {
     }
 }
 
-/// Whether a member was started for another number of processes.
-fn differs(settings: &JoinSettings, hello: &Hello) -> Option<JoinError> {
-    let words = |seat: &Seat, local: usize| match seat {
+/// The number of processes that one was started for.
+fn words(seat: &Seat, local: usize) -> String {
+    match seat {
         Seat::Numbered { world, .. } => format!("{world} processes, {local} on each machine"),
         Seat::Arriving { min, max, .. } => format!("{min} to {max} machines, {local} processes on each"),
-    };
+    }
+}
+
+/// Whether a member was started for another number of processes.
+fn differs(settings: &JoinSettings, hello: &Hello) -> Option<JoinError> {
     let theirs = words(&hello.seat, hello.local_world);
     let ours = words(&settings.seat, settings.local_world);
     let error = || JoinError::World {
@@ -218,7 +259,7 @@ fn differences(settings: &JoinSettings, claims: &[Claim], host: &str) -> Option<
         found.map_or_else(|| "not there".to_owned(), |claim| claim.value.clone())
     };
     let mut names: Vec<&str> = settings.claims.iter().chain(claims).map(|claim| claim.what.as_str()).collect();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     names.retain(|name| seen.insert(*name));
     let differ = names.into_iter().filter_map(|what| {
         let (ours, theirs) = (value(&settings.claims, what), wire::tame(&value(claims, what)));
@@ -233,7 +274,8 @@ fn differences(settings: &JoinSettings, claims: &[Claim], host: &str) -> Option<
 struct Hall<'a> {
     settings: &'a JoinSettings,
     here: Vec<Candidate>,
-    refused: Option<JoinError>,
+    /// Whom, and why, it was told of.
+    strangers: HashSet<(IpAddr, String)>,
 }
 
 impl Hall<'_> {
@@ -245,10 +287,15 @@ impl Hall<'_> {
             match inbox.recv_timeout(Duration::from_millis(50)) {
                 Ok(Heard::Candidate(candidate)) => {
                     last = Instant::now();
-                    self.admit(*candidate)?;
+                    self.admit(*candidate, tell)?;
                 }
                 Ok(Heard::Definite(error)) => return Err(error),
-                Ok(Heard::Stranger(words)) => tell(JoinEvent::Stranger(words)),
+                Ok(Heard::Stranger(from, reason)) => {
+                    let words = format!("{from} was turned away: {reason}");
+                    if self.strangers.len() < STRANGERS && self.strangers.insert((from.ip(), reason)) {
+                        tell(JoinEvent::Stranger(words));
+                    }
+                }
                 Err(_) => {}
             }
             self.here.retain(|candidate| !candidate.left());
@@ -274,30 +321,55 @@ impl Hall<'_> {
         }
     }
 
-    fn admit(&mut self, candidate: Candidate) -> Result<(), JoinError> {
+    fn admit(&mut self, candidate: Candidate, tell: &mut dyn FnMut(JoinEvent)) -> Result<(), JoinError> {
         self.here.retain(|other| !other.left());
-        let rank = match candidate.hello.seat {
-            Seat::Numbered { rank, .. } => rank,
-            Seat::Arriving { .. } => {
-                self.here.push(candidate);
-                return Ok(());
-            }
-        };
-        let of = |seat: &Seat| matches!(seat, Seat::Numbered { rank: other, .. } if *other == rank);
-        let own = || format!("{} (process {})", self.settings.facts.host, self.settings.facts.pid);
-        let first = self.here.iter().find(|other| of(&other.hello.seat)).map(Candidate::who);
-        match first.or_else(|| (rank == 0).then(own)) {
-            Some(first) => {
-                let error = JoinError::Duplicate { rank, first, second: candidate.who() };
-                // The one who came second is told as well.
-                self.here.push(candidate);
-                Err(error)
-            }
-            None => {
-                self.here.push(candidate);
+        let error = self.check(&candidate);
+        // The one who came last is told as well.
+        self.here.push(candidate);
+        match error {
+            None => Ok(()),
+            Some(error @ JoinError::Full { .. }) => {
+                tell(JoinEvent::Stranger(error.to_string()));
+                let mut late = self.here.pop().expect("it was put there just now");
+                // It may have left.
+                let _ = wire::send(&mut late.stream, &Order::Refused(error), self.settings.patience.message);
                 Ok(())
             }
+            Some(error) => Err(error),
         }
+    }
+
+    /// What is wrong with the place that a candidate came for.
+    fn check(&self, candidate: &Candidate) -> Option<JoinError> {
+        let Hello { seat, local_rank, local_world, .. } = &candidate.hello;
+        let (who, place) = (candidate.who(), candidate.place());
+        let own = format!("{} (process {})", self.settings.facts.host, self.settings.facts.pid);
+        let (is_outside, is_own) = match (seat, &self.settings.seat) {
+            (Seat::Numbered { rank, world }, _) => (rank >= world, *rank == 0),
+            (Seat::Arriving { node, .. }, Seat::Arriving { node: ours, .. }) => {
+                (local_rank >= local_world, node == ours && *local_rank == self.settings.local_rank)
+            }
+            (Seat::Arriving { .. }, Seat::Numbered { .. }) => (true, false),
+        };
+        if is_outside {
+            let shape = words(&self.settings.seat, self.settings.local_world);
+            return Some(JoinError::Outside { who, place, shape });
+        }
+        let same = |other: &&Candidate| match (&other.hello.seat, seat) {
+            (Seat::Numbered { rank: other, .. }, Seat::Numbered { rank, .. }) => other == rank,
+            (Seat::Arriving { node: of, .. }, Seat::Arriving { node, .. }) => {
+                of == node && other.hello.local_rank == *local_rank
+            }
+            _ => false,
+        };
+        let first = self.here.iter().find(same).map(Candidate::who).or_else(|| is_own.then_some(own));
+        if let Some(first) = first {
+            return Some(JoinError::Duplicate { place, first, second: who });
+        }
+        let Seat::Arriving { node, max, .. } = seat else { return None };
+        let nodes = self.nodes();
+        (nodes.len() >= *max && !nodes.iter().any(|(name, _)| name == node))
+            .then_some(JoinError::Full { who, max: *max })
     }
 
     fn complete(&self, quiet: Duration) -> bool {
@@ -373,7 +445,6 @@ impl Hall<'_> {
 
     /// Numbers all, connects them, and lets them begin.
     fn begin(&mut self, own: (IpAddr, u16), data: &TcpListener) -> Result<Joined, JoinError> {
-        let within = self.settings.patience.message;
         self.sort();
         let members = self.members(own);
         let session: Nonce = nonce()
@@ -383,28 +454,53 @@ impl Hall<'_> {
             let gone = (1..members.len()).find(|rank| !self.here.iter().any(|c| c.hello.facts == members[*rank].facts));
             return Err(left(&members, gone.unwrap_or(0), "its connection ended"));
         }
-        let token = &self.settings.token;
-        let within_all = within * 2;
-        let links = Meshing {
-            rank: 0,
-            members: &members,
-            listener: data,
-            session: &session,
-            token,
-            within: within_all,
-            message: within,
-        }
-        .connect();
-        for (number, candidate) in self.here.iter_mut().enumerate() {
-            match wire::receive(&mut candidate.stream, within_all * 2) {
-                Ok(Meshed::Done) => {}
-                Ok(Meshed::Failed(error)) => return Err(error),
-                Err(error) => return Err(left(&members, number + 1, &error.to_string())),
-            }
-        }
-        let links = links?;
+        let links = self.mesh(&members, &session, data)?;
         self.order(|_| Order::Go);
         Ok(Joined { rank: 0, members, links })
+    }
+
+    /// Connects this rank to all others, and hears how they got on.
+    fn mesh(&self, members: &[Member], session: &Nonce, data: &TcpListener) -> Result<Vec<Link>, JoinError> {
+        let message = self.settings.patience.message;
+        let within = message * 2;
+        let deadline = Instant::now() + within * 2;
+        // Somebody failed; and nobody else's reason matters any more.
+        let (failed, enough) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let (tell, reports) = mpsc::channel();
+            for (number, candidate) in self.here.iter().enumerate() {
+                let (tell, failed, enough) = (tell.clone(), &failed, &enough);
+                let hear = move || {
+                    let error = match candidate.report(enough, deadline, message) {
+                        Ok(Meshed::Done) => None,
+                        Ok(Meshed::Failed(error)) => Some(error),
+                        Err(error) => Some(left(members, number + 1, &error.to_string())),
+                    };
+                    failed.fetch_or(error.is_some(), Ordering::Relaxed);
+                    // Nobody listens once it is decided.
+                    let _ = tell.send(error);
+                };
+                std::thread::Builder::new().spawn_scoped(scope, hear).map_err(|error| {
+                    enough.store(true, Ordering::Relaxed);
+                    JoinError::System { action: "start a thread".into(), reason: error.to_string() }
+                })?;
+            }
+            drop(tell);
+            let stop = || failed.load(Ordering::Relaxed);
+            let token = &self.settings.token;
+            let links = Meshing { rank: 0, members, session, token, within, message, stop: &stop }.connect(data);
+            let own = match &links {
+                Err(Unmeshed::Failed(error)) => Some(error.clone()),
+                Ok(_) | Err(Unmeshed::Stopped) => None,
+            };
+            let cause = cause(own, &reports, self.here.len());
+            enough.store(true, Ordering::Relaxed);
+            match (cause, links) {
+                (None, Ok(links)) => Ok(links),
+                (Some(error), _) | (None, Err(Unmeshed::Failed(error))) => Err(error),
+                (None, Err(Unmeshed::Stopped)) => Err(left(members, 0, "it was stopped for no reason")),
+            }
+        })
     }
 
     /// In the order of ranks.
@@ -433,9 +529,7 @@ impl Hall<'_> {
 
     /// Tells all who are here, and who come within a moment, why there is no run.
     fn refuse(&mut self, error: &JoinError, inbox: &Receiver<Heard>) {
-        self.refused = Some(error.clone());
         let end = Instant::now() + LINGER;
-        let within = self.settings.patience.message;
         loop {
             self.order(|_| Order::Refused(error.clone()));
             for mut candidate in std::mem::take(&mut self.here) {
@@ -444,13 +538,37 @@ impl Hall<'_> {
                 let _ = candidate.stream.set_read_timeout(Some(Duration::from_millis(200)));
                 let _ = candidate.stream.read(&mut [0; 1024]);
             }
-            match inbox.recv_timeout(end.saturating_duration_since(Instant::now()).min(within)) {
+            let left = end.saturating_duration_since(Instant::now());
+            match inbox.recv_timeout(left) {
+                _ if left.is_zero() => return,
                 Ok(Heard::Candidate(candidate)) => self.here.push(*candidate),
                 Ok(_) => {}
                 Err(_) => return,
             }
         }
     }
+}
+
+/// Why ranks that know each other couldn't connect: the first reason, unless one of them is gone, which explains all others.
+fn cause(own: Option<JoinError>, reports: &Receiver<Option<JoinError>>, count: usize) -> Option<JoinError> {
+    let mut first = own;
+    let mut until = first.as_ref().map(|_| Instant::now() + GRACE);
+    for _ in 0..count {
+        let report = match until {
+            None => reports.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => reports.recv_timeout(until.saturating_duration_since(Instant::now())),
+        };
+        match report {
+            Ok(Some(error @ JoinError::Left { .. })) => return Some(error),
+            Ok(Some(error)) => {
+                until = until.or_else(|| Some(Instant::now() + GRACE));
+                first = first.or(Some(error));
+            }
+            Ok(None) => {}
+            Err(_) => break,
+        }
+    }
+    first
 }
 
 fn left(members: &[Member], rank: usize, reason: &str) -> JoinError {

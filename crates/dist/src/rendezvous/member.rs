@@ -1,6 +1,6 @@
 //! Joining as one who isn't the master: finds it, proves itself, and does what it is told until the run can begin.
 
-use super::mesh::Meshing;
+use super::mesh::{Meshing, Unmeshed};
 use super::token::{nonce, same};
 use super::wire::{self, Greeting, Hello, MAGIC, Meshed, Order, Proof};
 use super::{JoinError, JoinEvent, JoinSettings, Joined, interfaces};
@@ -16,56 +16,79 @@ const PAUSE: Duration = Duration::from_millis(300);
 const SILENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn join(settings: &JoinSettings, tell: &mut dyn FnMut(JoinEvent)) -> Result<Joined, JoinError> {
-    let stream = reach(settings, tell)?;
-    take_part(settings, prove(settings, stream)?, tell)
+    let admitted = patiently(settings, tell, |waited| enter(settings, waited))?;
+    take_part(settings, admitted, tell)
+}
+
+/// Comes as one who should be the master and can't be: if another is there already, both are to hear of it. None if there
+/// is nobody of this run.
+pub(super) fn meet_the_other(settings: &JoinSettings) -> Option<JoinError> {
+    let admitted = match enter(settings, Duration::ZERO) {
+        Ok(admitted) => admitted,
+        Err(Attempt::Never(JoinError::NoMaster { .. }) | Attempt::Yet(_)) => return None,
+        Err(Attempt::Never(error)) => return Some(error),
+    };
+    match take_part(settings, admitted, &mut |_| {}) {
+        Err(JoinError::MasterLeft { .. }) | Ok(_) => None,
+        Err(error) => Some(error),
+    }
 }
 
 fn system(action: &str, error: &io::Error) -> JoinError {
     JoinError::System { action: action.to_owned(), reason: error.to_string() }
 }
 
-/// Tries until the master is there: machines are started by hand, one after the other.
-fn reach(settings: &JoinSettings, tell: &mut dyn FnMut(JoinEvent)) -> Result<TcpStream, JoinError> {
-    let (host, port) = (&settings.master.0, settings.master.1);
+/// What an attempt came to.
+pub(super) enum Attempt {
+    /// Another may succeed.
+    Yet(JoinError),
+    /// No other will.
+    Never(JoinError),
+}
+
+/// Tries until it works, since machines are started by hand, one after the other. An attempt is told how long it took so
+/// far.
+pub(super) fn patiently<T>(
+    settings: &JoinSettings,
+    tell: &mut dyn FnMut(JoinEvent),
+    attempt: impl Fn(Duration) -> Result<T, Attempt>,
+) -> Result<T, JoinError> {
     let start = Instant::now();
     let mut said = start;
     loop {
-        let reason = match attempt(host, port) {
-            Ok(stream) => return Ok(stream),
-            Err(reason) => reason,
+        let last = match attempt(start.elapsed()) {
+            Ok(done) => return Ok(done),
+            Err(Attempt::Never(error)) => return Err(error),
+            Err(Attempt::Yet(error)) => error,
         };
-        let waited = start.elapsed();
-        if waited >= settings.patience.join {
-            return match reason {
-                Attempt::NoName(reason) => Err(JoinError::NoSuchHost { host: host.clone(), reason }),
-                Attempt::Failed(reason) => {
-                    let seconds = waited.as_secs();
-                    Err(JoinError::Unreached { host: host.clone(), port, seconds, reason })
-                }
-            };
+        if start.elapsed() >= settings.patience.join {
+            return Err(last);
         }
         if said.elapsed() >= settings.patience.remind {
             said = Instant::now();
-            let (Attempt::NoName(reason) | Attempt::Failed(reason)) = &reason;
-            let seconds = waited.as_secs();
-            tell(JoinEvent::Waiting(format!("the master is not reached at {host}:{port} after {seconds} s: {reason}")));
+            tell(JoinEvent::Waiting(format!("{last}; trying again")));
         }
         std::thread::sleep(PAUSE);
     }
 }
 
-enum Attempt {
-    NoName(String),
-    Failed(String),
+/// One attempt to reach the master and to be taken for one of the run.
+fn enter(settings: &JoinSettings, waited: Duration) -> Result<Admitted, Attempt> {
+    prove(settings, connect(settings, waited)?)
 }
 
-fn attempt(host: &str, port: u16) -> Result<TcpStream, Attempt> {
-    let found = (host, port).to_socket_addrs().map_err(|error| Attempt::NoName(error.to_string()))?;
-    let mut last = Attempt::NoName("the name has no address".into());
+fn connect(settings: &JoinSettings, waited: Duration) -> Result<TcpStream, Attempt> {
+    let (host, port, seconds) = (settings.master.0.clone(), settings.master.1, waited.as_secs());
+    let unknown = |reason: String| Attempt::Yet(JoinError::NoSuchHost { host: host.clone(), reason });
+    let found = (host.as_str(), port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?;
+    let mut last = unknown("the name has no address".into());
     for address in found {
         match TcpStream::connect_timeout(&address, ATTEMPT) {
             Ok(stream) => return Ok(stream),
-            Err(error) => last = Attempt::Failed(meaning(address, &error)),
+            Err(error) => {
+                let reason = meaning(address, &error);
+                last = Attempt::Yet(JoinError::Unreached { host: host.clone(), port, seconds, reason });
+            }
         }
     }
     Err(last)
@@ -96,15 +119,23 @@ struct Admitted {
 }
 
 /// From the first word to the proof.
-fn prove(settings: &JoinSettings, mut stream: TcpStream) -> Result<Admitted, JoinError> {
+fn prove(settings: &JoinSettings, mut stream: TcpStream) -> Result<Admitted, Attempt> {
     let message = settings.patience.message;
-    let at = stream.peer_addr().map_err(|error| system("ask for the master's address", &error))?;
-    let no_master = |error: io::Error| JoinError::NoMaster { at, reason: error.to_string() };
-    let route = stream.local_addr().map_err(|error| system("ask for the own address", &error))?.ip();
-    let own = interfaces::own_address(settings.interfaces.as_ref(), route)?;
-    let listener = TcpListener::bind((own, 0)).map_err(|error| system(&format!("listen on {own}"), &error))?;
-    let port = listener.local_addr().map_err(|error| system("ask for the own port", &error))?.port();
-    let ours = nonce().map_err(|error| system("read random bytes", &error))?;
+    let never = |action: &str| {
+        let action = action.to_owned();
+        move |error: io::Error| Attempt::Never(system(&action, &error))
+    };
+    let at = stream.peer_addr().map_err(never("ask for the master's address"))?;
+    // A master that is hearing others, or one that is just ending, says nothing; what is none says something else.
+    let no_master = |error: io::Error| {
+        let told = JoinError::NoMaster { at, reason: error.to_string() };
+        if wire::is_silence(&error) { Attempt::Yet(told) } else { Attempt::Never(told) }
+    };
+    let route = stream.local_addr().map_err(never("ask for the own address"))?.ip();
+    let own = interfaces::own_address(settings.interfaces.as_ref(), route).map_err(Attempt::Never)?;
+    let listener = TcpListener::bind((own, 0)).map_err(never(&format!("listen on {own}")))?;
+    let port = listener.local_addr().map_err(never("ask for the own port"))?.port();
+    let ours = nonce().map_err(never("read random bytes"))?;
     let secret = settings.token.is_secret();
     let hello = Hello {
         build: super::master::build(settings),
@@ -118,10 +149,10 @@ fn prove(settings: &JoinSettings, mut stream: TcpStream) -> Result<Admitted, Joi
     stream.write_all(MAGIC).and_then(|()| wire::send(&mut stream, &hello, message)).map_err(no_master)?;
     let (theirs, proof) = match wire::receive(&mut stream, message * 2).map_err(no_master)? {
         Greeting::Challenge { nonce, proof } => (nonce, proof),
-        Greeting::Refused(error) => return Err(error),
+        Greeting::Refused(error) => return Err(Attempt::Never(error)),
     };
     if !same(&proof, &settings.token.proof("master", &[&ours, &theirs])) {
-        return Err(JoinError::Token { who: format!("the master at {at}") });
+        return Err(Attempt::Never(JoinError::Token { who: format!("the master at {at}") }));
     }
     let proof = Proof { proof: settings.token.proof("member", &[&theirs, &ours]), address: own, port };
     wire::send(&mut stream, &proof, message).map_err(no_master)?;
@@ -131,11 +162,32 @@ fn prove(settings: &JoinSettings, mut stream: TcpStream) -> Result<Admitted, Joi
     Ok(Admitted { stream, at, listener })
 }
 
-/// A member whose process dies when it has proven itself.
+/// Members that misbehave after they have proven themselves.
 #[cfg(test)]
-pub(super) fn prove_and_leave(settings: &JoinSettings) {
-    let stream = reach(settings, &mut |_| {}).expect("the master is there");
-    drop(prove(settings, stream).expect("it is one of the run"));
+pub(super) mod amiss {
+    use super::*;
+
+    fn admitted(settings: &JoinSettings) -> Admitted {
+        patiently(settings, &mut |_| {}, |waited| enter(settings, waited)).unwrap()
+    }
+
+    /// Its process dies while it waits for the others.
+    pub(in super::super) fn leaves(settings: &JoinSettings) {
+        drop(admitted(settings));
+    }
+
+    /// Its process dies when all others are there.
+    pub(in super::super) fn leaves_at_the_table(settings: &JoinSettings) {
+        let mut admitted = admitted(settings);
+        while let Order::Wait(_) = wire::receive(&mut admitted.stream, SILENCE).unwrap() {}
+    }
+
+    /// Nobody listens where it says that it does.
+    pub(in super::super) fn is_deaf(settings: &JoinSettings) -> Result<Joined, JoinError> {
+        let mut admitted = admitted(settings);
+        admitted.listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        take_part(settings, admitted, &mut |_| {})
+    }
 }
 
 /// From the proof to the beginning of the run.
@@ -147,34 +199,44 @@ fn take_part(
     let Admitted { mut stream, at, listener } = admitted;
     let message = settings.patience.message;
     let left = |error: io::Error| JoinError::MasterLeft { at, reason: error.to_string() };
-    let (rank, session, members) = loop {
+    let (rank, session, mut members) = loop {
         match wire::receive(&mut stream, SILENCE).map_err(left)? {
             Order::Wait(words) => words.into_iter().for_each(|words| tell(JoinEvent::Waiting(wire::tame(&words)))),
-            Order::Table { rank, session, members } if rank < members.len() => break (rank, session, members),
+            Order::Table { rank, session, members } if (1..members.len()).contains(&rank) => {
+                break (rank, session, members);
+            }
             Order::Refused(error) => return Err(error),
             Order::Table { .. } | Order::Go => return Err(left(wire::nonsense("an order out of turn"))),
         }
     };
-    let meshing = Meshing {
-        rank,
-        members: &members,
-        listener: &listener,
-        session: &session,
-        token: &settings.token,
-        within: SILENCE,
-        message,
+    // One that listens on all of its addresses is where it was found.
+    let nowhere = members.iter_mut().filter(|member| member.address.is_unspecified());
+    nowhere.for_each(|member| member.address = at.ip());
+    let stop = || wire::has_news(&stream);
+    let (members_of, token) = (&members, &settings.token);
+    let meshing =
+        Meshing { rank, members: members_of, session: &session, token, within: SILENCE, message, stop: &stop };
+    let links = match meshing.connect(&listener) {
+        Ok(links) => Some(links),
+        Err(Unmeshed::Stopped) => None,
+        Err(Unmeshed::Failed(error)) => {
+            // If the master is gone, what this rank saw is all there is to tell.
+            if wire::send(&mut stream, &Meshed::Failed(error.clone()), message).is_err() {
+                return Err(error);
+            }
+            // What the master tells may be the cause of what this rank saw.
+            return match wire::receive(&mut stream, SILENCE * 2) {
+                Ok(Order::Refused(cause)) => Err(cause),
+                _ => Err(error),
+            };
+        }
     };
-    let links = meshing.connect();
-    let report = match &links {
-        Ok(_) => Meshed::Done,
-        Err(error) => Meshed::Failed(error.clone()),
-    };
-    wire::send(&mut stream, &report, message).map_err(left)?;
-    match wire::receive(&mut stream, SILENCE * 2).map_err(left) {
-        Ok(Order::Go) => Ok(Joined { rank, members, links: links? }),
-        // What the master tells may be the cause of what this rank saw.
-        Ok(Order::Refused(error)) => Err(error),
-        Ok(_) => Err(left(wire::nonsense("an order out of turn"))),
-        Err(error) => links.and(Err(error)),
+    if links.is_some() {
+        wire::send(&mut stream, &Meshed::Done, message).map_err(left)?;
+    }
+    match (wire::receive(&mut stream, SILENCE * 2).map_err(left)?, links) {
+        (Order::Go, Some(links)) => Ok(Joined { rank, members, links }),
+        (Order::Refused(error), _) => Err(error),
+        _ => Err(left(wire::nonsense("an order out of turn"))),
     }
 }

@@ -16,6 +16,9 @@
 //! Claims come before the proof, since the token may be derived from what is claimed, and a differing recipe could
 //! otherwise not be named; where the token is a secret of its own, nothing is believed before the proof. Everything that
 //! is read is bounded in size and time, and a stranger costs a thread for some seconds.
+//!
+//! A derived token keeps runs apart and strangers out, but not somebody who makes up other claims on purpose, which ends
+//! the meeting by name; a secret token does.
 
 mod error;
 mod interfaces;
@@ -26,6 +29,8 @@ mod token;
 mod wire;
 
 #[cfg(test)]
+mod amiss;
+#[cfg(test)]
 mod tests;
 
 pub use error::JoinError;
@@ -33,8 +38,9 @@ pub use token::Token;
 
 use crate::tcp::{Link, TcpSettings, TcpTransport};
 use crate::{Abort, Comm, Pulse, Ranks, Solo};
+use member::Attempt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -194,15 +200,32 @@ impl Joined {
 /// With the first definite reason why the run can't start, the same on all processes that were reached; or after
 /// `patience.join`, with what was missing.
 pub fn join(settings: &JoinSettings, tell: &mut dyn FnMut(JoinEvent)) -> Result<Joined, JoinError> {
+    let cannot = |error: &JoinError| matches!(error, JoinError::NotHere { .. } | JoinError::PortTaken { .. });
     match &settings.seat {
-        Seat::Numbered { rank: 0, .. } => master::join(settings, master::listen(settings)?, tell),
+        Seat::Numbered { rank: 0, .. } => match listen(settings, tell) {
+            Ok(listener) => master::join(settings, listener, tell),
+            // Two machines with NODE_RANK=0: the one that has the address is told as well.
+            Err(error) if cannot(&error) => Err(member::meet_the_other(settings).unwrap_or(error)),
+            Err(error) => Err(error),
+        },
         Seat::Numbered { .. } => member::join(settings, tell),
         // Who is on the master's machine and comes first is the master.
-        Seat::Arriving { .. } if settings.local_rank == 0 => match master::listen(settings) {
+        Seat::Arriving { .. } if settings.local_rank == 0 => match listen(settings, tell) {
             Ok(listener) => master::join(settings, listener, tell),
-            Err(JoinError::NotHere { .. } | JoinError::PortTaken { .. }) => member::join(settings, tell),
+            Err(error) if cannot(&error) => member::join(settings, tell),
             Err(error) => Err(error),
         },
         Seat::Arriving { .. } => member::join(settings, tell),
     }
+}
+
+/// Listens as the master; its own name may become known only a little after its start, as in Kubernetes.
+fn listen(settings: &JoinSettings, tell: &mut dyn FnMut(JoinEvent)) -> Result<TcpListener, JoinError> {
+    let attempt = |_| {
+        master::listen(settings).map_err(|error| match error {
+            JoinError::NoSuchHost { .. } => Attempt::Yet(error),
+            error => Attempt::Never(error),
+        })
+    };
+    member::patiently(settings, tell, attempt)
 }

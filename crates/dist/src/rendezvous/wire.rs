@@ -82,10 +82,17 @@ pub(super) enum Meshed {
     Failed(JoinError),
 }
 
-/// First message on a connection between two ranks, and the answer.
+/// First message on a connection between two ranks.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Introduction {
     pub(super) rank: usize,
+    pub(super) nonce: Nonce,
+}
+
+/// The answer to it; the proof of the one who connects comes last.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) nonce: Nonce,
     pub(super) proof: [u8; 32],
 }
 
@@ -140,6 +147,20 @@ pub(super) fn read(stream: &mut TcpStream, to: &mut [u8], deadline: Instant) -> 
         }
     }
     Ok(())
+}
+
+/// Whether the other side is waiting to be heard, or has just ended: what may be better another time.
+pub(super) fn is_silence(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | TimedOut | ConnectionReset | ConnectionAborted | BrokenPipe)
+}
+
+/// Whether there is something to be read, or the end, without waiting.
+pub(super) fn has_news(stream: &TcpStream) -> bool {
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    let blocks_again = stream.set_nonblocking(false).is_ok();
+    let waits = matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+    !(waits && blocks_again)
 }
 
 pub(super) fn nonsense(what: &str) -> io::Error {
