@@ -41,6 +41,11 @@ pub(crate) fn parent() -> u32 {
     std::os::unix::process::parent_id()
 }
 
+/// Seconds since 1970, with their fraction.
+pub(crate) fn now() -> f64 {
+    SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |time| time.as_secs_f64())
+}
+
 /// Seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())

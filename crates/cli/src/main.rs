@@ -15,6 +15,7 @@ mod world;
 use crate::failure::Failure;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Fine-tunes large language models from LLaMA-Factory recipes.
@@ -52,6 +53,18 @@ enum Command {
     Chat(RecipeArgs),
     /// Merges adapters into a model and writes it as a Hugging Face folder.
     Export(RecipeArgs),
+    /// Shows how a run is: its ranks, its speed, who waits for whom.
+    Status {
+        /// The run's output folder.
+        #[arg(value_name = "OUTPUT_DIR")]
+        folder: PathBuf,
+        /// Print all of it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Show it again every two seconds until the run is over.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Prints what this program and this machine are.
     Env,
     /// Prints the version.
@@ -83,6 +96,7 @@ fn main() -> ExitCode {
         Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
         Command::Chat(recipe) => commands::chat(&recipe.args),
         Command::Export(recipe) => commands::export(&recipe.args),
+        Command::Status { folder, json, watch } => commands::status(&folder, json, watch),
         Command::Env => commands::env(),
         Command::Version => commands::version(),
         Command::Help => commands::help(),

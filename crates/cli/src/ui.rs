@@ -35,6 +35,17 @@ pub(crate) fn text(text: &str) -> std::io::Result<()> {
     out.flush()
 }
 
+/// A time in its two largest units.
+pub(crate) fn duration(seconds: f64) -> String {
+    let seconds = seconds.max(0.0).round() as u64;
+    match (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, minutes) => format!("{minutes} min {} s", seconds % 60),
+        (0, hours, minutes) => format!("{hours} h {minutes} min"),
+        (days, hours, _) => format!("{days} d {hours} h"),
+    }
+}
+
 /// Says something that the user should know.
 pub(crate) fn note(text: &str) {
     let head = if colours() { "\x1b[36mnote\x1b[0m" } else { "note" };

@@ -21,7 +21,7 @@ pub use abort::{Abort, told};
 pub use comm::{Comm, CommError, Ticket};
 pub use imagined::Imagined;
 pub use mesh::{Layout, Mesh, Place};
-pub use pulse::{Activity, Beat, Pulse};
+pub use pulse::{Activity, Beat, Heard, Pulse};
 pub use ranks::Ranks;
 pub use solo::Solo;
 pub use tcp::{Link, TcpSettings, TcpTransport};

@@ -2,7 +2,8 @@
 //! atomics, so that writing costs nothing.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What a rank is busy with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,9 +96,23 @@ impl std::fmt::Display for Beat {
     }
 }
 
+/// Another rank, as it was last heard of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// Its number.
+    pub rank: usize,
+    /// The name of its machine.
+    pub host: String,
+    /// What it said of itself.
+    pub beat: Beat,
+    /// When anything came from it.
+    pub at: Instant,
+}
+
 /// The live state of this rank.
 #[derive(Debug, Default)]
 pub struct Pulse {
+    others: Mutex<Vec<Heard>>,
     step: AtomicU64,
     activity: AtomicU8,
     collectives: AtomicU64,
@@ -140,6 +155,16 @@ impl Pulse {
     /// Computing stood still for so long.
     pub fn waited(&self, time: Duration) {
         self.waiting.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Takes note of what was heard of the others.
+    pub fn hears(&self, others: Vec<Heard>) {
+        *self.others.lock().unwrap_or_else(PoisonError::into_inner) = others;
+    }
+
+    /// What was last heard of the others; a second old at most.
+    pub fn others(&self) -> Vec<Heard> {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The state now.

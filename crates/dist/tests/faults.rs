@@ -70,7 +70,7 @@ fn a_rank_that_dies_in_the_middle_of_a_message_is_named_by_all() {
 fn a_rank_that_falls_silent_is_named_by_all_with_what_it_did() {
     let silent = |sockets: Vec<TcpStream>| {
         // A beat: in a forward pass of step 7.
-        let mut beat = [0; 40];
+        let mut beat = [0; 64];
         beat[0] = 2;
         beat[1] = Activity::Forward as u8;
         beat[8] = 7;
@@ -211,11 +211,11 @@ fn garbage(seed: u64, real: &[u8]) -> Vec<u8> {
     match seed % 3 {
         0 => (0..next() % 400).map(|_| next() as u8).collect(),
         1 => {
-            let mut bytes = vec![0; 40 * (1 + next() as usize % 4)];
-            for header in bytes.chunks_exact_mut(40) {
+            let mut bytes = vec![0; 64 * (1 + next() as usize % 4)];
+            for header in bytes.chunks_exact_mut(64) {
                 header[0] = (next() % 7) as u8;
                 for _ in 0..next() % 4 {
-                    header[next() as usize % 40] = next() as u8;
+                    header[next() as usize % 64] = next() as u8;
                 }
             }
             bytes
@@ -248,7 +248,7 @@ fn real_bytes() -> Vec<u8> {
 #[test]
 fn garbage_is_an_error_and_never_a_panic() {
     let real = real_bytes();
-    assert!(real.len() > 140, "a header and half of 200 bytes: {}", real.len());
+    assert!(real.len() > 164, "a header and half of 200 bytes: {}", real.len());
     let one = &|seed: u64| {
         let (ours, mut theirs) = connection();
         theirs.write_all(&garbage(seed, &real)).unwrap();

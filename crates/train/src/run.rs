@@ -308,6 +308,9 @@ impl<'a, 'h> Session<'a, 'h> {
             )));
         }
         self.run.step = number;
+        let tokens = micro_batches.iter().flatten().map(|sample| sample.row.input_ids.len() as u64).sum();
+        let memory = self.job.engine.device().track().peak;
+        self.job.engine.comm().pulse().trained(tokens, memory);
         self.flops += flops() - before;
         self.run.tokens += outcome.tokens;
         self.run.losses.add(outcome.loss);

@@ -14,16 +14,19 @@ use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_dist::Activity;
+use ferrotune_dist::{Activity, Heard, Pulse};
 use ferrotune_model::Model;
 use ferrotune_train::engine::Engine;
 use ferrotune_train::plan::{Link, Links, Rates};
-use ferrotune_train::report::{Evaluation, LogRow, When, write_results};
+use ferrotune_train::report::{Evaluation, LogRow, Phase, Reached, StatusKeeper, When, write_results};
 use ferrotune_train::save::Saver;
 use ferrotune_train::{
     Circumstances, Event, Finished, Job, Load, MemoryPlan, Split, divide, longest_batch, run, step_options,
 };
 use indicatif::ProgressBar;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Tokens of a sample answer.
 const SAMPLE_TOKENS: usize = 64;
@@ -174,9 +177,12 @@ impl Session<'_> {
             elastic: self.elastic,
             stop: interrupts.stop(),
         };
-        let mut screen = Screen { first: self.first, ..Screen::default() };
+        let pulse = engine.comm().pulse().clone();
+        let output = plan.output.dir.clone();
+        let mut screen = Screen { first: self.first, output, pulse, ..Screen::default() };
         let finished = run(&job, &mut |event| screen.show(event));
         screen.bar.finish_and_clear();
+        screen.end_status(&finished);
         let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
         if finished.interrupted {
             let code = signal.unwrap_or(failure::PASSING);
@@ -337,6 +343,10 @@ fn check_vocabulary(model: &Model, tokenizer: &Tokenizer, prepared: &Prepared) -
 struct Screen {
     /// Warnings are all ranks'; the rest is told by the first.
     first: bool,
+    /// Keeps `status.json` up to date, on the first rank.
+    keeper: Option<StatusKeeper>,
+    output: PathBuf,
+    pulse: Arc<Pulse>,
     bar: ProgressBar,
     first_eval: Option<f64>,
     last_eval: Option<f64>,
@@ -346,7 +356,16 @@ struct Screen {
 
 impl Default for Screen {
     fn default() -> Self {
-        Self { first: true, bar: ProgressBar::hidden(), first_eval: None, last_eval: None, finished_before: false }
+        Self {
+            first: true,
+            keeper: None,
+            output: PathBuf::new(),
+            pulse: Arc::default(),
+            bar: ProgressBar::hidden(),
+            first_eval: None,
+            last_eval: None,
+            finished_before: false,
+        }
     }
 }
 
@@ -363,6 +382,7 @@ impl Screen {
     fn tell(&mut self, event: Event) {
         match event {
             Event::Started(start) => {
+                self.keep_status();
                 let share = 100.0 * start.trainable as f64 / start.parameters as f64;
                 let memory = &start.memory;
                 self.say(&format!(
@@ -385,6 +405,15 @@ impl Screen {
             }
             Event::Stepped(progress, loss) => {
                 self.bar.set_position(progress.step);
+                if let Some(keeper) = &self.keeper {
+                    keeper.reached(Reached {
+                        step: progress.step,
+                        total_steps: progress.total_steps,
+                        tokens_per_second: progress.recent_tokens_per_second,
+                        loss: Some(loss),
+                        remaining: Some(progress.remaining),
+                    });
+                }
                 self.bar.set_message(format!("loss {loss:.4} {:.0} tokens/s", progress.recent_tokens_per_second));
             }
             Event::Logged(row) => self.say(&metrics(&row)),
@@ -402,6 +431,30 @@ impl Screen {
                 ));
             }
             Event::Warning(text) => self.bar.suspend(|| ui::warning(&text)),
+        }
+    }
+
+    /// Begins to write `status.json`. A run goes on without it: what can't be written here can't be elsewhere either.
+    fn keep_status(&mut self) {
+        let (pulse, host, rank) = (self.pulse.clone(), environment::host(), 0);
+        let this = host.clone();
+        let heard = move || {
+            let own = Heard { rank, host: this.clone(), beat: pulse.beat(), at: Instant::now() };
+            std::iter::once(own).chain(pulse.others()).collect()
+        };
+        match StatusKeeper::start(&self.output, host, heard) {
+            Ok(keeper) => self.keeper = Some(keeper),
+            Err(error) => ui::warning(&error.to_string()),
+        }
+    }
+
+    /// Writes how the run ended.
+    fn end_status(&mut self, result: &ferrotune_train::Result<Finished>) {
+        let Some(keeper) = self.keeper.take() else { return };
+        match result {
+            Ok(finished) if finished.interrupted => keeper.end(Phase::Interrupted, None),
+            Ok(_) => keeper.end(Phase::Finished, None),
+            Err(error) => keeper.end(Phase::Failed, Some(error.to_string())),
         }
     }
 

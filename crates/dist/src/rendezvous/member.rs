@@ -162,34 +162,6 @@ fn prove(settings: &JoinSettings, mut stream: TcpStream) -> Result<Admitted, Att
     Ok(Admitted { stream, at, listener })
 }
 
-/// Members that misbehave after they have proven themselves.
-#[cfg(test)]
-pub(super) mod amiss {
-    use super::*;
-
-    fn admitted(settings: &JoinSettings) -> Admitted {
-        patiently(settings, &mut |_| {}, |waited| enter(settings, waited)).unwrap()
-    }
-
-    /// Its process dies while it waits for the others.
-    pub(in super::super) fn leaves(settings: &JoinSettings) {
-        drop(admitted(settings));
-    }
-
-    /// Its process dies when all others are there.
-    pub(in super::super) fn leaves_at_the_table(settings: &JoinSettings) {
-        let mut admitted = admitted(settings);
-        while let Order::Wait(_) = wire::receive(&mut admitted.stream, SILENCE).unwrap() {}
-    }
-
-    /// Nobody listens where it says that it does.
-    pub(in super::super) fn is_deaf(settings: &JoinSettings) -> Result<Joined, JoinError> {
-        let mut admitted = admitted(settings);
-        admitted.listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        take_part(settings, admitted, &mut |_| {})
-    }
-}
-
 /// From the proof to the beginning of the run.
 fn take_part(
     settings: &JoinSettings,
@@ -238,5 +210,33 @@ fn take_part(
         (Order::Go, Some(links)) => Ok(Joined { rank, members, links }),
         (Order::Refused(error), _) => Err(error),
         _ => Err(left(wire::nonsense("an order out of turn"))),
+    }
+}
+
+/// Members that misbehave after they have proven themselves.
+#[cfg(test)]
+pub(super) mod amiss {
+    use super::*;
+
+    fn admitted(settings: &JoinSettings) -> Admitted {
+        patiently(settings, &mut |_| {}, |waited| enter(settings, waited)).unwrap()
+    }
+
+    /// Its process dies while it waits for the others.
+    pub(in super::super) fn leaves(settings: &JoinSettings) {
+        drop(admitted(settings));
+    }
+
+    /// Its process dies when all others are there.
+    pub(in super::super) fn leaves_at_the_table(settings: &JoinSettings) {
+        let mut admitted = admitted(settings);
+        while let Order::Wait(_) = wire::receive(&mut admitted.stream, SILENCE).unwrap() {}
+    }
+
+    /// Nobody listens where it says that it does.
+    pub(in super::super) fn is_deaf(settings: &JoinSettings) -> Result<Joined, JoinError> {
+        let mut admitted = admitted(settings);
+        admitted.listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        take_part(settings, admitted, &mut |_| {})
     }
 }

@@ -5,7 +5,7 @@ use crate::transport::{Call, Head, Op};
 use crate::{Activity, Beat, CommError};
 
 /// Bytes of a header.
-pub(super) const HEADER: usize = 40;
+pub(super) const HEADER: usize = 64;
 /// Most bytes of an error's text form.
 const MOST_TEXT: usize = 4096;
 /// Most bytes of each of its strings.
@@ -30,14 +30,16 @@ impl Frame {
     pub(super) fn encode(&self) -> [u8; HEADER] {
         let (kind, small, step, wide) = match *self {
             Self::Data(Head { call, step, length }) => {
-                (1, call.op as u8, step, [call.group, call.sequence, call.bytes, length])
+                (1, call.op as u8, step, [call.group, call.sequence, call.bytes, length, 0, 0, 0])
             }
             Self::Beat(beat) => {
-                (2, beat.activity as u8, u32::from(beat.in_collective), [beat.step, beat.collectives, 0, 0])
+                let Beat { step, collectives, tokens, memory, communicating, waiting, .. } = beat;
+                let wide = [step, collectives, tokens, memory, communicating, waiting, 0];
+                (2, beat.activity as u8, u32::from(beat.in_collective), wide)
             }
-            Self::Bye => (3, 0, 0, [0; 4]),
-            Self::Heard => (4, 0, 0, [0; 4]),
-            Self::Abort(length) => (5, 0, 0, [0, 0, 0, length as u64]),
+            Self::Bye => (3, 0, 0, [0; 7]),
+            Self::Heard => (4, 0, 0, [0; 7]),
+            Self::Abort(length) => (5, 0, 0, [length as u64, 0, 0, 0, 0, 0, 0]),
         };
         let mut bytes = [0; HEADER];
         bytes[..2].copy_from_slice(&[kind, small]);
@@ -58,12 +60,21 @@ impl Frame {
             }
             2 => {
                 let (activity, in_collective) = (Activity::from_number(bytes[1])?, step == 1);
-                let beat = Beat { step: wide(0), activity, collectives: wide(1), in_collective, ..Beat::default() };
+                let beat = Beat {
+                    step: wide(0),
+                    activity,
+                    collectives: wide(1),
+                    in_collective,
+                    tokens: wide(2),
+                    memory: wide(3),
+                    communicating: wide(4),
+                    waiting: wide(5),
+                };
                 Self::Beat(beat)
             }
             3 => Self::Bye,
             4 => Self::Heard,
-            5 => Self::Abort(usize::try_from(wide(3)).ok().filter(|length| *length <= MOST_TEXT)?),
+            5 => Self::Abort(usize::try_from(wide(0)).ok().filter(|length| *length <= MOST_TEXT)?),
             _ => return None,
         };
         // Whatever a header doesn't need is zero.
@@ -117,7 +128,16 @@ mod tests {
     #[test]
     fn frames_and_errors_survive_the_wire() {
         let call = Call { op: Op::Exchange, group: 1 << 60, sequence: 3, bytes: 5 };
-        let beat = Beat { step: 7, activity: Activity::Saving, collectives: 9, in_collective: true, ..Beat::default() };
+        let beat = Beat {
+            step: 7,
+            activity: Activity::Saving,
+            collectives: 9,
+            in_collective: true,
+            tokens: 10,
+            memory: 11,
+            communicating: 12,
+            waiting: 13,
+        };
         let data = Frame::Data(Head { call, step: 8, length: 1 << 40 });
         for frame in [data, Frame::Beat(beat), Frame::Bye, Frame::Heard, Frame::Abort(MOST_TEXT)] {
             assert_eq!(Frame::decode(&frame.encode()), Some(frame));

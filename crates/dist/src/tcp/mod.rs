@@ -217,12 +217,15 @@ impl TcpTransport {
             if peer.readable && !peer.offers() && now - peer.heard > patience {
                 peer.lose(format!("nothing was heard of it for {:.1} s", (now - peer.heard).as_secs_f64()));
             }
-            let idle = now - peer.sent >= period && !peer.has_queue();
+            // Also where messages pass all the time: they keep a connection alive, but don't say what their sender does.
+            let idle = now - peer.sent.min(peer.told) >= period && !peer.has_queue();
             if idle && Some(peer.rank) != busy && peer.lost.is_none() && !peer.bye {
+                peer.told = now;
                 peer.queue(Frame::Beat(beat), Vec::new());
                 peer.flush();
             }
         }
+        self.pulse.hears(self.peers.iter().flatten().map(Peer::heard_of).collect());
     }
 
     /// Why the run is over, if it is.

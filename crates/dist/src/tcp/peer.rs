@@ -2,7 +2,7 @@
 
 use super::frame::{Frame, HEADER, decode_error};
 use crate::transport::{Finish, Head};
-use crate::{Beat, CommError};
+use crate::{Beat, CommError, Heard};
 use ferrotune_tensor::Lent;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -53,6 +53,8 @@ pub(super) struct Peer {
     /// When the last byte came, and the last one went.
     pub(super) heard: Instant,
     pub(super) sent: Instant,
+    /// When it was last told how this rank is.
+    pub(super) told: Instant,
     beat: Beat,
     /// It said goodbye.
     pub(super) bye: bool,
@@ -77,12 +79,18 @@ impl Peer {
             queue: VecDeque::new(),
             heard: now,
             sent: now,
+            told: now,
             beat: Beat::default(),
             bye: false,
             has_all: false,
             readable: true,
             lost: None,
         })
+    }
+
+    /// What was last heard of it.
+    pub(super) fn heard_of(&self) -> Heard {
+        Heard { rank: self.rank, host: self.host.clone(), beat: self.beat, at: self.heard }
     }
 
     /// The error of a run that lost it.

@@ -17,5 +17,5 @@ pub use log::TrainerLog;
 pub use results::write_results;
 pub use row::{Evaluation, LogRow, Summary, When};
 pub use state::TrainerState;
-pub use status::{Heard, Phase, RankStatus, Reached, Status, StatusKeeper};
+pub use status::{Phase, RankStatus, Reached, Status, StatusKeeper};
 pub use tensorboard::EventFile;

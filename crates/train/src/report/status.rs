@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use ferrotune_checkpoint::write_atomic;
-use ferrotune_dist::Beat;
+use ferrotune_dist::Heard;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs;
@@ -116,19 +116,6 @@ impl Status {
         let most = self.ranks.iter().map(|rank| rank.waiting).fold(0.0, f64::max);
         (self.ranks.len() > 1 && most - least.waiting > 0.05).then_some(least)
     }
-}
-
-/// A rank as it was last heard of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
-    /// Its number.
-    pub rank: usize,
-    /// Its machine.
-    pub host: String,
-    /// What it said of itself.
-    pub beat: Beat,
-    /// Since when nothing was heard.
-    pub silent: Duration,
 }
 
 /// What the loop tells of a run.
@@ -264,7 +251,7 @@ impl Writer {
             computing: if passed.is_zero() { 0.0 } else { 1.0 - waiting },
             communicating: if passed.is_zero() { 0.0 } else { share(rank.beat.communicating, before.communicating) },
             waiting: if passed.is_zero() { 0.0 } else { waiting },
-            silent: rank.silent.as_secs_f64(),
+            silent: moment.saturating_duration_since(rank.at).as_secs_f64(),
         }
     }
 }
@@ -282,10 +269,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferrotune_dist::Activity;
+    use ferrotune_dist::{Activity, Beat};
 
     fn heard(rank: usize, beat: Beat) -> Heard {
-        Heard { rank, host: format!("host{rank}"), beat, silent: Duration::from_millis(1500) }
+        Heard { rank, host: format!("host{rank}"), beat, at: Instant::now() }
     }
 
     fn writer(folder: &Path) -> Writer {
@@ -309,7 +296,8 @@ mod tests {
             communicating: 9_000_000,
             ..before
         };
-        let rank = writer.rank(&heard(1, after), moment + Duration::from_secs(10));
+        let at = moment + Duration::from_millis(8500);
+        let rank = writer.rank(&Heard { at, ..heard(1, after) }, moment + Duration::from_secs(10));
         assert_eq!((rank.computing, rank.communicating, rank.waiting), (0.75, 0.4, 0.25));
         assert_eq!((rank.activity.as_str(), rank.collective, rank.silent), ("in a backward pass", Some(7), 1.5));
         let new = writer.rank(&heard(2, after), moment + Duration::from_secs(10));
