@@ -26,8 +26,8 @@ pub(crate) struct World {
     pub(crate) local_rank: usize,
     /// Processes on a machine.
     pub(crate) per_node: usize,
-    /// Machines may come and go between restarts.
-    pub(crate) elastic: bool,
+    /// Ranks whose rows make a step, where machines come and go: as many as there may be.
+    pub(crate) ranks_of_a_step: Option<usize>,
 }
 
 /// Bytes of a file that are looked at whole; of longer ones, as many again in pieces.
@@ -38,7 +38,7 @@ const PIECES: u64 = 64;
 impl World {
     /// One process.
     fn solo() -> Self {
-        Self { comm: Rc::new(Solo::default()), local_rank: 0, per_node: 1, elastic: false }
+        Self { comm: Rc::new(Solo::default()), local_rank: 0, per_node: 1, ranks_of_a_step: None }
     }
 
     /// Meets the other ranks, if there are any.
@@ -47,11 +47,11 @@ impl World {
     /// If the run can't start, with the reason; all ranks that were reached get the same one.
     pub(crate) fn join(resolved: &Resolved) -> Result<Self, Failure> {
         let launch = &resolved.launch;
-        let (seat, local_rank, per_node, elastic) = match &launch.role {
+        let (seat, local_rank, per_node, ranks_of_a_step) = match &launch.role {
             Role::Alone => return Ok(Self::solo()),
             Role::Worker(Worker { world: 1, .. }) => return Ok(Self::solo()),
             Role::Worker(Worker { rank, world, local_rank, local_world, .. }) => {
-                (Seat::Numbered { rank: *rank, world: *world }, *local_rank, *local_world, false)
+                (Seat::Numbered { rank: *rank, world: *world }, *local_rank, *local_world, None)
             }
             Role::Agent(agent) => arriving(agent)?,
         };
@@ -93,7 +93,7 @@ impl World {
             ui::say(&table(&joined.members));
         }
         let comm = joined.connect(Arc::<Pulse>::default(), plan.peer_timeout)?;
-        Ok(Self { comm, local_rank, per_node, elastic })
+        Ok(Self { comm, local_rank, per_node, ranks_of_a_step })
     }
 
     /// Whether this rank speaks for the run.
@@ -154,13 +154,13 @@ impl World {
 }
 
 /// A worker of an elastic run: its agent has told it which process of its machine it is.
-fn arriving(agent: &Agent) -> Result<(Seat, usize, usize, bool), Failure> {
+fn arriving(agent: &Agent) -> Result<(Seat, usize, usize, Option<usize>), Failure> {
     let Nodes::Elastic { min, max, .. } = agent.nodes else {
         return Err(Failure::Other(anyhow!("an agent didn't tell this process its rank")));
     };
     let local = environment::var(env::LOCAL_RANK).and_then(|text| text.parse().ok()).unwrap_or(0);
     let node = format!("{} {}", environment::host(), environment::parent());
-    Ok((Seat::Arriving { node, min, max }, local, agent.processes, true))
+    Ok((Seat::Arriving { node, min, max }, local, agent.processes, Some(max * agent.processes)))
 }
 
 /// Whether this process is to start others instead of training itself.

@@ -1,4 +1,4 @@
-//! Point-to-point messages between the ranks of a run: all that [`ring`](crate::ring) needs to know of threads or sockets.
+//! Point-to-point messages between the ranks of a run: all that the rings need to know of threads or sockets.
 //!
 //! One thread a rank, its worker, uses a transport. Each message begins with a [`Head`], which its receiver compares with
 //! what it expects, so that ranks out of step find out at once and by name.

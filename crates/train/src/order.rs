@@ -16,13 +16,13 @@ pub struct Share {
     pub rank: usize,
     /// How many there are.
     pub ranks: usize,
-    /// How many there were when the run began: they decide which rows make a step, however many are left.
-    pub at_first: usize,
+    /// How many ranks' rows make a step, however many there are.
+    pub of_a_step: usize,
 }
 
 impl Share {
     /// One rank sees all rows.
-    pub const ALL: Self = Self { rank: 0, ranks: 1, at_first: 1 };
+    pub const ALL: Self = Self { rank: 0, ranks: 1, of_a_step: 1 };
 }
 
 /// The order of a run.
@@ -48,7 +48,7 @@ impl Order {
             whole if plan.drop_last => whole,
             _ => rows.div_ceil(plan.micro_batch),
         };
-        let per_rank = micro_batches.div_ceil(share.at_first) as u64;
+        let per_rank = micro_batches.div_ceil(share.of_a_step) as u64;
         let shape = RunShape { micro_batches: per_rank, accumulation: plan.accumulation as u64, length: plan.length };
         let sampler = Sampler::new(rows, plan.data_seed, plan.shuffle);
         Self { shape, rows, micro_batch: plan.micro_batch, share, micro_batches, budget, sampler }
@@ -66,7 +66,7 @@ impl Order {
 
     /// Rows of a full step over all ranks.
     pub fn rows_per_step(&self) -> usize {
-        self.micro_batch * self.shape.accumulation as usize * self.share.at_first
+        self.micro_batch * self.shape.accumulation as usize * self.share.of_a_step
     }
 
     /// Whether an epoch ends with step `step` (from 1).
@@ -81,7 +81,7 @@ impl Order {
         let (epoch, within) = ((step - 1) / steps, (step - 1) % steps);
         let first = within * self.shape.accumulation;
         let last = (first + self.shape.accumulation).min(self.shape.micro_batches);
-        let ranks = self.share.at_first as u64;
+        let ranks = self.share.of_a_step as u64;
         let all = (first * ranks..last * ranks).map(|i| i as usize % self.micro_batches);
         let all: Vec<Vec<usize>> = all.map(|i| self.micro_batch_rows(epoch, i)).collect();
         let all = match self.budget {
@@ -134,8 +134,8 @@ mod tests {
     }
 
     /// All ranks' rows of a step, sorted.
-    fn step(ranks: usize, at_first: usize, budget: Option<usize>, step: u64) -> Vec<usize> {
-        let of = |rank| order(Share { rank, ranks, at_first }, budget).step_rows(step, size);
+    fn step(ranks: usize, of_a_step: usize, budget: Option<usize>, step: u64) -> Vec<usize> {
+        let of = |rank| order(Share { rank, ranks, of_a_step }, budget).step_rows(step, size);
         let each: Vec<Vec<Vec<usize>>> = (0..ranks).map(of).collect();
         assert!(each.iter().all(|mine| mine.len() == each[0].len()), "as many micro-batches on each rank");
         let mut all = each.concat().concat();

@@ -11,7 +11,7 @@ use std::path::Path;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pacing {
-    /// Ranks when the run began.
+    /// Ranks whose rows make a step.
     pub ranks: usize,
     /// Rows of a micro-batch.
     pub micro_batch: usize,

@@ -44,8 +44,9 @@ pub struct Job<'a> {
     pub memory: MemoryPlan,
     /// The recipe as written.
     pub recipe: &'a str,
-    /// Ranks may come and go between sessions: a step's rows stay those of the run's beginning.
-    pub elastic: bool,
+    /// How many ranks' rows make a step, where that isn't the number of those present: ranks of an elastic run come and go,
+    /// and a step's rows stay the same.
+    pub ranks_of_a_step: Option<usize>,
     /// Set by the caller to end the run after the step under way, with a checkpoint.
     pub stop: &'a AtomicBool,
 }
@@ -102,19 +103,19 @@ pub fn longest_batch(rows: &Rows, micro_batch: usize, budget: Option<usize>) -> 
     lengths
 }
 
-/// The order of a job's rows, as this rank sees it; `at_first` ranks began the run.
-fn order_of(job: &Job<'_>, at_first: Option<usize>) -> Order {
+/// The order of a job's rows, as this rank sees it.
+fn order_of(job: &Job<'_>) -> Order {
     let mesh = &job.engine.division().mesh;
     // However ranks share the work, each counts for a step's rows, as it does where ranks are replicas.
-    let at_first = at_first.filter(|_| job.elastic).unwrap_or(mesh.world.world());
-    let share = Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), at_first };
+    let of_a_step = job.ranks_of_a_step.unwrap_or(mesh.world.world());
+    let share = Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), of_a_step };
     Order::new(job.train.len(), &job.plan.train, job.plan.parallel.max_tokens_per_micro_batch, share)
 }
 
 /// What decides on rows and rates, to be compared when the run goes on.
 fn pacing_of(job: &Job<'_>, order: &Order) -> Pacing {
     Pacing {
-        ranks: order.share().at_first,
+        ranks: order.share().of_a_step,
         micro_batch: job.plan.train.micro_batch,
         accumulation: job.plan.train.accumulation,
         steps_per_epoch: order.shape().steps_per_epoch(),
@@ -183,7 +184,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let plan = job.plan;
         let found = to_resume(plan, &snapshots)?;
         let read = found.as_ref().map(|found| snapshots.restore(job.engine, found)).transpose()?;
-        let order = order_of(job, read.as_ref().map(|read| read.pace.ranks));
+        let order = order_of(job);
         let total = order.shape().total_steps();
         let every = Intervals::new(plan, total)?;
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
@@ -518,7 +519,7 @@ fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finish
         return Ok(None);
     }
     let has_checkpoint = snapshots.newest()?.is_some();
-    let total = order_of(job, None).shape().total_steps();
+    let total = order_of(job).shape().total_steps();
     // The first rank has the logs; what it finds in them goes for all.
     let look = || -> Result<Option<(u64, f64)>> {
         if !has_checkpoint || !dir.join(TRAINER_STATE).exists() {

@@ -92,7 +92,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         tokenizer: &tokenizer,
         memory: split.memory,
         first: world.is_first(),
-        elastic: world.elastic,
+        ranks_of_a_step: world.ranks_of_a_step,
     };
     session.go(saver)
 }
@@ -116,7 +116,7 @@ fn split(resolved: &Resolved, world: &World, fitted: &Fitted, prepared: &Prepare
         options: &options,
         recompute: plan.model.recompute,
         lengths: &lengths,
-        micro_batches: plan.train.accumulation * ranks,
+        micro_batches: plan.train.accumulation * world.ranks_of_a_step.unwrap_or(ranks),
     };
     // The processes of a machine share its memory.
     let available = world.least(environment::available_memory().map(|free| free / world.per_node as u64))?;
@@ -153,7 +153,7 @@ struct Session<'a> {
     memory: MemoryPlan,
     /// This rank speaks for the run.
     first: bool,
-    elastic: bool,
+    ranks_of_a_step: Option<usize>,
 }
 
 impl Session<'_> {
@@ -174,7 +174,7 @@ impl Session<'_> {
             eval,
             memory: self.memory.clone(),
             recipe: &self.resolved.text,
-            elastic: self.elastic,
+            ranks_of_a_step: self.ranks_of_a_step,
             stop: interrupts.stop(),
         };
         let pulse = engine.comm().pulse().clone();

@@ -291,6 +291,30 @@ fn an_agent_starts_its_workers_again_until_they_are_done() {
     assert!(place.path("output/logs/rank-1.log").exists());
 }
 
+/// One of two machines is lost for good: the other goes on alone, with the rows of both.
+#[test]
+fn an_elastic_run_goes_on_with_fewer_machines() {
+    let steps = "max_steps: 150\nsave_steps: 4\n";
+    let (calm, place) = (trainable(steps), trainable(steps));
+    run(&calm, 2, &[]);
+    let port = port();
+    let machine = || {
+        let mut command = place.command(&["train", "train.yaml"]);
+        command.env("FORCE_TORCHRUN", "1").env("RDZV_ID", "job").env("MIN_NNODES", "1").env("MAX_NNODES", "2");
+        command.env("MAX_RESTARTS", "2").env("NPROC_PER_NODE", "1");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let (first, mut second) = (machine(), machine());
+    reach(&place, 20);
+    // Whichever is the master, the other's machine goes down: its worker ends with its agent.
+    second.kill().unwrap();
+    second.wait().unwrap();
+    let told = end(&place, vec![first]).remove(0).ok();
+    assert!(told.err.contains("attempt 2 of 3"), "{}", told.err);
+    assert!(gap(&losses(&place), &losses(&calm)) < 1e-5);
+}
+
 #[test]
 fn a_checkpoint_serves_any_number_of_ranks() {
     let rows = "num_train_epochs: 4\nmax_steps: -1\nper_device_train_batch_size: 1\ngradient_accumulation_steps: 4\nsave_steps: 1\n";

@@ -144,7 +144,7 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
     let model = Model::new(&config(case.tied), dtype, Some(&case.tuning), case.pure_bf16).unwrap();
     let mesh = Mesh::new(comm, split.layout);
     let share =
-        Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), at_first: mesh.layout().data_ranks() };
+        Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), of_a_step: mesh.layout().data_ranks() };
     let division = Division {
         mesh,
         sharding: split.sharding,
