@@ -41,3 +41,12 @@ pub(crate) fn docs(_: &[String]) -> Result<()> {
 pub(crate) fn test(_: &[String]) -> Result<()> {
     run(&mut cargo(&["test", "--workspace"]))
 }
+
+/// Random faults for as long as asked, ten minutes if not; a failure names the seed that repeats it.
+pub(crate) fn soak(arguments: &[String]) -> Result<()> {
+    let seconds = arguments.first().map_or("600", String::as_str);
+    let seed = arguments.get(1).map_or("1", String::as_str);
+    let mut command =
+        cargo(&["test", "-p", "ferrotune", "--test", "e2e", "--", "--ignored", "--nocapture", "many::soak"]);
+    run(command.env("FERROTUNE_SOAK_SECONDS", seconds).env("FERROTUNE_SOAK_SEED", seed))
+}

@@ -26,6 +26,7 @@ const TASKS: &[Task] = &[
     Task { name: "lint", about: "clippy has nothing to say", run: check::lint },
     Task { name: "docs", about: "the documentation builds without a warning", run: check::docs },
     Task { name: "test", about: "the command of the README: cargo test --workspace", run: check::test },
+    Task { name: "soak", about: "[SECONDS] [SEED]: runs of many processes through random faults", run: check::soak },
     Task {
         name: "dist",
         about: "tarball, .deb and wheel in target/dist; [--native] [x86_64] [aarch64]",

@@ -10,6 +10,8 @@
 //!    pod stand in for the first two.
 
 mod asked;
+#[cfg(test)]
+mod deploy_tests;
 mod network;
 mod reader;
 mod slurm;

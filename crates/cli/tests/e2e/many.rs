@@ -410,3 +410,89 @@ fn an_interrupt_of_one_rank_stops_all_with_a_checkpoint() {
     let step = state["global_step"].as_u64().unwrap();
     assert!(place.path(&format!("output/checkpoint-{step}/DONE")).exists());
 }
+
+/// Numbers that look random and can be had again (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
+}
+
+/// Something goes wrong with a rank, or with the port.
+fn disturb(random: &mut Random, children: &mut Vec<Child>) {
+    let victim = random.below(children.len());
+    match random.below(4) {
+        0 => {
+            // Stopped for good: the others give it up, and it goes when they have.
+            signal(&children[victim], "-STOP");
+            let sleeper = children.remove(victim);
+            let deadline = Instant::now() + PATIENCE;
+            while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            signal(&sleeper, "-CONT");
+            children.push(sleeper);
+        }
+        1 => signal(&children[victim], "-TERM"),
+        _ => {
+            children[victim].kill().unwrap();
+            children.remove(victim).wait().unwrap();
+        }
+    }
+}
+
+/// One run through random faults, to the bits of a run without.
+fn through_faults(seed: u64, faults: usize) {
+    let mut random = Random(seed | 1);
+    let strategies = ["replicate", "zero1", "zero3", "pipeline"];
+    let strategy = strategies[random.below(strategies.len())];
+    let tuning = ["lora", "full"][random.below(2)];
+    let steps = format!(
+        "max_steps: 120\nsave_steps: {}\nstrategy: {strategy}\nfinetuning_type: {tuning}\npeer_timeout: 2\nrendezvous_timeout: 4\n",
+        1 + random.below(6)
+    );
+    let (calm, place) = (trainable(&steps), trainable(&steps));
+    let ranks = 2;
+    run(&calm, ranks, &[]);
+    let done = |place: &Place| place.path("output/all_results.json").exists();
+    for _ in 0..faults {
+        let mut children = start(&place, ranks, &[]);
+        let reached = lines(&place.path("output/trainer_log.jsonl"));
+        let (aim, begun) = (reached + random.below(25), Instant::now());
+        while lines(&place.path("output/trainer_log.jsonl")) < aim && !done(&place) && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(random.below(30) as u64));
+        if children.iter_mut().all(|child| child.try_wait().unwrap().is_none()) {
+            disturb(&mut random, &mut children);
+        }
+        end(&place, children);
+    }
+    run(&place, ranks, &[]);
+    assert_eq!(losses(&place), losses(&calm), "seed {seed}: {strategy}, {tuning}");
+    assert!(adapter(&place) == adapter(&calm), "seed {seed}: {strategy}, {tuning}: the same bits");
+}
+
+#[test]
+fn random_faults_cost_no_bit() {
+    through_faults(7, 3);
+}
+
+/// As long as `cargo xtask soak` asks for.
+#[test]
+#[ignore = "cargo xtask soak runs it for as long as asked"]
+fn soak() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seconds = number("FERROTUNE_SOAK_SECONDS").expect("cargo xtask soak sets it");
+    let (mut seed, begun) = (number("FERROTUNE_SOAK_SEED").unwrap_or(1), Instant::now());
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        println!("seed {seed}, {:.0} s", begun.elapsed().as_secs_f64());
+        through_faults(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), 5);
+        seed += 1;
+    }
+}
