@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{cargo, licences, run, text};
+use crate::{cargo, kernels, licences, run, text};
 
 type Check = (&'static str, fn(&[String]) -> Result<()>);
 
@@ -11,6 +11,7 @@ const CHECKS: &[Check] = &[
     ("format", format),
     ("text", text::check),
     ("licences", licences::check),
+    ("kernels", |_| kernels::task(&["--check".to_owned()])),
     ("lint", lint),
     ("docs", docs),
     ("test", test),

@@ -5,6 +5,7 @@
 
 mod check;
 mod dist;
+mod kernels;
 mod licences;
 mod text;
 
@@ -26,6 +27,11 @@ const TASKS: &[Task] = &[
     Task { name: "lint", about: "clippy has nothing to say", run: check::lint },
     Task { name: "docs", about: "the documentation builds without a warning", run: check::docs },
     Task { name: "test", about: "the command of the README: cargo test --workspace", run: check::test },
+    Task {
+        name: "kernels",
+        about: "[--check]: CUDA sources to PTX and cubins, with NVRTC from a wheel",
+        run: kernels::task,
+    },
     Task { name: "soak", about: "[SECONDS] [SEED]: runs of many processes through random faults", run: check::soak },
     Task {
         name: "dist",

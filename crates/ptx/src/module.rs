@@ -75,20 +75,16 @@ impl Module {
     /// If a statement isn't understood, with its line.
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let all = statements(text)?;
-        let (mut kernels, mut at, mut dynamic) = (Vec::new(), 0, None);
+        let (mut kernels, mut at, mut shared) = (Vec::new(), 0, Shared::default());
         while let Some(statement) = all.get(at) {
             at += 1;
             match statement.kind {
                 Kind::Entry => {
                     let end = body_end(&all, at).ok_or_else(|| wrong(statement, "a body without end"))?;
-                    kernels.push(kernel(statement, &all[at..end], dynamic.as_deref())?);
+                    kernels.push(kernel(statement, &all[at..end], &shared)?);
                     at = end;
                 }
-                Kind::Plain => {
-                    if let Some(name) = module_directive(statement)? {
-                        dynamic = Some(name);
-                    }
-                }
+                Kind::Plain => shared.directive(statement)?,
                 _ => return Err(wrong(statement, "unknown statement outside a kernel")),
             }
         }
@@ -110,18 +106,29 @@ fn wrong(statement: &Statement, what: &str) -> Fault {
     Fault::Parse { line: statement.line, text: statement.text.clone(), what: what.to_owned() }
 }
 
-/// The name of an array of shared memory whose size the launch gives, if the directive declares one.
-fn module_directive(statement: &Statement) -> Result<Option<String>, Fault> {
-    let text = &statement.text;
-    if [".version", ".target", ".address_size"].iter().any(|d| text.starts_with(d)) {
-        return Ok(None);
-    }
-    if !text.starts_with(".extern .shared") {
-        return Err(wrong(statement, "unknown directive"));
-    }
-    match text.split_whitespace().last().and_then(|name| name.strip_suffix("[]")) {
-        Some(name) => Ok(Some(name.to_owned())),
-        None => Err(wrong(statement, "an external array has no size")),
+/// Shared memory that a module declares outside its kernels.
+#[derive(Default)]
+struct Shared {
+    /// The array whose size the launch gives.
+    dynamic: Option<String>,
+    /// Variables, which only the kernels have that mention them.
+    variables: Vec<(String, Statement)>,
+}
+
+impl Shared {
+    fn directive(&mut self, statement: &Statement) -> Result<(), Fault> {
+        let text = &statement.text;
+        let name = text.split_whitespace().last().unwrap_or_default();
+        if text.starts_with(".extern .shared") {
+            let name = name.strip_suffix("[]").ok_or_else(|| wrong(statement, "an external array has no size"))?;
+            self.dynamic = Some(name.to_owned());
+        } else if text.starts_with(".shared") {
+            let name = name.split('[').next().unwrap_or_default();
+            self.variables.push((name.to_owned(), statement.clone()));
+        } else if ![".version", ".target", ".address_size"].iter().any(|d| text.starts_with(d)) {
+            return Err(wrong(statement, "unknown directive"));
+        }
+        Ok(())
     }
 }
 
@@ -143,7 +150,7 @@ fn body_end(all: &[Statement], at: usize) -> Option<usize> {
     None
 }
 
-fn kernel(header: &Statement, body: &[Statement], dynamic: Option<&str>) -> Result<Kernel, Fault> {
+fn kernel(header: &Statement, body: &[Statement], shared: &Shared) -> Result<Kernel, Fault> {
     let (name, params, tail) = parts(&header.text).ok_or_else(|| wrong(header, "unknown form of a kernel"))?;
     let mut found = Vec::new();
     let mut offset = 0usize;
@@ -154,7 +161,12 @@ fn kernel(header: &Statement, body: &[Statement], dynamic: Option<&str>) -> Resu
         offset += size;
     }
     let mut decoder = Decoder::new(&found);
-    decoder.names.dynamic_shared = dynamic.map(str::to_owned);
+    decoder.names.dynamic_shared.clone_from(&shared.dynamic);
+    for (name, declaration) in &shared.variables {
+        if body.iter().any(|statement| statement.text.contains(name.as_str())) {
+            decoder.plain(declaration)?;
+        }
+    }
     for statement in body {
         match statement.kind {
             Kind::Open | Kind::Close => {}

@@ -55,11 +55,11 @@ pub(crate) fn statements(text: &str) -> Result<Vec<Statement>, Fault> {
                         found.push(Statement { kind: Kind::Open, text: String::new(), line: at });
                     }
                 }
-                None if c.is_whitespace() && pending.is_empty() => {}
-                None => pending.push(c),
+                None if c.is_whitespace() && (pending.is_empty() || pending.ends_with(' ')) => {}
+                None => pending.push(if c.is_whitespace() { ' ' } else { c }),
             }
         }
-        if !pending.is_empty() {
+        if !pending.is_empty() && !pending.ends_with(' ') {
             pending.push(' ');
         }
     }

@@ -73,7 +73,10 @@ impl Warp {
         }
         let here = threads.count().saturating_sub(u64::from(number) * 32).min(32) as u32;
         let all = u32::MAX >> (32 - here);
-        let predicates = vec![0; names.predicates];
+        let mut predicates = vec![0; names.predicates];
+        for (value, r) in &names.predicate_values {
+            predicates[usize::from(*r)] = if *value { u32::MAX } else { 0 };
+        }
         let groups = vec![Group { at: 0, lanes: all, held: false }];
         let (copies, committed) = (Vec::new(), Vec::new());
         Self {

@@ -152,7 +152,7 @@ impl<'a> Decoder<'a> {
             *slot = match kind {
                 b'w' => self.names.word(text)?,
                 b'd' => self.names.double(text)?,
-                _ => self.names.predicate(text)?,
+                _ => self.names.predicate_operand(text)?,
             };
         }
         let to = match kinds.as_bytes()[0] {

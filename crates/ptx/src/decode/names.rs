@@ -47,6 +47,7 @@ pub(crate) struct Names {
     pub(crate) words: usize,
     pub(crate) doubles: usize,
     /// Immediates and the registers that hold them.
+    pub(crate) predicate_values: HashMap<bool, R>,
     pub(crate) word_values: HashMap<u32, R>,
     pub(crate) double_values: HashMap<u64, R>,
     pub(crate) specials: HashMap<Special, R>,
@@ -119,6 +120,17 @@ impl Names {
             Some(Register::Predicate(r)) => Ok(*r),
             _ => Err(format!("{name} is no predicate")),
         }
+    }
+
+    /// A predicate, or 0 or another number for false and true.
+    pub(super) fn predicate_operand(&mut self, text: &str) -> Result<R, Wrong> {
+        let Some(value) = immediate(text) else { return self.predicate(text) };
+        if let Some(r) = self.predicate_values.get(&(value != 0)) {
+            return Ok(*r);
+        }
+        let r = next(&mut self.predicates)?;
+        self.predicate_values.insert(value != 0, r);
+        Ok(r)
     }
 
     pub(super) fn word_register(&self, name: &str) -> Result<R, Wrong> {

@@ -100,6 +100,8 @@ fn bits(opcode: &str) -> Option<Form> {
         "bfe.u32" => lanes!(W3, |a, b, c| bfe(a, b, c)),
         "prmt.b32" => lanes!(W3, |a, b, c| prmt(a, b, c)),
         "popc.b32" => lanes!(W1, |a| a.count_ones()),
+        // How far to the left the highest bit may be shifted.
+        "bfind.shiftamt.u32" => lanes!(W1, |a| if a == 0 { u32::MAX } else { a.leading_zeros() }),
         "clz.b32" => lanes!(W1, |a| a.leading_zeros()),
         "brev.b32" => lanes!(W1, |a| a.reverse_bits()),
         "selp.b32" | "selp.u32" | "selp.s32" | "selp.f32" | "selp.b16" | "selp.u16" => {
