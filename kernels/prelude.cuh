@@ -126,6 +126,17 @@ INLINE float row_sum(float x) {
     return sum;
 }
 
+// Which tokens see each other in attention: query i of a sequence sees the keys end - window .. end, with
+// end = i + 1 + keys - queries.
+struct Spans {
+    const u32 *cu_q, *cu_k; // borders of the sequences
+    const u32 *tiles;       // a sequence and a stretch of 64 rows for each block of the grid's y
+    u32 queries, heads, kv_heads;
+    int window; // 2^30 for none
+    float scale;
+    u32 sequences;
+};
+
 // What follows are single instructions; the interpreter of `crates/ptx` states what each does.
 
 INLINE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }

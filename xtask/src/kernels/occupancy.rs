@@ -26,7 +26,33 @@ const FLOOR: usize = 50;
 
 /// Kernels, by the beginning of their names, that are launched with shared memory beyond their own or are meant to have few
 /// warps with many registers: that memory in bytes, and blocks that must fit an SM of each target.
-const SPECIAL: &[(&str, usize, [usize; 4])] = &[];
+const SPECIAL: &[(&str, usize, [usize; 4])] = &[
+    ("attention_plain_backward", 0, [4, 4, 4, 4]),
+    ("attention_forward_bf16_64", 16 << 10, [4, 4, 4, 4]),
+    ("attention_forward_f16_64", 16 << 10, [4, 4, 4, 4]),
+    ("attention_forward_bf16_96", 24 << 10, [3, 3, 3, 3]),
+    ("attention_forward_f16_96", 24 << 10, [3, 3, 3, 3]),
+    ("attention_forward_bf16_128", 32 << 10, [2, 2, 2, 2]),
+    ("attention_forward_f16_128", 32 << 10, [2, 2, 2, 2]),
+    ("attention_forward_bf16_256", 64 << 10, [2, 1, 1, 2]),
+    ("attention_forward_f16_256", 64 << 10, [2, 1, 1, 2]),
+    ("attention_backward_queries_bf16_64", 32 << 10, [2, 2, 2, 2]),
+    ("attention_backward_queries_f16_64", 32 << 10, [2, 2, 2, 2]),
+    ("attention_backward_queries_bf16_96", 36 << 10, [2, 2, 2, 2]),
+    ("attention_backward_queries_f16_96", 36 << 10, [2, 2, 2, 2]),
+    ("attention_backward_queries_bf16_128", 48 << 10, [2, 2, 2, 2]),
+    ("attention_backward_queries_f16_128", 48 << 10, [2, 2, 2, 2]),
+    ("attention_backward_queries_bf16_256", 80 << 10, [2, 1, 1, 2]),
+    ("attention_backward_queries_f16_256", 80 << 10, [2, 1, 1, 2]),
+    ("attention_backward_keys_bf16_64", 33280, [2, 2, 2, 2]),
+    ("attention_backward_keys_f16_64", 33280, [2, 2, 2, 2]),
+    ("attention_backward_keys_bf16_96", 37120, [2, 2, 2, 2]),
+    ("attention_backward_keys_f16_96", 37120, [2, 2, 2, 2]),
+    ("attention_backward_keys_bf16_128", 49408, [2, 2, 2, 2]),
+    ("attention_backward_keys_f16_128", 49408, [2, 2, 2, 2]),
+    ("attention_backward_keys_bf16_256", 98560, [1, 1, 1, 1]),
+    ("attention_backward_keys_f16_256", 98560, [1, 1, 1, 1]),
+];
 
 /// Threads of a block where the kernel doesn't say.
 const THREADS: usize = 256;

@@ -123,6 +123,7 @@ impl<'a> Decoder<'a> {
             W1(_) => "ww",
             W2(_) => "www",
             W3(_) => "wwww",
+            W4(_) => "wwwww",
             D1(_) => "dd",
             D2(_) => "ddd",
             D3(_) => "dddd",
@@ -142,12 +143,12 @@ impl<'a> Decoder<'a> {
         Ok(Op::Compute { form, to, from })
     }
 
-    /// The result and up to three operands, by a letter each for the register file.
-    fn registers(&mut self, kinds: &str, operands: &[&str]) -> Result<(R, [R; 3]), Wrong> {
+    /// The result and up to four operands, by a letter each for the register file.
+    fn registers(&mut self, kinds: &str, operands: &[&str]) -> Result<(R, [R; 4]), Wrong> {
         if kinds.len() != operands.len() {
             return Err(format!("{} operands expected", kinds.len()));
         }
-        let mut from = [0; 3];
+        let mut from = [0; 4];
         for ((slot, kind), text) in from.iter_mut().zip(kinds[1..].bytes()).zip(&operands[1..]) {
             *slot = match kind {
                 b'w' => self.names.word(text)?,
@@ -178,7 +179,7 @@ impl<'a> Decoder<'a> {
             Form::PDD(_) => "pddp",
             _ => return Err("unknown form".into()),
         };
-        let (to, [a, b, with]) = self.registers(kinds, operands)?;
+        let (to, [a, b, with, _]) = self.registers(kinds, operands)?;
         Ok(Op::Joined { form, to, from: [a, b], with, or })
     }
 }

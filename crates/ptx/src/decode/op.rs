@@ -61,7 +61,7 @@ pub(crate) enum Op {
     Compute {
         form: Form,
         to: R,
-        from: [R; 3],
+        from: [R; 4],
     },
     /// A comparison joined with a predicate.
     Joined {

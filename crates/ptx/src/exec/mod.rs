@@ -86,11 +86,12 @@ pub(crate) fn run(cx: &mut Context<'_>, warp: &mut Warp, inst: &Inst, lanes: u32
     Ok(Next::On)
 }
 
-fn compute(warp: &mut Warp, form: Form, to: u16, [a, b, c]: [u16; 3], mask: u32) {
+fn compute(warp: &mut Warp, form: Form, to: u16, [a, b, c, d]: [u16; 4], mask: u32) {
     let value = match form {
         Form::W1(f) => f(warp.word(a)),
         Form::W2(f) => f(warp.word(a), warp.word(b)),
         Form::W3(f) => f(warp.word(a), warp.word(b), warp.word(c)),
+        Form::W4(f) => f(warp.word(a), warp.word(b), warp.word(c), warp.word(d)),
         Form::WD(f) => f(warp.double(a)),
         Form::WWWP(f) => f(warp.word(a), warp.word(b), warp.predicate(c)),
         Form::P1(f) => return warp.set_predicate(to, f(warp.predicate(a)), mask),

@@ -33,6 +33,12 @@ fn bfe(a: u32, from: u32, len: u32) -> u32 {
     shr(a, from) & shl(1, len).wrapping_sub(1)
 }
 
+/// Bits of `a` put into `b`.
+fn bfi(a: u32, b: u32, from: u32, len: u32) -> u32 {
+    let mask = shl(shl(1, len & 0xff).wrapping_sub(1), from & 0xff);
+    shl(a, from & 0xff) & mask | b & !mask
+}
+
 /// Byte `i` of the selector picks one of eight bytes.
 fn prmt(a: u32, b: u32, pick: u32) -> u32 {
     let bytes = (u64::from(b) << 32 | u64::from(a)).to_le_bytes();
@@ -98,6 +104,7 @@ fn bits(opcode: &str) -> Option<Form> {
         "shf.l.wrap.b32" => lanes!(W3, |a, b, c| (((u64::from(b) << 32 | u64::from(a)) << (c & 31)) >> 32) as u32),
         "shf.r.wrap.b32" => lanes!(W3, |a, b, c| ((u64::from(b) << 32 | u64::from(a)) >> (c & 31)) as u32),
         "bfe.u32" => lanes!(W3, |a, b, c| bfe(a, b, c)),
+        "bfi.b32" => lanes!(W4, |a, b, c, d| bfi(a, b, c, d)),
         "prmt.b32" => lanes!(W3, |a, b, c| prmt(a, b, c)),
         "popc.b32" => lanes!(W1, |a| a.count_ones()),
         // How far to the left the highest bit may be shifted.
@@ -185,6 +192,7 @@ mod tests {
         assert_eq!((shl(1, 32), shr(u32::MAX, 40), sar(0x8000_0000, 99)), (0, 0, u32::MAX));
         assert_eq!(prmt(0x3322_1100, 0x7766_5544, 0x5410), 0x5544_1100);
         assert_eq!(prmt(0x0000_0080, 0, 0x0008), 0x8080_80ff);
-        assert_eq!(bfe(0xabcd_1234, 4, 8), 0x23);
+        assert_eq!((bfe(0xabcd_1234, 4, 8), bfi(0x12, 0xffff_ffff, 4, 8)), (0x23, 0xffff_f12f));
+        assert_eq!((bfi(7, 0, 3, 29), bfi(7, 5, 0, 0)), (56, 5));
     }
 }

@@ -22,6 +22,7 @@ pub(crate) enum Form {
     W1(fn(&W) -> W),
     W2(fn(&W, &W) -> W),
     W3(fn(&W, &W, &W) -> W),
+    W4(fn(&W, &W, &W, &W) -> W),
     D1(fn(&D) -> D),
     D2(fn(&D, &D) -> D),
     D3(fn(&D, &D, &D) -> D),
@@ -54,6 +55,9 @@ macro_rules! lanes {
     (W1, |$a:ident| $e:expr) => { lanes!(@ W1, W, a: &W => |$a| $e) };
     (W2, |$a:ident, $b:ident| $e:expr) => { lanes!(@ W2, W, a: &W, b: &W => |$a, $b| $e) };
     (W3, |$a:ident, $b:ident, $c:ident| $e:expr) => { lanes!(@ W3, W, a: &W, b: &W, c: &W => |$a, $b, $c| $e) };
+    (W4, |$a:ident, $b:ident, $c:ident, $d:ident| $e:expr) => {
+        lanes!(@ W4, W, a: &W, b: &W, c: &W, d: &W => |$a, $b, $c, $d| $e)
+    };
     (D1, |$a:ident| $e:expr) => { lanes!(@ D1, D, a: &D => |$a| $e) };
     (D2, |$a:ident, $b:ident| $e:expr) => { lanes!(@ D2, D, a: &D, b: &D => |$a, $b| $e) };
     (D3, |$a:ident, $b:ident, $c:ident| $e:expr) => { lanes!(@ D3, D, a: &D, b: &D, c: &D => |$a, $b, $c| $e) };
