@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{cargo, kernels, licences, run, text};
+use crate::{cargo, kernels, licences, run, text, tree};
 
 type Check = (&'static str, fn(&[String]) -> Result<()>);
 
@@ -10,6 +10,7 @@ type Check = (&'static str, fn(&[String]) -> Result<()>);
 const CHECKS: &[Check] = &[
     ("format", format),
     ("text", text::check),
+    ("tree", tree::check),
     ("licences", licences::check),
     ("kernels", |_| kernels::task(&["--check".to_owned()])),
     ("lint", lint),

@@ -8,6 +8,7 @@ mod dist;
 mod kernels;
 mod licences;
 mod text;
+mod tree;
 
 use std::process::{Command, ExitCode};
 
@@ -23,6 +24,7 @@ const TASKS: &[Task] = &[
     Task { name: "ci", about: "all checks, in the order of the list below, then the tests", run: check::ci },
     Task { name: "format", about: "rustfmt finds nothing to change", run: check::format },
     Task { name: "text", about: "no committed file names a place on somebody's machine", run: text::check },
+    Task { name: "tree", about: "the README's tree names every file, and no other", run: tree::check },
     Task { name: "licences", about: "every dependency has a licence that fits ours", run: licences::check },
     Task { name: "lint", about: "clippy has nothing to say", run: check::lint },
     Task { name: "docs", about: "the documentation builds without a warning", run: check::docs },

@@ -9,6 +9,7 @@ mod liveness;
 mod log;
 mod place;
 mod prepare;
+mod split;
 mod ui;
 mod world;
 

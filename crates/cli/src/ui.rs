@@ -145,8 +145,12 @@ impl ferrotune_data::prepare::Progress for Encoding {
 
 /// Bytes as people read them.
 pub(crate) fn bytes(count: u64) -> String {
-    let gib = count as f64 / (1u64 << 30) as f64;
-    if gib >= 1.0 { format!("{gib:.2} GiB") } else { format!("{:.0} MiB", gib * 1024.0) }
+    let kib = count as f64 / 1024.0;
+    match kib {
+        0.0..1024.0 => format!("{kib:.0} KiB"),
+        1024.0..1_048_576.0 => format!("{:.0} MiB", kib / 1024.0),
+        _ => format!("{:.2} GiB", kib / 1_048_576.0),
+    }
 }
 
 /// A number with thousands apart.

@@ -28,6 +28,8 @@ pub(crate) struct World {
     pub(crate) per_node: usize,
     /// Ranks whose rows make a step, where machines come and go: as many as there may be.
     pub(crate) ranks_of_a_step: Option<usize>,
+    /// The machine of each rank.
+    hosts: Vec<String>,
 }
 
 /// Bytes of a file that are looked at whole; of longer ones, as many again in pieces.
@@ -38,7 +40,7 @@ const PIECES: u64 = 64;
 impl World {
     /// One process.
     fn solo() -> Self {
-        Self { comm: Rc::new(Solo::default()), local_rank: 0, per_node: 1, ranks_of_a_step: None }
+        Self { comm: Rc::new(Solo::default()), local_rank: 0, per_node: 1, ranks_of_a_step: None, hosts: Vec::new() }
     }
 
     /// Meets the other ranks, if there are any.
@@ -92,13 +94,19 @@ impl World {
         if joined.rank == 0 {
             ui::say(&table(&joined.members));
         }
+        let hosts = joined.members.iter().map(|member| member.facts.host.clone()).collect();
         let comm = joined.connect(Arc::<Pulse>::default(), plan.peer_timeout)?;
-        Ok(Self { comm, local_rank, per_node, ranks_of_a_step })
+        Ok(Self { comm, local_rank, per_node, ranks_of_a_step, hosts })
     }
 
     /// Whether this rank speaks for the run.
     pub(crate) fn is_first(&self) -> bool {
         self.comm.rank() == 0
+    }
+
+    /// A rank as messages call it.
+    pub(crate) fn name(&self, rank: usize) -> String {
+        self.hosts.get(rank).map_or_else(|| format!("rank {rank}"), |host| format!("rank {rank} ({host})"))
     }
 
     /// Does `work` on the first process of each machine, then on the others, which find in its caches what it has made.

@@ -64,8 +64,18 @@ fn cell(choice: &Choice) -> String {
 /// What the plan says of every way to split two nodes.
 fn all_candidates(demand: &Demand) {
     println!("\n### All ways to split Qwen3-32B over two nodes at 25 Gb/s\n");
+    println!("| strategy | GiB a rank | step | GB from a rank | GB out of a node |");
+    println!("|---|---:|---|---:|---:|");
     for choice in looked_at(demand, 2 * GPUS, &l20s(25.0)) {
-        println!("- {}", choice.reason);
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        println!(
+            "| `{}` | {:.1} | {} | {:.1} | {:.1} |",
+            choice.candidate,
+            choice.needed as f64 / f64::from(1 << 30),
+            cell(&choice),
+            gb(choice.sent),
+            gb(choice.across)
+        );
     }
 }
 
@@ -89,9 +99,8 @@ fn reported() {
     let demand = demand(&config, 512, 312e12 * 0.3);
     let links = Links {
         per_node: GPUS,
-        inside: Link { bandwidth: 180e9, latency: 10e-6 },
-        bus: None,
-        across: Link { bandwidth: 10e9 / 8.0 * PAYLOAD, latency: 50e-6 },
+        inside: Link { bandwidth: 180e9, shared: f64::INFINITY, latency: 10e-6 },
+        across: card(10.0),
     };
     for nodes in [1, 2] {
         let world = nodes * GPUS;
@@ -112,10 +121,15 @@ fn reported() {
 fn l20s(gigabits: f64) -> Links {
     Links {
         per_node: GPUS,
-        inside: Link { bandwidth: 20e9, latency: 10e-6 },
-        bus: None,
-        across: Link { bandwidth: gigabits * 1e9 / 8.0 * PAYLOAD, latency: 50e-6 },
+        inside: Link { bandwidth: 20e9, shared: f64::INFINITY, latency: 10e-6 },
+        across: card(gigabits),
     }
+}
+
+/// A card that one rank alone can fill.
+fn card(gigabits: f64) -> Link {
+    let bandwidth = gigabits * 1e9 / 8.0 * PAYLOAD;
+    Link { bandwidth, shared: bandwidth, latency: 50e-6 }
 }
 
 /// LoRA of rank 8 on all linear layers, bf16, blocks recomputed.
@@ -132,7 +146,7 @@ fn demand(config: &Config, tokens: usize, flops: f64) -> Demand {
         create_new: false,
     };
     let model = Model::new(config, DType::Bf16, Some(&Tuning::Lora(plan)), false).expect("a model of ours");
-    Demand::of(&model, &[tokens], true, false, Rates { flops }).expect("counting needs no memory")
+    Demand::of(&model, &[tokens], true, false, Rates::even(flops)).expect("counting needs no memory")
 }
 
 fn qwen3_32b() -> Config {

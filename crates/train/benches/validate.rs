@@ -2,13 +2,15 @@
 //! throttled by `tc`. Needs root, `ip` and `tc`. `cargo bench -p ferrotune-train --bench validate [-- 100 1000 zero3]` (Mb/s, and
 //! parts of names of cases).
 //!
-//! Each process computes on one thread. The model is fed the rate that all processes reached at the same time on the same
-//! micro-batch, each by itself; the links as they were set; and a hop's latency as a barrier takes it.
+//! Each process computes on one thread, with a core or an equal part of one. The model is fed what a run feeds it: the wires as the ranks measured them, and the
+//! rates of one block, of the head and of an update.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 #[path = "validate/network.rs"]
 mod network;
+#[path = "validate/share.rs"]
+mod share;
 
 use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_data::rows::Row;
@@ -16,10 +18,11 @@ use ferrotune_dist::{Abort, Comm, Layout, Mesh, Pulse, Ranks, TcpSettings, TcpTr
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
-use ferrotune_train::plan::{Candidate, Demand, Link, Links, Rates, balance_of, simulate};
+use ferrotune_train::plan::{Candidate, Demand, Probe, balance_of, measure_rates, simulate};
 use ferrotune_train::{Fresh, Sample, StepOptions, Votes, Work, step};
 use network::{Network, connect};
 use serde_json::json;
+use share::Share;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,10 +32,6 @@ const TOKENS: usize = 512;
 /// Micro-batches of a step for each rank.
 const ACCUMULATED: usize = 2;
 const STEPS: usize = 5;
-/// Of a frame of 1514 bytes, what is payload: 1448 behind the heads of Ethernet, IP and TCP with timestamps.
-const PAYLOAD: f64 = 1448.0 / 1514.0;
-/// Between two processes of a node: the loopback, hardly a limit here.
-const LOOPBACK: f64 = 1.5e9;
 
 /// Name, layout, sharding, adapters or whole weights.
 const CASES: [(&str, [usize; 3], Sharding, bool); 9] = [
@@ -57,8 +56,10 @@ fn main() {
     }
     let (speeds, names): (Vec<String>, Vec<String>) = args.into_iter().partition(|arg| arg.parse::<usize>().is_ok());
     let speeds = if speeds.is_empty() { vec!["100".to_owned(), "1000".to_owned()] } else { speeds };
-    println!("| case | Mb/s | measured s | simulated s | difference | computing | bubble | wires |");
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    println!(
+        "| case | Mb/s set | Mb/s found | us a hop | measured s | simulated s | difference | computing | bubble | wires |"
+    );
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for megabits in speeds {
         let megabits: usize = megabits.parse().expect("a number, as was looked at above");
         let wanted = |case: &usize| names.is_empty() || names.iter().any(|name| CASES[*case].0.contains(name));
@@ -86,7 +87,11 @@ fn run(case: usize, megabits: usize) {
         command.args(["rank", &case.to_string(), &rank.to_string(), &megabits.to_string()]);
         command.env("RAYON_NUM_THREADS", "1").stdin(Stdio::null()).spawn().expect("ip starts it")
     };
-    let children: Vec<Child> = (0..layout(case).world()).map(start).collect();
+    let world = layout(case).world();
+    let children: Vec<Child> = (0..world).map(start).collect();
+    // Ranks without stages compute at the same time anyway.
+    let piped = children.iter().filter(|_| layout(case).stages > 1);
+    let _shares: Vec<Share> = piped.map(|child| Share::new(child.id(), world)).collect();
     for mut child in children {
         assert!(child.wait().expect("it runs").success(), "a rank of case {} failed", CASES[case].0);
     }
@@ -97,16 +102,10 @@ fn worker(case: usize, rank: usize, megabits: f64) {
     let layout = layout(case);
     let comm = meet(rank, layout);
     let model = model(lora);
-    let counted = Demand::of(&model, &[TOKENS], false, false, Rates { flops: 1.0 }).expect("counting needs no memory");
-    let one = Candidate { layout: Layout::SOLO, sharded: Sharding::Whole, spans: vec![0..counted.segments.len(); 1] };
-    comm.barrier().expect("all live");
-    let alone = time(&model, Division::solo(&model), ACCUMULATED, comm.as_ref());
-    let updating = update_time(&model);
-    let flops: f64 = counted.segments.iter().map(|cost| cost.forward + cost.backward).sum();
-    let rate = flops * one.micro_batches(ACCUMULATED) as f64 / (alone - updating);
-    let demand = Demand::of(&model, &[TOKENS], false, false, Rates { flops: rate }).expect("as before");
-    let demand = Demand { update: updating, ..demand };
-    let latency = hop(comm.as_ref());
+    let device = Device::cpu();
+    let wires = Probe::new(comm.as_ref(), &device, per_node(layout)).expect("wires").links;
+    let rates = measure_rates(&model, &device, &[TOKENS], comm.as_ref()).expect("rates");
+    let demand = Demand::of(&model, &[TOKENS], false, false, rates).expect("counting needs no memory");
     let all = ACCUMULATED * layout.world();
     let spans = balance_of(&demand, layout.stages, all, None).expect("more segments than stages");
     let candidate = Candidate { layout, sharded, spans };
@@ -114,16 +113,12 @@ fn worker(case: usize, rank: usize, megabits: f64) {
     let (overlap, offload) = (true, Offload::default());
     let division = Division { mesh, sharding: sharded, spans: candidate.spans.clone(), overlap, offload };
     let measured = time(&model, division, candidate.micro_batches(all), comm.as_ref());
-    let links = Links {
-        per_node: per_node(layout),
-        inside: Link { bandwidth: LOOPBACK, latency },
-        bus: None,
-        across: Link { bandwidth: megabits * 1e6 / 8.0 * PAYLOAD, latency },
-    };
-    let told = simulate(&demand, &candidate, all, &links, overlap);
+    let told = simulate(&demand, &candidate, all, &wires, overlap);
     if rank == 0 {
         println!(
-            "| {name} | {megabits} | {measured:.3} | {:.3} | {:+.1} % | {:.3} | {:.3} | {:.3} |",
+            "| {name} | {megabits} | {:.0} | {:.0} | {measured:.3} | {:.3} | {:+.1} % | {:.3} | {:.3} | {:.3} |",
+            wires.across.bandwidth * 8e-6,
+            wires.across.latency * 1e6,
             told.step,
             (told.step / measured - 1.0) * 100.0,
             told.compute,
@@ -141,15 +136,6 @@ fn meet(rank: usize, layout: Layout) -> Rc<dyn Comm> {
     let settings = TcpSettings { rank, host: "bench".into(), peer_timeout: Duration::from_secs(10) };
     let transport = TcpTransport::new(settings, links, abort.clone(), pulse.clone()).expect("sockets");
     Rc::new(Ranks::start(transport, abort, pulse).expect("a thread"))
-}
-
-/// Seconds of a hop, as all ranks' mean.
-fn hop(comm: &dyn Comm) -> f64 {
-    const TIMES: usize = 20;
-    comm.barrier().expect("all live");
-    let start = Instant::now();
-    (0..TIMES).for_each(|_| comm.barrier().expect("all live"));
-    mean(comm, start.elapsed().as_secs_f64() / (TIMES * (comm.world() - 1)) as f64)
 }
 
 fn mean(comm: &dyn Comm, value: f64) -> f64 {
@@ -186,18 +172,6 @@ fn time(model: &Model, division: Division, micro_batches: usize, comm: &dyn Comm
     }
     comm.barrier().expect("all live");
     mean(comm, least)
-}
-
-/// Seconds of an update of all weights that train.
-fn update_time(model: &Model) -> f64 {
-    let engine = engine(model, Division::solo(model));
-    let update = ferrotune_train::engine::Update { rate: 1e-3, step: 1, max_norm: 1.0, plus: None };
-    let update = || {
-        let start = Instant::now();
-        engine.update(&optimizer(), &update, 1.0).expect("memory");
-        start.elapsed().as_secs_f64()
-    };
-    (0..3).map(|_| update()).fold(f64::INFINITY, f64::min)
 }
 
 fn engine(model: &Model, division: Division) -> Engine {

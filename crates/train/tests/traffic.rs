@@ -88,7 +88,7 @@ impl Case {
     }
 
     fn demand(&self) -> Demand {
-        Demand::of(&self.model(), &[TOKENS], self.recompute, false, Rates { flops: 1.0 }).unwrap()
+        Demand::of(&self.model(), &[TOKENS], self.recompute, false, Rates::even(1.0)).unwrap()
     }
 }
 
@@ -156,8 +156,7 @@ fn some_blocks() {
 #[test]
 fn only_gradients_of_adapters_leave_a_node() {
     let case = Case { tuning: lora(), tied: false, dtype: DType::Bf16, recompute: true, overlap: true };
-    let wire = Link { bandwidth: 1.0, latency: 0.0 };
-    let links = Links { per_node: 2, inside: wire, bus: None, across: wire };
+    let links = Links { per_node: 2, inside: Link::FREE, across: Link::FREE };
     let adapters: usize = {
         let trained = |p: &&ferrotune_model::Parameter| p.param.trainable;
         case.model().parameters().iter().filter(trained).map(|p| 4 * p.param.shape.numel()).sum()

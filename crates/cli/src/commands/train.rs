@@ -4,7 +4,8 @@ use super::chat::Talk;
 use crate::agent::Agent;
 use crate::failure::{self, Failure};
 use crate::interrupt::Interrupts;
-use crate::prepare::{self, Fitted, Resolved, Training};
+use crate::prepare::{self, Resolved, Training};
+use crate::split::split;
 use crate::world::{self, World};
 use crate::{environment, ui};
 use anyhow::anyhow;
@@ -17,12 +18,9 @@ use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::{Activity, Heard, Pulse};
 use ferrotune_model::Model;
 use ferrotune_train::engine::Engine;
-use ferrotune_train::plan::{Link, Links, Rates};
 use ferrotune_train::report::{Evaluation, LogRow, Phase, Reached, StatusKeeper, When, write_results};
 use ferrotune_train::save::Saver;
-use ferrotune_train::{
-    Circumstances, Event, Finished, Job, Load, MemoryPlan, Split, divide, longest_batch, run, step_options,
-};
+use ferrotune_train::{Event, Finished, Job, MemoryPlan, run};
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,48 +93,6 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         ranks_of_a_step: world.ranks_of_a_step,
     };
     session.go(saver)
-}
-
-/// Floating-point operations a second that a thread is taken to do where strategies are weighed against each other; only its
-/// ratio to the wires matters there.
-const RATE_OF_A_THREAD: f64 = 5e10;
-/// Wires that are taken to be there: 10 Gb/s between machines, the processor's memory inside one.
-const WIRES: [Link; 2] = [Link { bandwidth: 2e9, latency: 5e-5 }, Link { bandwidth: 1.1e9, latency: 1e-4 }];
-
-/// How the run is split over its ranks.
-fn split(resolved: &Resolved, world: &World, fitted: &Fitted, prepared: &Prepared) -> Result<Split, Failure> {
-    let plan = &resolved.plan;
-    let options = step_options(plan, false);
-    let budget = plan.parallel.max_tokens_per_micro_batch;
-    let rows = prepared.train.as_ref().filter(|_| fitted.trains());
-    let lengths = rows.map_or_else(Vec::new, |rows| longest_batch(rows, plan.train.micro_batch, budget));
-    let ranks = world.comm.world();
-    let load = Load {
-        model: fitted.model(),
-        options: &options,
-        recompute: plan.model.recompute,
-        lengths: &lengths,
-        micro_batches: plan.train.accumulation * world.ranks_of_a_step.unwrap_or(ranks),
-    };
-    // The processes of a machine share its memory.
-    let available = world.least(environment::available_memory().map(|free| free / world.per_node as u64))?;
-    let threads = world.least(Some(rayon::current_num_threads() as u64))?.unwrap_or(1);
-    let [inside, across] = WIRES;
-    let among = Circumstances {
-        world: ranks,
-        per_node: world.per_node.min(ranks),
-        available,
-        links: Links { per_node: world.per_node.min(ranks), inside, bus: None, across },
-        rates: Rates { flops: RATE_OF_A_THREAD * threads as f64 },
-    };
-    let split = divide(&load, &plan.parallel, &among).map_err(|error| resolved.place(error))?;
-    if world.is_first() && ranks > 1 {
-        ui::say(&format!("strategy: {}", split.shape.candidate));
-        for choice in split.choices.iter().filter(|_| plan.parallel.strategy.is_none()) {
-            ui::say(&format!("  {}", choice.reason));
-        }
-    }
-    Ok(split)
 }
 
 struct Session<'a> {

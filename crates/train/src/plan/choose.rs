@@ -1,8 +1,7 @@
-//! Picks the fastest split that fits, and says of each of the others why not.
+//! Picks the fastest split that fits, with the figures of all others.
 
 use super::{Candidate, Demand, Estimate, Links, across, simulate, traffic};
 use crate::Result;
-use std::fmt::Write as _;
 
 /// What a choice depends on. Ranks that are to choose alike agree on all of it first, on what was measured above all.
 #[derive(Debug, Clone, Copy)]
@@ -34,8 +33,6 @@ pub struct Choice {
     pub sent: u64,
     /// Most bytes that leave a node in a step.
     pub across: u64,
-    /// All of this in a line.
-    pub reason: String,
 }
 
 /// Looks at all `candidates`: those that fit come first, the fastest in front; of equals the one that was named first. The
@@ -74,28 +71,5 @@ fn look(question: &Question<'_>, candidate: Candidate, needed: u64) -> Choice {
     }
     let across = nodes.into_iter().max().unwrap_or(0);
     let fits = capacity.is_none_or(|capacity| needed <= capacity);
-    let mut choice = Choice { candidate, needed, fits, estimate, sent, across, reason: String::new() };
-    choice.reason = reason(&choice, capacity);
-    choice
-}
-
-fn reason(choice: &Choice, capacity: Option<u64>) -> String {
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    let Choice { candidate, needed, estimate, .. } = choice;
-    let mut line = format!("{candidate}: {:.1} GiB a rank", gib(*needed));
-    if !choice.fits {
-        let _ = write!(line, " don't fit into {:.1} GiB", gib(capacity.unwrap_or_default()));
-        return line;
-    }
-    let Estimate { step, compute, bubble, communication } = estimate;
-    let _ = write!(line, ", {step:.2} s a step: {compute:.2} s computing");
-    if *bubble > 0.0 {
-        let _ = write!(line, ", {bubble:.2} s waiting for other stages");
-    }
-    if *communication > 0.0 {
-        let _ = write!(line, ", {communication:.2} s waiting for the wires");
-        let _ = write!(line, " ({:.2} GB from a rank, {:.2} GB out of a node)", gb(choice.sent), gb(choice.across));
-    }
-    line
+    Choice { candidate, needed, fits, estimate, sent, across }
 }

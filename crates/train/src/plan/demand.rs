@@ -62,11 +62,22 @@ pub struct Cost {
     pub held: u64,
 }
 
-/// Floating-point rates of a rank, per second.
+/// What a rank does in a second.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// Of a step's products, attention included: the peak times what of it is reached.
-    pub flops: f64,
+    /// Floating-point operations of blocks, attention included: the peak times what of it is reached.
+    pub blocks: f64,
+    /// Those of the head and its loss.
+    pub head: f64,
+    /// Parameters that the optimiser updates.
+    pub update: f64,
+}
+
+impl Rates {
+    /// `flops` floating-point operations a second wherever they are done, and updates that take no time.
+    pub fn even(flops: f64) -> Self {
+        Self { blocks: flops, head: flops, update: f64::INFINITY }
+    }
 }
 
 /// One step of a model.
@@ -109,13 +120,15 @@ impl Demand {
         device.check().map_err(Error::from)?;
         let tokens: usize = lengths.iter().sum();
         let border = model.activations().bytes(tokens * model.config().hidden_size) as u64;
-        let seconds = |count: &Count| Cost {
-            forward: count.flops[0] / rates.flops,
-            backward: count.flops[1] / rates.flops,
-            held: count.held,
+        let cost = |(segment, count): (usize, &Count)| {
+            let rate = if segment + 1 == model.segments() { rates.head } else { rates.blocks };
+            Cost { forward: count.flops[0] / rate, backward: count.flops[1] / rate, held: count.held }
         };
-        let segments = host.counts.borrow().iter().map(seconds).collect();
-        Ok(Self { segments, groups: groups(model.parameters(), plus, &host.reads.borrow()), border, update: 0.0 })
+        let segments = host.counts.borrow().iter().enumerate().map(cost).collect();
+        let trained: usize =
+            model.parameters().iter().map(|p| &p.param).filter(|p| p.trainable).map(|p| p.shape.numel()).sum();
+        let update = trained as f64 / rates.update;
+        Ok(Self { segments, groups: groups(model.parameters(), plus, &host.reads.borrow()), border, update })
     }
 
     /// Bytes that a segment's weights, gradients and optimiser states take on a rank that holds all of them.

@@ -2,13 +2,25 @@
 
 use ferrotune_dist::{Layout, Place};
 
-/// One kind of connection.
+/// One kind of connection. Rates are bytes a second in one direction; both directions go at the same time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
-    /// Bytes a second in one direction; both directions go at the same time.
+    /// What one rank reaches while no other sends.
     pub bandwidth: f64,
+    /// What all ranks of a node that send over such connections at the same time reach together.
+    pub shared: f64,
     /// Seconds until the first byte arrives.
     pub latency: f64,
+}
+
+impl Link {
+    /// A connection that takes no time.
+    pub const FREE: Self = Self { bandwidth: f64::INFINITY, shared: f64::INFINITY, latency: 0.0 };
+
+    /// What one of `ranks` gets that send at the same time.
+    fn among(&self, ranks: usize) -> f64 {
+        self.bandwidth.min(self.shared / ranks as f64)
+    }
 }
 
 /// The wires of a run, whose nodes hold `per_node` consecutive ranks each.
@@ -16,11 +28,9 @@ pub struct Link {
 pub struct Links {
     /// Ranks on a node.
     pub per_node: usize,
-    /// Between two ranks of a node: one rank's own lanes.
+    /// Between two ranks of a node.
     pub inside: Link,
-    /// Bytes a second that all ranks of a node can send to each other together, if they share a bus.
-    pub bus: Option<f64>,
-    /// A node's card, shared by its ranks.
+    /// Between ranks of different nodes.
     pub across: Link,
 }
 
@@ -37,8 +47,8 @@ impl Links {
         from / self.per_node != to / self.per_node
     }
 
-    /// The slowest of `edges` (from, to) that all carry bytes at the same time: those that leave one node share its card,
-    /// those inside one share its bus.
+    /// The slowest of `edges` (from, to) that all carry bytes at the same time: those that leave one node share what it has
+    /// for that, and so do those inside one.
     fn slowest(&self, edges: &[(usize, usize)]) -> Hop {
         let node = |rank: usize| rank / self.per_node;
         let nodes = edges.iter().map(|(from, _)| node(*from) + 1).max().unwrap_or(0);
@@ -48,14 +58,9 @@ impl Links {
         }
         let mut hop = Hop { bandwidth: f64::INFINITY, latency: 0.0 };
         for [inside, across] in counts {
-            if inside > 0 {
-                let share = self.bus.map_or(f64::INFINITY, |bus| bus / inside as f64);
-                hop.bandwidth = hop.bandwidth.min(self.inside.bandwidth).min(share);
-                hop.latency = hop.latency.max(self.inside.latency);
-            }
-            if across > 0 {
-                hop.bandwidth = hop.bandwidth.min(self.across.bandwidth / across as f64);
-                hop.latency = hop.latency.max(self.across.latency);
+            for (link, ranks) in [(&self.inside, inside), (&self.across, across)].iter().filter(|(_, n)| *n > 0) {
+                hop.bandwidth = hop.bandwidth.min(link.among(*ranks));
+                hop.latency = hop.latency.max(link.latency);
             }
         }
         hop
@@ -137,9 +142,8 @@ mod tests {
 
     const LINKS: Links = Links {
         per_node: 4,
-        inside: Link { bandwidth: 100.0, latency: 1.0 },
-        bus: None,
-        across: Link { bandwidth: 40.0, latency: 2.0 },
+        inside: Link { bandwidth: 100.0, shared: f64::INFINITY, latency: 1.0 },
+        across: Link { bandwidth: 40.0, shared: 40.0, latency: 2.0 },
     };
 
     #[test]
@@ -155,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_bus_is_shared_by_all_who_send_inside() {
-        let links = Links { bus: Some(200.0), ..LINKS };
+        let links = Links { inside: Link { shared: 200.0, ..LINKS.inside }, ..LINKS };
         let layout = Layout { shards: 4, stages: 1, replicas: 2 };
         assert_eq!(links.ring(layout, Axis::Shard).bandwidth, 50.0);
     }

@@ -1,0 +1,169 @@
+//! Measures how fast the ranks compute a model, before its weights are read: one block and the head are run with stand-ins
+//! for weights, and an update is timed.
+//!
+//! All ranks measure at the same time, since that is how they will work, and then tell each other, so that all of them
+//! reckon with the same numbers. A slow rank holds up every other one, so it is the slowest that counts.
+
+use super::Rates;
+use crate::Result;
+use ferrotune_dist::Comm;
+use ferrotune_model::{Batch, LossOptions, Model, Sequence};
+use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tape, Tensor, ops};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// A part of a step is run with more and more tokens until it takes so long.
+const LONG_ENOUGH: Duration = Duration::from_millis(50);
+/// Tokens of the first try, and tries with the last number of tokens.
+const FEWEST: usize = 32;
+const TRIES: usize = 5;
+/// Parameters of a timed update.
+const UPDATED: usize = 1 << 20;
+/// Matrices of more elements are zeros: they cost the same whatever is in them, and filling them doesn't.
+const FILLED: usize = 1 << 20;
+
+/// Rates of the slowest rank at micro-batches of `lengths` tokens.
+///
+/// # Errors
+/// If memory runs out or a rank is lost.
+pub fn measure_rates(model: &Model, device: &Device, lengths: &[usize], comm: &dyn Comm) -> Result<Rates> {
+    let head = model.segments() - 1;
+    comm.barrier()?;
+    let [blocks, head] = [head - 1, head].map(|segment| rate(model, device, segment, lengths));
+    let mine = [blocks?, head?, update_rate(device)?];
+    let bytes: Vec<u8> = mine.iter().flat_map(|rate| rate.to_le_bytes()).collect();
+    let told = comm.exchange(&bytes)?;
+    let least = |i: usize| told.iter().filter_map(|bytes| number(bytes, i)).fold(f64::INFINITY, f64::min);
+    Ok(Rates { blocks: least(0), head: least(1), update: least(2) })
+}
+
+/// The `i`th f64 of a peer's message.
+fn number(bytes: &[u8], i: usize) -> Option<f64> {
+    let number = f64::from_le_bytes(*bytes.get(8 * i..)?.first_chunk()?);
+    (number.is_finite() && number > 0.0).then_some(number)
+}
+
+/// Floating-point operations a second of one segment, forward and backward.
+fn rate(model: &Model, device: &Device, segment: usize, lengths: &[usize]) -> Result<f64> {
+    let all: usize = lengths.iter().sum::<usize>().max(2);
+    let stand_in = StandIn { device: device.clone(), held: RefCell::default() };
+    let mut tokens = FEWEST.min(all);
+    // The first run of anything also makes the weights, and touches memory for the first time.
+    pass(model, &stand_in, segment, &first_of(lengths, tokens))?;
+    loop {
+        let rows = first_of(lengths, tokens);
+        let (mut flops, mut spent) = pass(model, &stand_in, segment, &rows)?;
+        if spent < LONG_ENOUGH && tokens < all {
+            tokens = (2 * tokens).min(all);
+            continue;
+        }
+        for _ in 1..TRIES {
+            let (again, time) = pass(model, &stand_in, segment, &rows)?;
+            (flops, spent) = (again, spent.min(time));
+        }
+        return Ok(flops / spent.as_secs_f64());
+    }
+}
+
+/// The first `tokens` tokens of rows of `lengths` tokens, or one row of so many. A row of one token has no label, which
+/// would leave the head without work.
+fn first_of(lengths: &[usize], tokens: usize) -> Vec<usize> {
+    let (mut left, mut rows) = (tokens, Vec::new());
+    for length in lengths.iter().copied().filter(|length| *length > 1) {
+        let row = length.min(left);
+        left -= row;
+        rows.extend((row > 1).then_some(row));
+    }
+    if rows.is_empty() { vec![tokens] } else { rows }
+}
+
+/// Runs a segment forward and backward; its operations and its time.
+fn pass(model: &Model, host: &StandIn, segment: usize, rows: &[usize]) -> Result<(f64, Duration)> {
+    let device = &host.device;
+    let longest = rows.iter().copied().max().unwrap_or(0);
+    let (ids, labels) = (vec![0; longest], vec![0; longest]);
+    let whole: Vec<[u32; 1]> = rows.iter().map(|len| [*len as u32]).collect();
+    let mut sequences = Vec::with_capacity(rows.len());
+    for (sample, (&len, segments)) in (0..).zip(rows.iter().zip(&whole)) {
+        sequences.push(Sequence { input_ids: &ids[..len], labels: &labels[..len], segments, isolated: false, sample });
+    }
+    let batch = Rc::new(Batch::new(device, model.config(), &sequences, None));
+    let stream = device.empty([rows.iter().sum(), model.config().hidden_size], model.activations(), Kind::Act);
+    stream.zero();
+    device.check()?;
+    let (start, before) = (Instant::now(), device.track().flops);
+    let keep_all = |_: Segment| false;
+    let tape = Tape::new(device, host, &keep_all);
+    let input = tape.leaf(stream);
+    let options = LossOptions { scale: 1.0, smoothing: 0.0 };
+    let output = model.forward(&tape, &batch, segment..segment + 1, Some(input.clone()), options);
+    let seed = output.value.empty_like(Kind::ActGrad);
+    seed.zero();
+    tape.backward(&output, seed, Some(&input));
+    device.check()?;
+    Ok((device.track().flops - before, start.elapsed()))
+}
+
+/// Parameters that AdamW updates in a second.
+fn update_rate(device: &Device) -> Result<f64> {
+    let [weights, gradient, m, v] = [Kind::Weight, Kind::Grad, Kind::Optim, Kind::Optim].map(|kind| {
+        let tensor = device.empty([UPDATED], DType::F32, kind);
+        tensor.zero();
+        tensor
+    });
+    let (beta1, beta2) = (0.9, 0.999);
+    let step = ops::AdamW { rate: 1e-3, beta1, beta2, eps: 1e-8, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
+    let mut least = Duration::MAX;
+    for _ in 0..=TRIES {
+        let start = Instant::now();
+        ops::adamw(&weights, None, &gradient, (&m, &v), &step);
+        device.check()?;
+        least = least.min(start.elapsed());
+    }
+    Ok(UPDATED as f64 / least.as_secs_f64())
+}
+
+/// Weights and gradients of the segments that are timed, whatever is in them.
+struct StandIn {
+    device: Device,
+    held: RefCell<HashMap<(usize, bool), Tensor>>,
+}
+
+impl StandIn {
+    fn hold(&self, param: &Param, gradient: bool) -> Tensor {
+        let mut held = self.held.borrow_mut();
+        let make = || {
+            let (dtype, kind) = if gradient { (DType::F32, Kind::Grad) } else { (param.dtype, Kind::Weight) };
+            let tensor = self.device.empty(param.shape, dtype, kind);
+            tensor.zero();
+            if !gradient && param.shape.numel() <= FILLED {
+                // What sends rows one way or another, as a router does, is among these.
+                let values = self.device.empty(param.shape, DType::F32, Kind::Work);
+                ops::fill_uniform(&values, 0.1, 0, param.id as u64);
+                ops::cast(&tensor, &values);
+            }
+            tensor
+        };
+        held.entry((param.id, gradient)).or_insert_with(make).clone()
+    }
+}
+
+impl Host for StandIn {
+    fn weight(&self, param: &Param) -> Tensor {
+        self.hold(param, false)
+    }
+
+    fn grad(&self, param: &Param) -> Tensor {
+        self.hold(param, true)
+    }
+
+    fn trains(&self, _: Segment) -> bool {
+        true
+    }
+
+    fn enter(&self, _: Segment, _: Phase) {}
+
+    fn leave(&self, _: Segment, _: Phase) {}
+}
