@@ -7,6 +7,7 @@ mod common;
 mod determinism;
 mod golden_train;
 mod many;
+mod network;
 mod outputs;
 mod resume;
 mod verbs;

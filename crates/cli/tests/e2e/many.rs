@@ -10,9 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nothing may last longer: a dead peer is found in ten seconds, and the rest is short.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn port() -> u16 {
+pub(crate) fn port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -32,7 +32,7 @@ fn start(place: &Place, nodes: usize, args: &[&str]) -> Vec<Child> {
 }
 
 /// Waits for all; nothing may hang.
-fn end(place: &Place, children: Vec<Child>) -> Vec<Run> {
+pub(crate) fn end(place: &Place, children: Vec<Child>) -> Vec<Run> {
     let start = Instant::now();
     let wait = |mut child: Child| {
         while child.try_wait().unwrap().is_none() {
@@ -51,7 +51,7 @@ fn run(place: &Place, nodes: usize, args: &[&str]) -> Vec<Run> {
     end(place, start(place, nodes, args)).into_iter().map(Run::ok).collect()
 }
 
-fn losses(place: &Place) -> Vec<f64> {
+pub(crate) fn losses(place: &Place) -> Vec<f64> {
     curve(&place.json("output/trainer_state.json"), "loss")
 }
 
@@ -62,17 +62,17 @@ fn gap(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// The adapter, or the whole model.
-fn adapter(place: &Place) -> Vec<u8> {
+pub(crate) fn adapter(place: &Place) -> Vec<u8> {
     let adapter = fs::read(place.path("output/adapter_model.safetensors"));
     adapter.or_else(|_| fs::read(place.path("output/model.safetensors"))).unwrap()
 }
 
-fn lines(file: &Path) -> usize {
+pub(crate) fn lines(file: &Path) -> usize {
     fs::read_to_string(file).map_or(0, |text| text.lines().count())
 }
 
 /// Waits until the log has so many lines.
-fn reach(place: &Place, steps: usize) {
+pub(crate) fn reach(place: &Place, steps: usize) {
     let (log, start) = (place.path("output/trainer_log.jsonl"), Instant::now());
     while lines(&log) < steps {
         assert!(start.elapsed() < PATIENCE, "no progress");

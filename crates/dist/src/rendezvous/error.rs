@@ -64,6 +64,19 @@ pub enum JoinError {
         /// What the last attempt showed, and what that may mean.
         reason: String,
     },
+    /// The master's address is of a network that this machine has no way to.
+    #[error(
+        "no network of this machine leads to the master's address {at} (MASTER_ADDR={host}); its own addresses are {own}. Write \
+         the address by which this machine reaches the one with NODE_RANK=0"
+    )]
+    NoNetwork {
+        /// As written.
+        host: String,
+        /// Where that is.
+        at: SocketAddr,
+        /// Addresses that it has.
+        own: String,
+    },
     /// What answers at the master's address isn't one.
     #[error("what listens at {at} is no master of this program ({reason}); is MASTER_PORT used by something else?")]
     NoMaster {

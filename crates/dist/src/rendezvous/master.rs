@@ -412,11 +412,12 @@ impl Hall<'_> {
                 nodes.dedup();
                 let list = |numbers: &[usize]| numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
                 let (host, port) = &self.settings.master;
-                format!(
-                    "ranks {} are missing (NODE_RANK {}); they must come to MASTER_ADDR={host} MASTER_PORT={port}",
-                    list(&missing),
-                    list(&nodes)
-                )
+                let (who, they) = match missing[..] {
+                    [one] => (format!("rank {one} is"), "it"),
+                    _ => (format!("ranks {} are", list(&missing)), "they"),
+                };
+                let nodes = list(&nodes);
+                format!("{who} missing (NODE_RANK {nodes}); {they} must come to MASTER_ADDR={host} MASTER_PORT={port}")
             }
             Seat::Arriving { min, max, .. } => {
                 format!("{} of {min} to {max} machines are here with all their processes", self.nodes().len())

@@ -16,16 +16,16 @@ const PAUSE: Duration = Duration::from_millis(300);
 const SILENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn join(settings: &JoinSettings, tell: &mut dyn FnMut(JoinEvent)) -> Result<Joined, JoinError> {
-    let admitted = patiently(settings, tell, |waited| enter(settings, waited))?;
+    let admitted = patiently(settings, tell, |since| enter(settings, since))?;
     take_part(settings, admitted, tell)
 }
 
 /// Comes as one who should be the master and can't be: if another is there already, both are to hear of it. None if there
 /// is nobody of this run.
 pub(super) fn meet_the_other(settings: &JoinSettings) -> Option<JoinError> {
-    let admitted = match enter(settings, Duration::ZERO) {
+    let admitted = match enter(settings, Instant::now()) {
         Ok(admitted) => admitted,
-        Err(Attempt::Never(JoinError::NoMaster { .. }) | Attempt::Yet(_)) => return None,
+        Err(Attempt::Never(JoinError::NoMaster { .. } | JoinError::NoNetwork { .. }) | Attempt::Yet(_)) => return None,
         Err(Attempt::Never(error)) => return Some(error),
     };
     match take_part(settings, admitted, &mut |_| {}) {
@@ -46,17 +46,17 @@ pub(super) enum Attempt {
     Never(JoinError),
 }
 
-/// Tries until it works, since machines are started by hand, one after the other. An attempt is told how long it took so
-/// far.
+/// Tries until it works, since machines are started by hand, one after the other. An attempt is told when the first one
+/// began.
 pub(super) fn patiently<T>(
     settings: &JoinSettings,
     tell: &mut dyn FnMut(JoinEvent),
-    attempt: impl Fn(Duration) -> Result<T, Attempt>,
+    attempt: impl Fn(Instant) -> Result<T, Attempt>,
 ) -> Result<T, JoinError> {
     let start = Instant::now();
     let mut said = start;
     loop {
-        let last = match attempt(start.elapsed()) {
+        let last = match attempt(start) {
             Ok(done) => return Ok(done),
             Err(Attempt::Never(error)) => return Err(error),
             Err(Attempt::Yet(error)) => error,
@@ -73,12 +73,12 @@ pub(super) fn patiently<T>(
 }
 
 /// One attempt to reach the master and to be taken for one of the run.
-fn enter(settings: &JoinSettings, waited: Duration) -> Result<Admitted, Attempt> {
-    prove(settings, connect(settings, waited)?)
+fn enter(settings: &JoinSettings, since: Instant) -> Result<Admitted, Attempt> {
+    prove(settings, connect(settings, since)?)
 }
 
-fn connect(settings: &JoinSettings, waited: Duration) -> Result<TcpStream, Attempt> {
-    let (host, port, seconds) = (settings.master.0.clone(), settings.master.1, waited.as_secs());
+fn connect(settings: &JoinSettings, since: Instant) -> Result<TcpStream, Attempt> {
+    let (host, port) = (settings.master.0.clone(), settings.master.1);
     let unknown = |reason: String| Attempt::Yet(JoinError::NoSuchHost { host: host.clone(), reason });
     let found = (host.as_str(), port).to_socket_addrs().map_err(|error| unknown(error.to_string()))?;
     let mut last = unknown("the name has no address".into());
@@ -86,8 +86,14 @@ fn connect(settings: &JoinSettings, waited: Duration) -> Result<TcpStream, Attem
         match TcpStream::connect_timeout(&address, ATTEMPT) {
             Ok(stream) => return Ok(stream),
             Err(error) => {
-                let reason = meaning(address, &error);
-                last = Attempt::Yet(JoinError::Unreached { host: host.clone(), port, seconds, reason });
+                let host = host.clone();
+                // A machine may still come up; a way to another network doesn't.
+                last = if error.kind() == io::ErrorKind::NetworkUnreachable {
+                    Attempt::Never(JoinError::NoNetwork { host, at: address, own: interfaces::words() })
+                } else {
+                    let (reason, seconds) = (meaning(address, &error), since.elapsed().as_secs());
+                    Attempt::Yet(JoinError::Unreached { host, port, seconds, reason })
+                };
             }
         }
     }
@@ -104,9 +110,10 @@ fn meaning(address: SocketAddr, error: &io::Error) -> String {
             "{address} doesn't answer; is it the right address, and does a firewall let port {} pass?",
             address.port()
         ),
-        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
-            format!("there is no way to {address} from here, whose addresses are {}", interfaces::words())
-        }
+        io::ErrorKind::HostUnreachable => format!(
+            "no machine answers for {address}, as seen from {}; is it the right address, and is that machine up?",
+            interfaces::words()
+        ),
         _ => format!("{address}: {error}"),
     }
 }
@@ -219,7 +226,7 @@ pub(super) mod amiss {
     use super::*;
 
     fn admitted(settings: &JoinSettings) -> Admitted {
-        patiently(settings, &mut |_| {}, |waited| enter(settings, waited)).unwrap()
+        patiently(settings, &mut |_| {}, |since| enter(settings, since)).unwrap()
     }
 
     /// Its process dies while it waits for the others.

@@ -142,14 +142,14 @@ fn who_is_missing_is_said_and_at_last_an_error() {
     };
     let told = meet(&[brief(0), brief(1)]);
     assert!(
-        matches!(error(&told[0]), JoinError::Missing { missing, .. } if missing.contains("ranks 2 are missing (NODE_RANK 2)"))
+        matches!(error(&told[0]), JoinError::Missing { missing, .. } if missing.contains("rank 2 is missing (NODE_RANK 2); it must come"))
     );
     assert!(
         told[0].1.iter().any(|event| matches!(event, JoinEvent::Waiting(words) if words.contains("rank 1 on host1")))
     );
     let JoinError::Missing { .. } = error(&told[1]) else { panic!("{:?}", error(&told[1])) };
     assert!(
-        told[1].1.iter().any(|event| matches!(event, JoinEvent::Waiting(words) if words.contains("ranks 2"))),
+        told[1].1.iter().any(|event| matches!(event, JoinEvent::Waiting(words) if words.contains("rank 2"))),
         "{:?}",
         told[1].1
     );
