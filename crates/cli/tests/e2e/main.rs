@@ -5,6 +5,7 @@
 mod bad_input;
 mod common;
 mod determinism;
+mod disks;
 mod golden_train;
 mod many;
 mod network;

@@ -17,7 +17,7 @@ pub(crate) fn port() -> u16 {
 }
 
 /// The command of one of `nodes` machines with one process each, as it is typed there.
-fn node(place: &Place, number: usize, nodes: usize, port: u16, args: &[&str]) -> Command {
+pub(crate) fn node(place: &Place, number: usize, nodes: usize, port: u16, args: &[&str]) -> Command {
     let mut command = place.command(&[&["train", "train.yaml"], args].concat());
     command.env("FORCE_TORCHRUN", "1").env("NNODES", nodes.to_string()).env("NODE_RANK", number.to_string());
     command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
@@ -26,7 +26,7 @@ fn node(place: &Place, number: usize, nodes: usize, port: u16, args: &[&str]) ->
 }
 
 /// Starts all machines.
-fn start(place: &Place, nodes: usize, args: &[&str]) -> Vec<Child> {
+pub(crate) fn start(place: &Place, nodes: usize, args: &[&str]) -> Vec<Child> {
     let port = port();
     (0..nodes).map(|number| node(place, number, nodes, port, args).spawn().unwrap()).collect()
 }
@@ -47,7 +47,7 @@ pub(crate) fn end(place: &Place, children: Vec<Child>) -> Vec<Run> {
     children.into_iter().map(wait).collect()
 }
 
-fn run(place: &Place, nodes: usize, args: &[&str]) -> Vec<Run> {
+pub(crate) fn run(place: &Place, nodes: usize, args: &[&str]) -> Vec<Run> {
     end(place, start(place, nodes, args)).into_iter().map(Run::ok).collect()
 }
 
@@ -80,7 +80,7 @@ pub(crate) fn reach(place: &Place, steps: usize) {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
