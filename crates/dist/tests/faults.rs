@@ -205,6 +205,97 @@ fn noise(mut state: u64) -> impl FnMut() -> u64 {
     }
 }
 
+/// Passes on what comes from one socket to another, late, in odd pieces, and now and then not for a while.
+fn slowly(mut from: TcpStream, mut to: TcpStream, late: Duration, pauses: Duration) {
+    let (queue, out) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut sizes = noise(9);
+            for (number, (arrives, bytes)) in out.into_iter().enumerate() {
+                std::thread::sleep(arrives.saturating_duration_since(Instant::now()));
+                if number % 40 == 20 {
+                    std::thread::sleep(pauses);
+                }
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let (piece, after) = rest.split_at((1 + sizes() as usize % 9000).min(rest.len()));
+                    // The other end may have gone; then so does this one.
+                    if to.write_all(piece).is_err() {
+                        return;
+                    }
+                    rest = after;
+                }
+            }
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
+        let mut bytes = vec![0; 32 << 10];
+        while let Ok(read @ 1..) = from.read(&mut bytes) {
+            if queue.send((Instant::now() + late, bytes[..read].to_vec())).is_err() {
+                break;
+            }
+        }
+        drop(queue);
+    });
+}
+
+/// As `tcp` with two ranks, over wires with a delay of `late` that stand still for `pauses` at times.
+fn over_slow_wires<R: Send>(late: Duration, pauses: Duration, body: impl Fn(Rc<dyn Comm>) -> R + Sync) -> Vec<R> {
+    let ((near, relay), (far, other)) = (connection(), connection());
+    let body = &body;
+    std::thread::scope(|scope| {
+        let (back, forth) = ((other.try_clone().unwrap(), relay.try_clone().unwrap()), (relay, other));
+        scope.spawn(move || slowly(forth.0, forth.1, late, pauses));
+        scope.spawn(move || slowly(back.0, back.1, late, pauses));
+        let link = |rank: usize, stream| vec![Link { rank, host: format!("host-{rank}"), stream }];
+        let ranks = [(0, link(1, near)), (1, link(0, far))];
+        let ranks = ranks.map(|(rank, links)| scope.spawn(move || body(start(rank, links, PATIENCE))));
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn late_and_halting_wires_cost_time_and_nothing_else() {
+    let work = |comm: Rc<dyn Comm>| {
+        let device = Device::cpu();
+        let mut sums = Vec::new();
+        for round in 1..=6 {
+            let values: Vec<f32> =
+                (0..70_000).map(|i| (i % 91) as f32 * round as f32 * (comm.rank() + 1) as f32).collect();
+            let buffer = device.empty([values.len()], DType::F32, Kind::Work);
+            buffer.write_f32(&values);
+            comm.all_reduce(&buffer).wait().unwrap();
+            let mut few = [round as f64, comm.rank() as f64];
+            comm.sum(&mut few).unwrap();
+            sums.push((buffer.to_f32(), few));
+        }
+        sums
+    };
+    let want = tcp(2, PATIENCE, work);
+    let begun = Instant::now();
+    let (late, pauses) = (Duration::from_millis(60), PAUSE_BELOW_PATIENCE);
+    assert!(over_slow_wires(late, pauses, work) == want, "the same bits");
+    assert!(begun.elapsed() > late * 12, "the wires were slow: {:?}", begun.elapsed());
+}
+
+/// A wire may stand still for so long.
+const PAUSE_BELOW_PATIENCE: Duration = Duration::from_millis(400);
+
+#[test]
+fn a_wire_that_stands_still_beyond_the_deadline_is_a_loss_for_both() {
+    let errors = over_slow_wires(Duration::from_millis(5), Duration::from_secs(6), |comm| {
+        let start = Instant::now();
+        loop {
+            if let Err(error) = reduce(&*comm, 300_000) {
+                return (error, start.elapsed());
+            }
+        }
+    });
+    for (rank, (error, took)) in errors.iter().enumerate() {
+        assert!(matches!(error, CommError::PeerLost { rank: other, .. } if *other == 1 - rank), "{error:?}");
+        assert!(*took < LIMIT, "{took:?}");
+    }
+}
+
 /// What a false peer sends: noise, headers with a few fields gone wrong, or a real rank's bytes with some changed.
 fn garbage(seed: u64, real: &[u8]) -> Vec<u8> {
     let mut next = noise(seed);
