@@ -5,6 +5,7 @@ mod commands;
 mod environment;
 mod failure;
 mod interrupt;
+mod launch;
 mod liveness;
 mod log;
 mod place;
@@ -54,6 +55,11 @@ enum Command {
     Chat(RecipeArgs),
     /// Merges adapters into a model and writes it as a Hugging Face folder.
     Export(RecipeArgs),
+    /// Starts a run on several hosts over ssh and shows it on one screen.
+    Launch(launch::LaunchArgs),
+    /// What `launch` starts on each host.
+    #[command(hide = true)]
+    Launched,
     /// Shows how a run is: its ranks, its speed, who waits for whom.
     Status {
         /// The run's output folder.
@@ -97,6 +103,8 @@ fn main() -> ExitCode {
         Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
         Command::Chat(recipe) => commands::chat(&recipe.args),
         Command::Export(recipe) => commands::export(&recipe.args),
+        Command::Launch(args) => launch::launch(&args),
+        Command::Launched => launch::launched(),
         Command::Status { folder, json, watch } => commands::status(&folder, json, watch),
         Command::Env => commands::env(),
         Command::Version => commands::version(),
@@ -112,24 +120,31 @@ fn main() -> ExitCode {
     }
 }
 
+/// A verb's own options that take a value, where recipes follow.
+const OWN_OPTIONS: [(&str, &[&str]); 2] = [
+    ("data", &["--format", "--rows"]),
+    ("launch", &["-H", "--hosts", "--hostfile", "--ssh", "--port", "--master-addr", "--dir", "-x"]),
+];
+
 /// Moves a verb's own options in front of the recipe, after which every argument is an override: they may be
 /// written anywhere. No key of a recipe has the name of one.
 fn own_options_first(args: Vec<OsString>) -> Vec<OsString> {
     let mut args = args.into_iter();
     let mut line: Vec<OsString> = args.by_ref().take(2).collect();
-    let shows_data = line.get(1).is_some_and(|verb| verb == "data");
+    let own = OWN_OPTIONS.iter().find(|(verb, _)| line.get(1).is_some_and(|given| given == verb));
+    let own = own.map_or(&[][..], |(_, options)| options);
     let mut rest = Vec::new();
     while let Some(arg) = args.next() {
         let text = arg.to_string_lossy();
         let (name, value) = text.split_once('=').map_or((&*text, None), |(name, value)| (name, Some(value)));
-        match name {
-            "--format" | "--rows" if shows_data => {
-                let next = if value.is_none() { args.next() } else { None };
-                line.push(arg);
-                line.extend(next);
-            }
-            "--help" | "-h" => line.push(arg),
-            _ => rest.push(arg),
+        if own.contains(&name) {
+            let next = if value.is_none() { args.next() } else { None };
+            line.push(arg);
+            line.extend(next);
+        } else if ["--help", "-h"].contains(&name) {
+            line.push(arg);
+        } else {
+            rest.push(arg);
         }
     }
     line.extend(rest);

@@ -43,27 +43,47 @@ impl Resolved {
     }
 }
 
-/// Reads a recipe file and overrides, or overrides alone, and says the notes.
-pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> {
-    let (launch, notes) = Launch::from_env(environment::var)?;
+/// A recipe as it was given.
+pub(crate) struct Read {
+    pub(crate) recipe: Recipe,
+    /// The file's name, if there is one, and what is written in it.
+    pub(crate) file: Option<String>,
+    pub(crate) written: String,
+}
+
+/// Reads a recipe file and overrides, or overrides alone.
+///
+/// # Errors
+/// With everything that is wrong with their form.
+pub(crate) fn read(args: &[String]) -> Result<Read, Failure> {
     let is_file = |arg: &String| {
         let extension = Path::new(arg).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
         !arg.contains('=') && matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
     };
     let file = args.first().filter(|arg| is_file(arg)).cloned();
-    let (recipe, text) = match &file {
+    let (recipe, written) = match &file {
         Some(path) => {
             let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
             let mut recipe = Recipe::parse(path, &bytes)?;
             recipe.apply(&args[1..])?;
-            let overrides =
-                if args.len() > 1 { format!("\n# overrides: {}\n", args[1..].join(" ")) } else { String::new() };
-            (recipe, String::from_utf8_lossy(&bytes).into_owned() + &overrides)
+            (recipe, String::from_utf8_lossy(&bytes).into_owned())
         }
-        None => (Recipe::from_args(args)?, args.join(" ")),
+        None => (Recipe::from_args(args)?, String::new()),
     };
     let unknown = environment::var(env::ALLOW_EXTRA_ARGS).is_some_and(|v| env::is_on(&v));
     let recipe = recipe.with_home(environment::home()).with_unknown_keys(unknown);
+    Ok(Read { recipe, file, written })
+}
+
+/// Reads a recipe and resolves it, and says the notes.
+pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> {
+    let (launch, notes) = Launch::from_env(environment::var)?;
+    let Read { recipe, file, written } = read(args)?;
+    let text = match &file {
+        None => args.join(" "),
+        Some(_) if args.len() > 1 => format!("{written}\n# overrides: {}\n", args[1..].join(" ")),
+        Some(_) => written,
+    };
     let (mut plan, more) = Plan::resolve(&recipe, verb)?;
     check_names(&plan, &recipe, verb)?;
     place_cache(&mut plan);

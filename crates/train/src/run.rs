@@ -556,7 +556,8 @@ fn replaced(plan: &Plan, snapshots: &Snapshots, step: u64, hear: &mut dyn FnMut(
         Ok(list_snapshots(dir)?.into_iter().filter(beyond).map(|found| found.step).collect())
     };
     let replaced = snapshots.first_tells(look)?;
-    if let Some(last) = replaced.last() {
+    // All know of it; one says it.
+    if let Some(last) = replaced.last().filter(|_| snapshots.is_first()) {
         hear(Event::Warning(format!(
             "{} holds checkpoints of an earlier run up to step {last}; this run begins after step {step} and replaces them \
              when it saves its own",

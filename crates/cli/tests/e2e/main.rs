@@ -7,6 +7,7 @@ mod common;
 mod determinism;
 mod disks;
 mod golden_train;
+mod launch;
 mod many;
 mod network;
 mod outputs;

@@ -93,6 +93,11 @@ impl Snapshots {
         found.map(|(found,)| found).ok_or_else(silent)
     }
 
+    /// Whether this rank speaks for the run.
+    pub fn is_first(&self) -> bool {
+        self.comm.rank() == 0
+    }
+
     /// Whether this rank writes what there is once on a disk.
     pub fn leads(&self) -> bool {
         self.disks.leads()
