@@ -17,7 +17,9 @@ use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::{Config, Model, ModelError, Unmet};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
+use ferrotune_train::save::saved_bytes;
 use ferrotune_train::{Fresh, Grown, check_files};
+use serde_json::Value;
 use std::path::Path;
 
 /// A plan and the recipe's own text.
@@ -268,7 +270,7 @@ fn configuration(
 /// Where base weights come from: the files, the files with more rows, or chance.
 fn weights<'a>(plan: &Plan, files: &'a OpenModel, model: &Model) -> Box<dyn TensorSource + 'a> {
     if plan.model.from_scratch {
-        let deviation = files.config.get("initializer_range").and_then(serde_json::Value::as_f64).unwrap_or(0.02);
+        let deviation = files.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
         return Box::new(Fresh::new(model, deviation as f32, plan.train.seed));
     }
     Box::new(Grown::new(&*files.tensors, model.config().vocab_size, plan.train.seed))
@@ -441,6 +443,11 @@ impl Fitted {
     /// Whether anything trains.
     pub(crate) fn trains(&self) -> bool {
         self.wanted.tuning.is_some()
+    }
+
+    /// Bytes of the model's files in a checkpoint; `config` is its config.json.
+    pub(crate) fn saved_bytes(&self, config: &Value) -> u64 {
+        self.wanted.tuning.as_ref().map_or(0, |tuning| saved_bytes(tuning, config, self.model.parameters()))
     }
 
     /// Reads this rank's part of the weights.

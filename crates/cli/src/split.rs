@@ -4,12 +4,14 @@ use crate::failure::Failure;
 use crate::prepare::{Fitted, Resolved};
 use crate::world::World;
 use crate::{environment, ui};
+use ferrotune_config::plan::Interval;
 use ferrotune_data::prepare::Prepared;
 use ferrotune_tensor::Device;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::{Circumstances, Load, Split, divide, longest_batch, step_options};
+use serde_json::Value;
 
-/// Measures ranks and wires, and splits the run.
+/// Measures ranks and wires, and splits the run. `config` is the model's config.json.
 ///
 /// # Errors
 /// If nothing that the recipe allows fits, or a rank is lost.
@@ -17,6 +19,7 @@ pub(crate) fn split(
     resolved: &Resolved,
     world: &World,
     fitted: &Fitted,
+    config: &Value,
     prepared: &Prepared,
 ) -> Result<Split, Failure> {
     let plan = &resolved.plan;
@@ -31,6 +34,7 @@ pub(crate) fn split(
         recompute: plan.model.recompute,
         lengths: &lengths,
         micro_batches: plan.train.accumulation * world.ranks_of_a_step.unwrap_or(ranks),
+        saved: (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config)),
     };
     // The processes of a machine share its memory.
     let available = world.least(environment::available_memory().map(|free| free / world.per_node as u64))?;

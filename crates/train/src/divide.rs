@@ -36,6 +36,8 @@ pub struct Load<'a> {
     pub lengths: &'a [usize],
     /// Micro-batches of a step, over all ranks.
     pub micro_batches: usize,
+    /// Bytes of the model's files in a checkpoint; `None` if none is written while the run goes on.
+    pub saved: Option<u64>,
 }
 
 /// A run's split.
@@ -66,7 +68,7 @@ pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances) -> Re
     let seen: RefCell<Vec<(Candidate, MemoryPlan)>> = RefCell::default();
     let needed = |candidate: &Candidate| {
         let shape = Shape::new(candidate.clone(), plan);
-        let memory = decide(load.model, load.options, (load.recompute, available), &shape, load.lengths)?;
+        let memory = decide(load, &shape, available)?;
         let bytes = memory.needed();
         seen.borrow_mut().push((candidate.clone(), memory));
         Ok(bytes)

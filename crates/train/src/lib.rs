@@ -32,7 +32,7 @@ pub use error::{Error, Result};
 pub use evaluate::evaluate;
 pub use event::{Event, Start};
 pub use fit::check_files;
-pub use memory::{MemoryPlan, Shape, decide, predict};
+pub use memory::{Bytes, MemoryPlan, Shape, decide, predict};
 pub use order::{Order, Share};
 pub use run::{Finished, Job, longest_batch, run, step_options};
 pub use sources::{Fresh, Grown};

@@ -1,6 +1,7 @@
 //! What a run will take: the very training step, run on the `meta` device, for the longest batch in the data, by a rank
 //! that only imagines the others.
 
+use crate::divide::Load;
 use crate::engine::{Division, Engine, Offload};
 use crate::plan::Candidate;
 use crate::step::{Sample, StepOptions, Votes, Work, step};
@@ -39,22 +40,41 @@ impl Shape {
     }
 }
 
-/// Bytes of a step over `lengths`, one row each, in every micro-batch: those of the fullest rank, and those that it keeps
-/// in host memory beside them.
-pub fn predict(model: &Model, options: &StepOptions, shape: &Shape, lengths: &[usize]) -> Result<(Track, u64)> {
-    let layout = shape.candidate.layout;
-    let mut fullest: Option<(Track, u64)> = None;
-    for stage in 0..layout.stages {
-        let rank = layout.rank(Place { shard: 0, stage, replica: 0 });
-        let found = count(model, options, shape.division(Rc::new(Imagined::new(rank, layout.world()))), lengths)?;
-        if fullest.as_ref().is_none_or(|(track, host)| found.0.peak + found.1 > track.peak + host) {
-            fullest = Some(found);
-        }
-    }
-    Ok(fullest.unwrap_or_default())
+/// Bytes of one rank in a step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Bytes {
+    /// On the device that computes.
+    pub device: Track,
+    /// What lies in host memory instead.
+    pub host: u64,
+    /// Of the state that this rank writes into checkpoints.
+    pub owned: u64,
 }
 
-fn count(model: &Model, options: &StepOptions, division: Division, lengths: &[usize]) -> Result<(Track, u64)> {
+impl Bytes {
+    /// All that are live at the same time; copies of what is being saved are not among them.
+    fn live(&self) -> u64 {
+        self.device.peak + self.host
+    }
+}
+
+/// Bytes of a step over `lengths`, one row each, in every micro-batch: those of the fullest rank.
+pub fn predict(model: &Model, options: &StepOptions, shape: &Shape, lengths: &[usize]) -> Result<Bytes> {
+    let stages = by_stage(model, options, shape, lengths)?;
+    Ok(stages.into_iter().max_by_key(Bytes::live).unwrap_or_default())
+}
+
+/// The bytes of the first rank of each stage, the first stage's first.
+fn by_stage(model: &Model, options: &StepOptions, shape: &Shape, lengths: &[usize]) -> Result<Vec<Bytes>> {
+    let layout = shape.candidate.layout;
+    let of = |stage| {
+        let rank = layout.rank(Place { shard: 0, stage, replica: 0 });
+        count(model, options, shape.division(Rc::new(Imagined::new(rank, layout.world()))), lengths)
+    };
+    (0..layout.stages).map(of).collect()
+}
+
+fn count(model: &Model, options: &StepOptions, division: Division, lengths: &[usize]) -> Result<Bytes> {
     let device = Device::meta();
     let stages = division.spans.len();
     let engine = Engine::new(&device, model, division, options.plus.is_some());
@@ -68,7 +88,8 @@ fn count(model: &Model, options: &StepOptions, division: Division, lengths: &[us
         step(model, &engine, options, &work)?;
     }
     let host = if engine.host_memory().is(&device) { 0 } else { engine.host_memory().track().peak };
-    Ok((device.track(), host))
+    let owned = engine.owned().iter().map(|piece| piece.tensor.bytes() as u64).sum();
+    Ok(Bytes { device: device.track(), host, owned })
 }
 
 /// A row of so many tokens with a label on each: the most a row of that length can cost.
@@ -89,7 +110,7 @@ impl Flat {
 }
 
 /// What was decided on recomputation, with the figures behind it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct MemoryPlan {
     /// Blocks are recomputed in the backward pass.
     pub recompute: bool,
@@ -97,6 +118,8 @@ pub struct MemoryPlan {
     pub predicted: Track,
     /// What that rank keeps in host memory, which on this device is the same memory.
     pub host: u64,
+    /// Copies of what that rank saves, which threads write while the run goes on.
+    pub copies: u64,
     /// Bytes that the kernels' own buffers take, outside the count.
     pub constant: u64,
     /// Bytes that could be had.
@@ -106,7 +129,7 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All bytes of the fullest rank.
     pub fn needed(&self) -> u64 {
-        self.predicted.peak + self.host + self.constant
+        self.predicted.peak + self.host + self.copies + self.constant
     }
 
     /// Whether they can be had.
@@ -127,23 +150,72 @@ impl MemoryPlan {
     }
 }
 
-/// Decides on recomputation for the longest batch, `lengths`; `available` bytes can be had, if that is known. The plan
-/// that comes out may still not fit.
+/// Decides on recomputation for the longest batch; `available` bytes can be had, if that is known. The plan that comes out may
+/// still not fit.
 ///
 /// # Errors
 /// If the step itself can't be run.
-pub fn decide(
-    model: &Model,
-    options: &StepOptions,
-    (wish, available): (Recompute, Option<u64>),
-    shape: &Shape,
-    lengths: &[usize],
-) -> Result<MemoryPlan> {
+pub fn decide(load: &Load<'_>, shape: &Shape, available: Option<u64>) -> Result<MemoryPlan> {
     let constant = (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64;
     let plan = |recompute| -> Result<MemoryPlan> {
-        let (predicted, host) = predict(model, &StepOptions { recompute, ..options.clone() }, shape, lengths)?;
-        Ok(MemoryPlan { recompute, predicted, host, constant, available })
+        let options = StepOptions { recompute, ..load.options.clone() };
+        let stages = by_stage(load.model, &options, shape, load.lengths)?;
+        let of = |(stage, bytes): (usize, Bytes)| {
+            // The first rank of all writes the model's files besides its part of the state.
+            let files = load.saved.filter(|_| stage == 0).unwrap_or(0);
+            let copies = load.saved.map_or(0, |_| bytes.owned) + files;
+            MemoryPlan { recompute, predicted: bytes.device, host: bytes.host, copies, constant, available }
+        };
+        let plans = stages.into_iter().enumerate().map(of);
+        Ok(plans.max_by_key(MemoryPlan::needed).unwrap_or_default())
     };
-    let first = plan(wish == Recompute::On)?;
-    if first.fits() || wish != Recompute::Auto { Ok(first) } else { plan(true) }
+    let first = plan(load.recompute == Recompute::On)?;
+    if first.fits() || load.recompute != Recompute::Auto { Ok(first) } else { plan(true) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Sharding;
+    use ferrotune_config::plan::{AdamWPlan, Tuning};
+    use ferrotune_dist::Layout;
+    use ferrotune_model::Config;
+    use ferrotune_tensor::DType;
+
+    #[test]
+    fn copies_of_what_is_saved_count() {
+        let config = Config::from_json(&serde_json::json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": false,
+        }))
+        .unwrap();
+        let model = Model::new(&config, DType::F32, Some(&Tuning::Full), false).unwrap();
+        let parameters: usize = model.parameters().iter().map(|p| p.param.shape.numel()).sum();
+        let options = StepOptions {
+            optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
+            max_norm: 1.0,
+            smoothing: 0.0,
+            embedding_alpha: 0.0,
+            seed: 1,
+            plus: None,
+            recompute: false,
+        };
+        let files = 2 * parameters as u64;
+        let plan = |shards: usize, sharded, saved| {
+            let layout = Layout { shards, stages: 1, replicas: 1 };
+            let candidate = Candidate { layout, sharded, spans: vec![0..model.segments(); 1] };
+            let shape = Shape { candidate, overlap: true, offload: Offload::default() };
+            let (recompute, lengths) = (Recompute::Off, &[8][..]);
+            let load = Load { model: &model, options: &options, recompute, lengths, micro_batches: 1, saved };
+            decide(&load, &shape, None).unwrap()
+        };
+        let never = plan(1, Sharding::Whole, None);
+        assert_eq!(never.copies, 0);
+        // A weight and two moments of each parameter, in f32, and the files.
+        let whole = plan(1, Sharding::Whole, Some(files));
+        assert_eq!(whole.copies, 12 * parameters as u64 + files);
+        assert_eq!(whole.needed(), never.needed() + whole.copies);
+        // Two ranks write half of the state each; the first one the files, too.
+        assert_eq!(plan(2, Sharding::Weights, Some(files)).copies, 6 * parameters as u64 + files);
+    }
 }

@@ -66,7 +66,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     }
     world.agree(&world::claims_on_files(&located.path, &prepared))?;
     check_vocabulary(fitted.model(), &tokenizer, &prepared)?;
-    let split = split(resolved, world, &fitted, &prepared)?;
+    let split = split(resolved, world, &fitted, &files.config, &prepared)?;
     let division = split.shape.division(world.comm.clone());
     world.comm.pulse().does(Activity::Loading);
     let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division)?;

@@ -12,7 +12,7 @@ mod parts;
 mod restore;
 mod store;
 
-pub use model::{ModelFiles, Saver};
+pub use model::{ModelFiles, Saver, saved_bytes};
 pub use restore::Found;
 pub use store::{Pending, Snapshots};
 

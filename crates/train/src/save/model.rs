@@ -45,12 +45,7 @@ impl Saver<'_> {
 
     /// All weights as `dtype`, or in the type that config.json names, rounded once.
     pub fn whole(&self, dtype: Option<Dtype>, parameters: &[Parameter]) -> ModelFiles {
-        let named = ["dtype", "torch_dtype"].iter().find_map(|key| self.base.config.get(*key)?.as_str());
-        let dtype = dtype.unwrap_or(match named {
-            Some("bfloat16") => Dtype::Bf16,
-            Some("float16") => Dtype::F16,
-            _ => Dtype::F32,
-        });
+        let dtype = dtype.unwrap_or_else(|| named_dtype(&self.base.config));
         let kind = Kind::Whole {
             config: self.base.config.clone(),
             generation_config: self.base.generation_config.clone(),
@@ -92,6 +87,26 @@ impl Saver<'_> {
             tokenizer: self.tokenizer.clone(),
         }
     }
+}
+
+/// The type that config.json names for weights.
+fn named_dtype(config: &Value) -> Dtype {
+    match ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str()) {
+        Some("bfloat16") => Dtype::Bf16,
+        Some("float16") => Dtype::F16,
+        _ => Dtype::F32,
+    }
+}
+
+/// Bytes of the tensors that a run saves of a model with this config.json.
+pub fn saved_bytes(tuning: &Tuning, config: &Value, parameters: &[Parameter]) -> u64 {
+    let files = match tuning {
+        Tuning::Lora(_) => tensors(parameters, Dtype::F32, |parameter| parameter.param.trainable),
+        Tuning::Freeze(_) | Tuning::Full => {
+            tensors(parameters, named_dtype(config), |parameter| parameter.role == Role::Base)
+        }
+    };
+    files.iter().map(|tensor| tensor.bytes).sum()
 }
 
 fn number(value: f64) -> Number {
@@ -188,16 +203,13 @@ impl ModelFiles {
         }
     }
 
-    /// The tensors' bytes, in the order of the files, on rank 0; nothing on the others. A collective.
+    /// The bytes of a tensor, by its place in the files, on rank 0; nothing on the others. A collective.
     ///
     /// # Errors
     /// If a rank is lost.
-    pub(super) fn copy(&self, engine: &Engine) -> TrainResult<Vec<Vec<u8>>> {
-        let mut copies = Vec::new();
-        for tensor in &self.tensors {
-            copies.extend(engine.gather(tensor.parameter)?.map(|value| encoded(&value, self.dtype)));
-        }
-        Ok(copies)
+    pub(super) fn copy(&self, engine: &Engine, number: usize) -> TrainResult<Option<Vec<u8>>> {
+        let value = engine.gather(self.tensors[number].parameter)?;
+        Ok(value.map(|value| encoded(&value, self.dtype)))
     }
 
     /// Writes the files; `next` gives the tensors' bytes in the order of `tensors`, or `None` if there are no more.

@@ -128,7 +128,10 @@ impl Snapshots {
         let id = first.map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let (save, world) = (format!("{id:016x}"), self.comm.world());
         let parts: Vec<usize> = (0..world).filter(|&rank| told[rank].last() == Some(&1)).collect();
-        let tensors = self.gather(engine, &files)?;
+        let mut tensors = Vec::new();
+        for number in 0..files.count() {
+            tensors.extend(self.gather(engine, &files, number)?.filter(|_| self.writes_model()));
+        }
         let about = About { save: save.clone(), rank: self.comm.rank(), world, shapes: BTreeMap::new() };
         let (about, pieces) = layout(about, owned);
         let copy = |(key, piece): (String, Piece)| {
@@ -160,18 +163,13 @@ impl Snapshots {
         Ok(Pending { draft, step, thread: thread.map_err(Error::io("start the thread that writes", &self.dir))? })
     }
 
-    /// The model's tensors, on the ranks that write them.
-    fn gather(&self, engine: &Engine, files: &ModelFiles) -> Result<Vec<Vec<u8>>> {
-        let tensors = files.copy(engine)?;
+    /// One of the model's tensors, on the ranks that write it. All ranks call it.
+    fn gather(&self, engine: &Engine, files: &ModelFiles, number: usize) -> Result<Option<Vec<u8>>> {
+        let tensor = files.copy(engine, number)?;
         if !self.everywhere || self.disks.is_shared() {
-            return Ok(tensors);
+            return Ok(tensor);
         }
-        // One after the other to every rank, as the first has them.
-        let one = |number| {
-            let mine = tensors.get(number).map(|bytes: &Vec<u8>| Ok(bytes.clone()));
-            share(&*self.comm, DOING, 0, mine)
-        };
-        (0..files.count()).map(one).collect()
+        share(&*self.comm, DOING, 0, tensor.map(Ok)).map(Some)
     }
 
     /// Waits until all ranks have written their files and gives the checkpoint its name; returns its path. All ranks
@@ -221,20 +219,34 @@ impl Snapshots {
         settle(&*self.comm, "remove a checkpoint", removed.map_err(Error::from))
     }
 
-    /// Writes the model's files into the run's folder. All ranks call it.
+    /// Writes the model's files into the run's folder, a tensor at a time. All ranks call it.
     ///
     /// # Errors
     /// If a file can't be written, or a rank is lost.
     pub fn write_model(&self, engine: &Engine, files: &ModelFiles) -> Result<()> {
-        let tensors = self.gather(engine, files)?;
+        let (mut numbers, mut lost) = (0..files.count(), None);
+        let mut next = || -> Option<Vec<u8>> {
+            let number = numbers.next()?;
+            match self.gather(engine, files, number) {
+                Ok(bytes) => bytes.or_else(|| Some(Vec::new())),
+                Err(error) => {
+                    lost.get_or_insert(error);
+                    None
+                }
+            }
+        };
         let written = if self.writes_model() {
-            let mut tensors = tensors.into_iter();
             let folder = FolderWriter::new(&self.dir);
-            folder.and_then(|folder| files.write(&folder, || tensors.next())).map_err(Error::from)
+            folder.and_then(|folder| files.write(&folder, &mut next)).map_err(Error::from)
         } else {
             Ok(())
         };
-        settle(&*self.comm, "write the model", written)
+        // The others gather all of them, whatever became of the files here.
+        while next().is_some() {}
+        match lost {
+            Some(error) => Err(error),
+            None => settle(&*self.comm, "write the model", written),
+        }
     }
 }
 
