@@ -274,6 +274,13 @@ impl Tensor {
         unsafe { std::slice::from_raw_parts(self.typed(DType::U32), self.numel()) }
     }
 
+    /// Its u32 elements, to be written.
+    #[expect(clippy::mut_from_ref, reason = "as for f32_mut")]
+    pub(crate) fn u32_mut(&self) -> &mut [u32] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.typed(DType::U32), self.numel()) }
+    }
+
     /// Its i32 elements.
     pub(crate) fn i32(&self) -> &[i32] {
         // SAFETY: as above.

@@ -1,6 +1,6 @@
 //! Each op's gradient against finite differences of its own forward pass, kept and recomputed, and `meta` against `cpu`.
 
-use ferrotune_tensor::ops::{self, Heads, Linear, Lora, Noise, Rotary, Spans, Targets};
+use ferrotune_tensor::ops::{self, GroupedLinear, Heads, Linear, Lora, Noise, Rotary, Route, Spans, Targets};
 use ferrotune_tensor::{DType, Device, Host, Kind, Param, ParamInfo, Phase, Segment, Tape, Tensor, Var};
 use std::rc::Rc;
 
@@ -268,6 +268,175 @@ fn embedding_noise_is_bounded_and_passes_gradients() {
     assert!(moved.iter().all(|d| d.abs() <= bound * 1.0001));
     assert!(moved.iter().filter(|d| d.abs() > bound * 0.2).count() > 30);
     check(&w, &x, Rc::new(move |t, x| ops::embedding_noise(t, x, &keys)), false);
+}
+
+/// A mixture of experts with adapters on each of them.
+#[derive(Clone)]
+struct Mixture {
+    router: Param,
+    gate: GroupedLinear,
+    up: GroupedLinear,
+    down: GroupedLinear,
+    route: Route,
+}
+
+impl Mixture {
+    fn new(w: &mut Weights, [hidden, inner, rank]: [usize; 3], route: Route, trained: [bool; 2], dropout: f32) -> Self {
+        let [router, weights] = trained;
+        let router = w.add([route.experts, hidden], router);
+        let mut layer = |out, inputs| {
+            let weight = w.add([route.experts, out, inputs], weights);
+            let mut adapter = |shape| w.add(shape, true);
+            let lora = (rank > 0).then(|| Lora {
+                a: adapter([route.experts, rank, inputs]),
+                b: adapter([route.experts, out, rank]),
+                scale: 0.7,
+                dropout,
+                magnitude: None,
+            });
+            GroupedLinear { weight, lora }
+        };
+        let (gate, up, down) = (layer(inner, hidden), layer(inner, hidden), layer(hidden, inner));
+        Self { router, gate, up, down, route }
+    }
+
+    fn forward(&self, t: &Tape<'_>, x: &Var, noise: Option<&Rc<Noise>>) -> Var {
+        let (weights, routes) = ops::route(t, x, &self.router, self.route);
+        let rows = ops::dispatch(t, x, &routes);
+        let of = |layer, x: &Var| ops::grouped_linear(t, layer, x, &routes, noise);
+        let inner = ops::swiglu(t, &of(&self.gate, &rows), &of(&self.up, &rows));
+        ops::combine(t, &of(&self.down, &inner), &weights, &routes)
+    }
+}
+
+fn routes(experts: usize, top_k: usize, normalize: bool) -> Route {
+    Route { experts, top_k, normalize }
+}
+
+#[test]
+fn experts_and_their_router() {
+    for (tokens, sizes, route, trained, dropout) in [
+        (1, [6, 5, 2], routes(3, 2, true), [true, false], 0.0),
+        (9, [8, 7, 0], routes(4, 2, false), [true, true], 0.0),
+        (13, [5, 6, 3], routes(4, 4, true), [true, false], 0.0),
+        (21, [16, 20, 4], routes(8, 8, true), [false, true], 0.3),
+        (5, [6, 9, 4], routes(6, 3, true), [false, true], 0.3),
+        (4, [7, 18, 2], routes(5, 1, false), [true, false], 0.0),
+    ] {
+        let device = Device::cpu();
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, sizes[0]], true);
+        let mixture = Mixture::new(&mut w, sizes, route, trained, dropout);
+        // Weights far apart, so that a difference changes no choice.
+        let router = &w.values[mixture.router.id].1;
+        router.write_f32(&router.to_f32().iter().map(|v| v * 3.0).collect::<Vec<_>>());
+        let keys = noise(&device, tokens, 0.0);
+        check(&w, &x, Rc::new(move |t, x| mixture.forward(t, &x, Some(&keys))), false);
+    }
+}
+
+/// Each token by itself, in f64, expert by expert.
+#[test]
+fn experts_are_the_weighted_sum_of_what_each_makes_of_a_token() {
+    for (tokens, [hidden, inner], route, everything_to) in [
+        (5, [8, 12], routes(4, 2, true), None),
+        (130, [16, 24], routes(6, 3, false), None),
+        (40, [8, 8], routes(8, 2, true), Some(5)),
+        (0, [8, 8], routes(4, 2, true), None),
+    ] {
+        let device = Device::cpu();
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, hidden], true);
+        let mixture = Mixture::new(&mut w, [hidden, inner, 0], route, [false, false], 0.0);
+        let value =
+            |w: &Weights, p: &Param| -> Vec<f64> { w.values[p.id].1.to_f32().iter().map(|v| f64::from(*v)).collect() };
+        if let Some(expert) = everything_to {
+            // All tokens alike in their first element, by which one expert stands out.
+            let mut values = w.values[x.id].1.to_f32();
+            values.chunks_exact_mut(hidden).for_each(|row| row[0] = 1.0);
+            w.values[x.id].1.write_f32(&values);
+            let mut router = w.values[mixture.router.id].1.to_f32();
+            router[expert * hidden] = 50.0;
+            w.values[mixture.router.id].1.write_f32(&router);
+        }
+        let tape = Tape::forward_only(&device, &w);
+        let input = Var::constant(w.values[x.id].1.clone());
+        let found = mixture.forward(&tape, &input, None).value.to_f32();
+        let (_, ways) = ops::route(&tape, &input, &mixture.router, route);
+        assert_eq!(ways.counts().iter().sum::<u32>() as usize, tokens * route.top_k, "no token is lost");
+        if let Some(expert) = everything_to {
+            assert_eq!(ways.counts()[expert] as usize, tokens);
+        }
+        let [xs, router] = [&x, &mixture.router].map(|p| value(&w, p));
+        let [gate, up, down] = [&mixture.gate, &mixture.up, &mixture.down].map(|layer| value(&w, &layer.weight));
+        let times = |m: &[f64], v: &[f64]| -> Vec<f64> {
+            m.chunks_exact(v.len()).map(|row| row.iter().zip(v).map(|(a, b)| a * b).sum()).collect()
+        };
+        for (token, x) in xs.chunks_exact(hidden).enumerate() {
+            let logits = times(&router, x);
+            let sum: f64 = logits.iter().map(|l| l.exp()).sum();
+            let p: Vec<f64> = logits.iter().map(|l| l.exp() / sum).collect();
+            let mut order: Vec<usize> = (0..p.len()).collect();
+            order.sort_by(|a, b| p[*b].total_cmp(&p[*a]));
+            let chosen = &order[..route.top_k];
+            let total: f64 = if route.normalize { chosen.iter().map(|e| p[*e]).sum() } else { 1.0 };
+            let mut want = vec![0.0; hidden];
+            for &e in chosen {
+                let of = |m: &[f64]| m[e * hidden * inner..][..hidden * inner].to_vec();
+                let (g, u) = (times(&of(&gate), x), times(&of(&up), x));
+                let h: Vec<f64> = g.iter().zip(&u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                want.iter_mut().zip(times(&of(&down), &h)).for_each(|(y, v)| *y += p[e] / total * v);
+            }
+            for (a, b) in found[token * hidden..].iter().zip(&want) {
+                assert!((f64::from(*a) - b).abs() < 2e-5 * b.abs().max(1.0), "token {token}: {a} is not {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_give_the_same_bits_on_any_number_of_threads() {
+    let bits = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| {
+            let device = Device::cpu();
+            let mut w = Weights::new(&device);
+            let x = w.add([150, 64], true);
+            let mixture = Mixture::new(&mut w, [64, 96, 4], routes(6, 2, true), [true, true], 0.2);
+            let keys = noise(&device, 150, 0.0);
+            let net: Net<'static> = Rc::new(move |t, x| mixture.forward(t, &x, Some(&keys)));
+            run(&w, &x, &net, false, &random(1 << 16, 9), false);
+            w.values.iter().map(|(_, _, g)| g.to_f32()).collect::<Vec<_>>()
+        })
+    };
+    let one = bits(1);
+    assert!(one == bits(2) && one == bits(5));
+}
+
+#[test]
+fn meta_counts_the_rows_of_experts_whatever_their_ways() {
+    let count = |device: &Device, recompute: bool, seed: u64| {
+        let mut w = Weights::new(device);
+        let x = w.add([37, 24], true);
+        let mixture = Mixture::new(&mut w, [24, 40, 4], routes(8, 3, true), [false, false], 0.1);
+        w.values[x.id].1.write_f32(&random(37 * 24, seed));
+        let keys = noise(device, 37, 0.0);
+        let rows: Vec<u32> = (0..37).collect();
+        let ids = Tensor::from_u32(device, &rows, Kind::Input);
+        let again = move |_: Segment| recompute;
+        let tape = Tape::new(device, &w, &again);
+        let input = ops::embedding(&tape, &ids, &x, DType::F32);
+        let y = tape.segment(Segment(0), Some(input), move |t, x| mixture.forward(t, &x.expect("input"), Some(&keys)));
+        tape.backward(&y, device.zeros([37, 24], DType::F32, Kind::ActGrad), None);
+        device.track()
+    };
+    for recompute in [false, true] {
+        let predicted = count(&Device::meta(), recompute, 1);
+        assert!(predicted.flops > 0.0);
+        for seed in 1..4 {
+            assert_eq!(count(&Device::cpu(), recompute, seed), predicted);
+        }
+    }
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn product(t: &Tape<'_>, layer: &Linear, x: &Var, noise: Option<&Rc<Noise>>) -> 
 }
 
 /// The weight as the product wants it: with bf16 activations, f32 weights under training are rounded once more.
-fn operand(device: &Device, weight: &Tensor, activations: DType) -> Tensor {
+pub(super) fn operand(device: &Device, weight: &Tensor, activations: DType) -> Tensor {
     if weight.dtype() == DType::F32 && activations == DType::Bf16 {
         let rounded = device.empty(weight.shape(), DType::Bf16, Kind::Work);
         cast(&rounded, weight);

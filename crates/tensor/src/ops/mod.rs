@@ -7,12 +7,14 @@ mod cross_entropy;
 mod dora;
 pub(crate) mod elementwise;
 mod embedding;
+mod experts;
 mod linear;
 mod matmul;
 mod noise;
 mod optimizer;
 mod rmsnorm;
 mod rope;
+mod route;
 mod swiglu;
 
 pub use attention::{Heads, Spans, attention};
@@ -20,9 +22,13 @@ pub use cross_entropy::{CrossEntropy, Targets, linear_cross_entropy, row_logits}
 pub use dora::{merge_dora, row_norms};
 pub use elementwise::{add, add_into, cast, copy};
 pub use embedding::embedding;
+pub use experts::{GroupedLinear, combine, dispatch, grouped_linear};
 pub use linear::{Linear, Lora, linear, merge_embedding_lora, merge_lora};
 pub use noise::{Noise, embedding_noise, fill_uniform};
 pub use optimizer::{AdamW, adamw, all_finite, sum_of_squares};
 pub use rmsnorm::rmsnorm;
 pub use rope::{Rotary, rope};
+pub use route::{Routes, route};
 pub use swiglu::swiglu;
+
+pub use crate::cpu::Route;

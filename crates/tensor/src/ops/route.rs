@@ -1,0 +1,92 @@
+//! The router of a mixture of experts: which experts see a token, and with which weight (Shazeer et al. 2017,
+//! <https://arxiv.org/abs/1701.06538>; as Qwen3-MoE and Mixtral have it).
+//!
+//! x `[t, hidden]`, W `[experts, hidden]`. `p = softmax(x W')` in f32, whatever x's type; the `top_k` largest of a token are its
+//! experts, with weights `w_j = p_j`, divided by their sum with `normalize` (`norm_topk_prob`). No token is dropped: each is
+//! seen by exactly `top_k` experts, so that the number of rows is known without looking.
+//! dlogits: see `cpu::route_backward`; dx = dlogits W, dW += dlogits' x.
+
+use super::matmul::{Term, flipped, matmul, plain};
+use crate::cpu::{self, Route, Routed};
+use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
+use std::rc::Rc;
+
+/// Where the tokens of a batch go. All are tensors, so nobody has to look at the counts.
+#[derive(Debug)]
+pub struct Routes {
+    /// How they were chosen.
+    pub(crate) args: Route,
+    /// `[t, top_k]`
+    pub(crate) chosen: Tensor,
+    /// `[t, top_k]`
+    pub(crate) slots: Tensor,
+    /// `[t * top_k]`
+    pub(crate) sources: Tensor,
+    /// `[experts + 1]`
+    pub(crate) offsets: Tensor,
+}
+
+impl Routes {
+    fn new(device: &Device, args: Route, tokens: usize) -> Self {
+        let of = |count: usize| device.empty([count], DType::U32, Kind::Act);
+        let rows = tokens * args.top_k;
+        Self { args, chosen: of(rows), slots: of(rows), sources: of(rows), offsets: of(args.experts + 1) }
+    }
+
+    /// Rows that experts see.
+    pub fn rows(&self) -> usize {
+        self.sources.numel()
+    }
+
+    /// How many rows each expert sees; empty where the device doesn't execute. For tests and reports: nothing that is
+    /// computed asks for it.
+    pub fn counts(&self) -> Vec<u32> {
+        if !self.offsets.executes() {
+            return Vec::new();
+        }
+        self.offsets.u32().windows(2).map(|at| at[1] - at[0]).collect()
+    }
+}
+
+/// Routes the tokens of `x`; gives the weights, `[t, top_k]` in f32, and the ways.
+pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route) -> (Var, Rc<Routes>) {
+    let (device, tokens) = (t.device(), x.value.shape().rows());
+    let weight = t.weight(router);
+    assert_eq!(weight.dims()[0], args.experts, "a row of the router for each expert");
+    let logits = device.empty([tokens, args.experts], DType::F32, Kind::Work);
+    let probabilities = device.empty([tokens, args.experts], DType::F32, Kind::Act);
+    let weights = device.empty([tokens, args.top_k], DType::F32, Kind::Act);
+    let routes = Rc::new(Routes::new(device, args, tokens));
+    matmul(&logits, 0.0, Term::new(1.0, plain(&x.value), flipped(&weight)), None, None);
+    if weights.executes() {
+        let mut out = Routed {
+            probabilities: probabilities.f32_mut(),
+            weights: weights.f32_mut(),
+            chosen: routes.chosen.u32_mut(),
+            slots: routes.slots.u32_mut(),
+            sources: routes.sources.u32_mut(),
+            offsets: routes.offsets.u32_mut(),
+        };
+        cpu::route(logits.f32(), args, &mut out);
+    }
+    let (saved, x_id, x_dtype) = (x.save(), x.id(), x.value.dtype());
+    let (router, ways) = (router.clone(), routes.clone());
+    let var = t.op(weights, x.needs_grad() || t.trains(&router), move |g, dw| {
+        let dlogits = probabilities.empty_like(Kind::Work);
+        if dlogits.executes() {
+            let (p, chosen) = (probabilities.f32(), ways.chosen.u32());
+            cpu::route_backward(args, p, chosen, dw.f32(), dlogits.f32_mut());
+        }
+        if router.trainable {
+            let x = saved.get(g);
+            matmul(&g.grad(&router), 1.0, Term::new(1.0, flipped(&dlogits), plain(&x)), None, None);
+        }
+        if let Some(id) = x_id {
+            let weight = g.weight(&router);
+            let (dx, beta) = g.open(id, [tokens, weight.dims()[1]].into(), x_dtype);
+            matmul(&dx, beta, Term::new(1.0, plain(&dlogits), plain(&weight)), None, None);
+            g.close(id, dx);
+        }
+    });
+    (var, routes)
+}
