@@ -74,3 +74,17 @@ pub(crate) fn extent(shape: &[usize], dtype: Dtype) -> Option<(usize, usize)> {
 pub(crate) fn unknown(path: &std::path::Path, name: &str) -> Error {
     Error::UnknownTensor { path: path.to_path_buf(), name: name.into() }
 }
+
+impl<S: TensorSource + ?Sized> TensorSource for &S {
+    fn names(&self) -> Vec<String> {
+        (**self).names()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        (**self).info(name)
+    }
+
+    fn read_range(&self, name: &str, range: Range<usize>, to: Dtype, dst: &mut [u8]) -> Result<()> {
+        (**self).read_range(name, range, to, dst)
+    }
+}

@@ -18,7 +18,7 @@ use ferrotune_model::{Config, Model, ModelError, Unmet};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
 use ferrotune_train::save::saved_bytes;
-use ferrotune_train::{Fresh, Grown, check_files};
+use ferrotune_train::{Fresh, Grown, Stacked, check_files};
 use serde_json::Value;
 use std::path::Path;
 
@@ -273,7 +273,7 @@ fn weights<'a>(plan: &Plan, files: &'a OpenModel, model: &Model) -> Box<dyn Tens
         let deviation = files.config.get("initializer_range").and_then(Value::as_f64).unwrap_or(0.02);
         return Box::new(Fresh::new(model, deviation as f32, plan.train.seed));
     }
-    Box::new(Grown::new(&*files.tensors, model.config().vocab_size, plan.train.seed))
+    Box::new(Stacked::new(Grown::new(&*files.tensors, model.config().vocab_size, plan.train.seed)))
 }
 
 /// The tokenizer's files as the run leaves them: with tokens that were added, and with a chat template if the model had

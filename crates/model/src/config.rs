@@ -1,7 +1,7 @@
 //! A model's configuration: `config.json` of a Hugging Face folder, checked once.
 //!
-//! Llama 2/3.x, Mistral, Qwen2/2.5, Qwen3 and SmolLM2 (a Llama) are one decoder with a few switches; the
-//! switches of a family are a row of [`FAMILIES`].
+//! Llama 2/3.x, Mistral, Qwen2/2.5, Qwen3 and SmolLM2 (a Llama), and the mixtures of experts Qwen3-MoE, Qwen2-MoE and Mixtral
+//! are one decoder with a few switches; the switches of a family are a row of [`FAMILIES`].
 
 use crate::ModelError;
 use crate::rope::RopeConfig;
@@ -17,14 +17,59 @@ struct Family {
     /// `sliding_window` counts only with `use_sliding_window`, and from block `max_window_layers` on.
     optional_window: bool,
     rms_norm_eps: f64,
+    /// Experts in place of the MLP.
+    experts: Option<&'static MoeNames>,
 }
 
-const FAMILIES: [Family; 4] = [
-    Family { model_type: "llama", qkv_bias: false, qk_norm: false, optional_window: false, rms_norm_eps: 1e-6 },
-    Family { model_type: "mistral", qkv_bias: false, qk_norm: false, optional_window: false, rms_norm_eps: 1e-6 },
-    Family { model_type: "qwen2", qkv_bias: true, qk_norm: false, optional_window: true, rms_norm_eps: 1e-6 },
-    Family { model_type: "qwen3", qkv_bias: false, qk_norm: true, optional_window: true, rms_norm_eps: 1e-6 },
+/// How a family of mixtures of experts calls its parts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MoeNames {
+    /// The module in a block.
+    pub module: &'static str,
+    /// Gate, up and down projection of an expert.
+    pub projections: [&'static str; 3],
+}
+
+const QWEN: MoeNames = MoeNames { module: "mlp", projections: ["gate_proj", "up_proj", "down_proj"] };
+const MIXTRAL: MoeNames = MoeNames { module: "block_sparse_moe", projections: ["w1", "w3", "w2"] };
+
+const LLAMA: Family = Family {
+    model_type: "llama",
+    qkv_bias: false,
+    qk_norm: false,
+    optional_window: false,
+    rms_norm_eps: 1e-6,
+    experts: None,
+};
+
+const FAMILIES: [Family; 7] = [
+    LLAMA,
+    Family { model_type: "mistral", ..LLAMA },
+    Family { model_type: "qwen2", qkv_bias: true, optional_window: true, ..LLAMA },
+    Family { model_type: "qwen3", qk_norm: true, optional_window: true, ..LLAMA },
+    Family { model_type: "qwen2_moe", qkv_bias: true, optional_window: true, experts: Some(&QWEN), ..LLAMA },
+    Family { model_type: "qwen3_moe", qk_norm: true, optional_window: true, experts: Some(&QWEN), ..LLAMA },
+    Family { model_type: "mixtral", rms_norm_eps: 1e-5, experts: Some(&MIXTRAL), ..LLAMA },
 ];
+
+/// A mixture of experts in place of the MLP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Moe {
+    /// Experts of a block.
+    pub experts: usize,
+    /// Experts that see a token.
+    pub top_k: usize,
+    /// Width inside an expert.
+    pub intermediate_size: usize,
+    /// A token's weights are divided by their sum (`norm_topk_prob`).
+    pub normalize: bool,
+    /// Width inside the expert that sees every token.
+    pub shared: Option<usize>,
+    /// The blocks that have experts; the others have an MLP.
+    pub sparse: Vec<bool>,
+    /// How the parts are called.
+    pub names: &'static MoeNames,
+}
 
 /// A decoder's shape and switches.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,6 +110,8 @@ pub struct Config {
     pub max_position_embeddings: usize,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// Experts.
+    pub moe: Option<Moe>,
 }
 
 impl Config {
@@ -112,16 +159,56 @@ impl Config {
             sliding_window: windows(&get, family, num_hidden_layers)?,
             max_position_embeddings,
             rope: RopeConfig::from_json(json, max_position_embeddings)?,
+            moe: family.experts.map(|names| moe(&get, family, names, num_hidden_layers)).transpose()?,
             model_type,
         })
     }
 
-    /// Parameters of the blocks' matrices: what a token is multiplied with, the head excluded.
+    /// The experts of a block, if it has some.
+    pub fn experts(&self, layer: usize) -> Option<&Moe> {
+        self.moe.as_ref().filter(|moe| moe.sparse[layer])
+    }
+
+    /// Parameters of the blocks' matrices that a token is multiplied with, the head excluded: of experts those that see it.
     pub fn block_parameters(&self) -> usize {
         let qkv = self.hidden_size * self.head_dim * (self.num_attention_heads + 2 * self.num_key_value_heads);
         let o = self.head_dim * self.num_attention_heads * self.hidden_size;
-        self.num_hidden_layers * (qkv + o + 3 * self.hidden_size * self.intermediate_size)
+        let mlp = |layer: usize| match self.experts(layer) {
+            None => 3 * self.intermediate_size,
+            Some(moe) => 3 * (moe.top_k * moe.intermediate_size + moe.shared.unwrap_or(0)) + moe.experts,
+        };
+        let mlps: usize = (0..self.num_hidden_layers).map(mlp).sum();
+        self.num_hidden_layers * (qkv + o) + self.hidden_size * mlps
     }
+}
+
+/// The experts of a family that has some.
+fn moe(get: &Keys<'_>, family: &Family, names: &'static MoeNames, layers: usize) -> Result<Moe, ModelError> {
+    // transformers 5 writes `num_local_experts` for all; before, Qwen's was `num_experts`.
+    let experts = match get.count("num_experts")? {
+        Some(count) => count,
+        None => get.need("num_local_experts", family)?,
+    };
+    let top_k = get.need("num_experts_per_tok", family)?;
+    if top_k > experts {
+        return Err(bad("num_experts_per_tok", top_k, &format!("at most the number of experts ({experts})")));
+    }
+    let is_mixtral = *names == MIXTRAL;
+    let width = if is_mixtral { "intermediate_size" } else { "moe_intermediate_size" };
+    let shared = get.count("shared_expert_intermediate_size")?.filter(|_| family.model_type == "qwen2_moe");
+    let step = get.count("decoder_sparse_step")?.unwrap_or(1);
+    let plain = get.json.get("mlp_only_layers").and_then(Value::as_array);
+    let is_plain = |layer: usize| plain.is_some_and(|list| list.iter().any(|n| n.as_u64() == Some(layer as u64)));
+    let is_sparse = |layer: usize| !is_plain(layer) && (layer + 1).is_multiple_of(step);
+    Ok(Moe {
+        experts,
+        top_k,
+        intermediate_size: get.need(width, family)?,
+        normalize: is_mixtral || get.flag("norm_topk_prob").unwrap_or(false),
+        shared,
+        sparse: (0..layers).map(is_sparse).collect(),
+        names,
+    })
 }
 
 /// Each block's window. `layer_types` decides where it stands; otherwise the family's own rule.
@@ -208,7 +295,7 @@ mod tests {
         };
         assert_eq!(
             message("model_type", json!("gpt2")),
-            "model type `gpt2` is not supported; supported are llama, mistral, qwen2, qwen3"
+            "model type `gpt2` is not supported; supported are llama, mistral, qwen2, qwen3, qwen2_moe, qwen3_moe, mixtral"
         );
         assert_eq!(
             message("hidden_size", json!(null)),

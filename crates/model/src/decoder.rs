@@ -4,23 +4,31 @@
 //! `[t, num_attention_heads * head_dim]`, keys and values `[t, num_key_value_heads * head_dim]`. Each block is a segment of
 //! the tape: gathering of weights and recomputation hang there, and nothing of it is seen here.
 
+use crate::config::Moe;
+use crate::experts::{Mixture, Shared};
 use crate::parameters::{Collector, New, Parameter, Role, Source};
 use crate::{Batch, Config, ModelError, Trainables};
 use ferrotune_config::plan::Tuning;
-use ferrotune_tensor::ops::{self, Linear, Lora};
+use ferrotune_tensor::ops::{self, GroupedLinear, Linear, Lora};
 use ferrotune_tensor::{DType, Param, Segment, Shape, Tape, Tensor, Var};
 use std::ops::Range;
 use std::rc::Rc;
 
+/// What stands behind the attention of a block.
+enum Mlp {
+    Dense(Dense),
+    Experts(Mixture),
+}
+
 /// Gate, up and down projection: `down(silu(gate(x)) * up(x))`.
-struct Mlp {
+pub(crate) struct Dense {
     gate: Linear,
     up: Linear,
     down: Linear,
 }
 
-impl Mlp {
-    fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
+impl Dense {
+    pub(crate) fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
         let noise = batch.noise.as_ref();
         let gate = ops::linear(t, &self.gate, x, noise);
         let up = ops::linear(t, &self.up, x, noise);
@@ -79,7 +87,11 @@ impl Block {
     fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
         let attended = self.attention.forward(t, &ops::rmsnorm(t, x, &self.input_norm, self.eps), batch);
         let h = ops::add(t, x, attended);
-        let out = self.mlp.forward(t, &ops::rmsnorm(t, &h, &self.post_norm, self.eps), batch);
+        let x = ops::rmsnorm(t, &h, &self.post_norm, self.eps);
+        let out = match &self.mlp {
+            Mlp::Dense(mlp) => mlp.forward(t, &x, batch),
+            Mlp::Experts(mixture) => mixture.forward(t, &x, batch),
+        };
         ops::add(t, &h, out)
     }
 }
@@ -284,7 +296,7 @@ impl<'a> Builder<'a> {
         let config = self.config;
         let segment = Segment(layer + 1);
         let path = format!("model.layers.{layer}");
-        let (hidden, inner, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let (hidden, d) = (config.hidden_size, config.head_dim);
         let (q_out, kv_out) = (config.num_attention_heads * d, config.num_key_value_heads * d);
         let input_norm = self.base(&format!("{path}.input_layernorm.weight"), [hidden], &[segment]);
         let attn = format!("{path}.self_attn");
@@ -293,9 +305,10 @@ impl<'a> Builder<'a> {
         let k = linear(format!("{attn}.k_proj"), kv_out, hidden, config.qkv_bias);
         let v = linear(format!("{attn}.v_proj"), kv_out, hidden, config.qkv_bias);
         let o = linear(format!("{attn}.o_proj"), hidden, q_out, config.o_bias);
-        let gate = linear(format!("{path}.mlp.gate_proj"), inner, hidden, config.mlp_bias);
-        let up = linear(format!("{path}.mlp.up_proj"), inner, hidden, config.mlp_bias);
-        let down = linear(format!("{path}.mlp.down_proj"), hidden, inner, config.mlp_bias);
+        let mlp = match config.experts(layer) {
+            None => Mlp::Dense(self.dense(&format!("{path}.mlp"), config.intermediate_size, segment)),
+            Some(moe) => Mlp::Experts(self.mixture(&format!("{path}.{}", moe.names.module), moe, segment)),
+        };
         let mut head_norm =
             |name: &str| config.qk_norm.then(|| self.base(&format!("{attn}.{name}.weight"), [d], &[segment]));
         let (q_norm, k_norm) = (head_norm("q_norm"), head_norm("k_norm"));
@@ -308,7 +321,29 @@ impl<'a> Builder<'a> {
         };
         let eps = config.rms_norm_eps;
         let attention = Attention { q, k, v, o, q_norm, k_norm, eps, shape, layer };
-        Block { input_norm, attention, post_norm, mlp: Mlp { gate, up, down }, eps }
+        Block { input_norm, attention, post_norm, mlp, eps }
+    }
+
+    fn dense(&mut self, path: &str, inner: usize, segment: Segment) -> Dense {
+        let (hidden, bias) = (self.config.hidden_size, self.config.mlp_bias);
+        let gate = self.linear(&format!("{path}.gate_proj"), [inner, hidden], bias, segment);
+        let up = self.linear(&format!("{path}.up_proj"), [inner, hidden], bias, segment);
+        let down = self.linear(&format!("{path}.down_proj"), [hidden, inner], bias, segment);
+        Dense { gate, up, down }
+    }
+
+    fn mixture(&mut self, path: &str, moe: &Moe, segment: Segment) -> Mixture {
+        let (hidden, inner) = (self.config.hidden_size, moe.intermediate_size);
+        let router = self.base(&format!("{path}.gate.weight"), [moe.experts, hidden], &[segment]);
+        let [gate, up, down] = moe.names.projections.map(|name| format!("{path}.experts.{name}"));
+        let gate = self.grouped(&gate, [moe.experts, inner, hidden], segment);
+        let up = self.grouped(&up, [moe.experts, inner, hidden], segment);
+        let down = self.grouped(&down, [moe.experts, hidden, inner], segment);
+        let shared = moe.shared.map(|inner| Shared {
+            mlp: self.dense(&format!("{path}.shared_expert"), inner, segment),
+            gate: self.linear(&format!("{path}.shared_expert_gate"), [1, hidden], false, segment),
+        });
+        Mixture { router, route: moe.route(), gate, up, down, shared }
     }
 
     fn base(&mut self, name: &str, shape: impl Into<Shape>, segments: &[Segment]) -> Param {
@@ -327,22 +362,42 @@ impl<'a> Builder<'a> {
     fn linear(&mut self, name: &str, [out, inputs]: [usize; 2], bias: bool, segment: Segment) -> Linear {
         let weight = self.base(&format!("{name}.weight"), [out, inputs], &[segment]);
         let bias = bias.then(|| self.base(&format!("{name}.bias"), [out], &[segment]));
-        let lora = self.trainables.lora(name).cloned().map(|plan| {
-            let mut adapter = |part: &str, shape: Shape, source, role| {
-                let (name, dtype, segments) = (format!("{name}.{part}"), DType::F32, &[segment][..]);
-                self.collector.add(New { name, shape, dtype, trainable: true, segments, source, role })
-            };
-            let rank = plan.rank;
-            let root = if plan.rslora { (rank as f64).sqrt() } else { rank as f64 };
-            let scale = (plan.alpha / root) as f32;
-            // PEFT's kaiming_uniform(a = sqrt(5)): uniform within 1 / sqrt(in).
-            let bound = 1.0 / (inputs as f32).sqrt();
-            let a = adapter("lora_A.weight", [rank, inputs].into(), Source::Uniform { bound }, Role::LoraA);
-            let b = adapter("lora_B.weight", [out, rank].into(), Source::Zeros, Role::LoraB);
-            let norms = Source::RowNorms { weight: weight.id, a: a.id, b: b.id, scale };
-            let magnitude = plan.dora.then(|| adapter("lora_magnitude_vector", [out].into(), norms, Role::Magnitude));
-            Lora { a, b, scale, dropout: plan.dropout as f32, magnitude }
-        });
+        let lora = self.adapter(name, &weight, &[], [out, inputs], segment);
         Linear { weight, bias, lora }
+    }
+
+    /// The same linear layer of each expert, `[experts, out, in]`.
+    fn grouped(&mut self, name: &str, [experts, out, inputs]: [usize; 3], segment: Segment) -> GroupedLinear {
+        let weight = self.base(&format!("{name}.weight"), [experts, out, inputs], &[segment]);
+        let lora = self.adapter(name, &weight, &[experts], [out, inputs], segment);
+        GroupedLinear { weight, lora }
+    }
+
+    /// The adapter of the linear layer `name`, if the recipe wants one there; `stacked` stands before the sizes of its
+    /// matrices.
+    fn adapter(
+        &mut self,
+        name: &str,
+        weight: &Param,
+        stacked: &[usize],
+        [out, inputs]: [usize; 2],
+        segment: Segment,
+    ) -> Option<Lora> {
+        let plan = self.trainables.lora(name).cloned()?;
+        let mut adapter = |part: &str, sizes: &[usize], source, role| {
+            let (name, dtype, segments) = (format!("{name}.{part}"), DType::F32, &[segment][..]);
+            let shape = [stacked, sizes].concat()[..].into();
+            self.collector.add(New { name, shape, dtype, trainable: true, segments, source, role })
+        };
+        let rank = plan.rank;
+        let root = if plan.rslora { (rank as f64).sqrt() } else { rank as f64 };
+        let scale = (plan.alpha / root) as f32;
+        // PEFT's kaiming_uniform(a = sqrt(5)): uniform within 1 / sqrt(in).
+        let bound = 1.0 / (inputs as f32).sqrt();
+        let a = adapter("lora_A.weight", &[rank, inputs], Source::Uniform { bound }, Role::LoraA);
+        let b = adapter("lora_B.weight", &[out, rank], Source::Zeros, Role::LoraB);
+        let norms = Source::RowNorms { weight: weight.id, a: a.id, b: b.id, scale };
+        let magnitude = plan.dora.then(|| adapter("lora_magnitude_vector", &[out], norms, Role::Magnitude));
+        Some(Lora { a, b, scale, dropout: plan.dropout as f32, magnitude })
     }
 }

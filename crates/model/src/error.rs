@@ -57,6 +57,12 @@ pub enum Unmet {
         /// In the model.
         layers: usize,
     },
+    /// DoRA's norms are not there for experts.
+    #[error("use_dora is not possible on experts ({name}); leave it out, or write lora_target: attention")]
+    DoraOfExperts {
+        /// A module that would get it.
+        name: String,
+    },
     /// Each module that would get an adapter trains whole.
     #[error(
         "additional_target trains every module of lora_target ({targets}) whole, which leaves none for an adapter; name another \
@@ -74,6 +80,7 @@ impl Unmet {
         match self {
             Unmet::Module { key, name, .. } => (key, Some(name)),
             Unmet::NoAdapter { .. } => ("lora_target", None),
+            Unmet::DoraOfExperts { .. } => ("use_dora", None),
             Unmet::Layers { .. } => ("freeze_trainable_layers", None),
         }
     }

@@ -4,8 +4,12 @@ use crate::{Config, ModelError, Unmet};
 use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
 use std::collections::BTreeSet;
 
-/// Linear modules of a block, by the names that recipes use, in the order of the block.
-pub const BLOCK_LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// Linear modules of attention, by the names that recipes use, in the order of the block.
+pub const ATTENTION_LINEARS: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
+/// Those of an MLP.
+const MLP_LINEARS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+/// In the names of modules that are those of all experts of a block.
+const EXPERTS: &str = ".experts.";
 
 /// A recipe's choice, resolved for one model.
 #[derive(Debug, Clone)]
@@ -61,18 +65,23 @@ impl Trainables {
                 Choice::Containing(within.chain(plan.extra_modules.iter().cloned()).collect())
             }
             Tuning::Lora(plan) => {
+                let linears = linear_names(config);
+                let available = last_parts(&linears);
                 let targets = match &plan.targets {
-                    LoraTargets::All => BLOCK_LINEARS.map(String::from).to_vec(),
+                    LoraTargets::All => available.clone(),
                     LoraTargets::Modules(modules) => modules.clone(),
                 };
-                let linears = linear_names(config);
                 let missing = |target: &&String| !linears.iter().any(|name| matches_suffix(name, target));
                 unmet.extend(targets.iter().filter(missing).map(|name| Unmet::Module {
                     key: "lora_target",
                     name: name.clone(),
-                    available: BLOCK_LINEARS.join(", "),
+                    available: available.join(", "),
                 }));
                 unmet.extend(not_saved_whole(&plan.additional_targets, names));
+                let experts = linears.iter().find(|name| name.contains(EXPERTS) && adapts(name, &targets, plan));
+                if let Some(name) = experts.filter(|_| plan.dora) {
+                    unmet.push(Unmet::DoraOfExperts { name: name.clone() });
+                }
                 if unmet.is_empty() && !linears.iter().any(|name| adapts(name, &targets, plan)) {
                     unmet.push(Unmet::NoAdapter { targets: targets.join(", ") });
                 }
@@ -143,11 +152,38 @@ fn module_of(parameter: &str) -> Option<&str> {
     parameter.rsplit_once('.').map(|(module, _)| module)
 }
 
+/// The linear modules of all blocks; those of all experts of a block are one.
 fn linear_names(config: &Config) -> Vec<String> {
-    let part =
-        |linear: &str| if matches!(linear, "q_proj" | "k_proj" | "v_proj" | "o_proj") { "self_attn" } else { "mlp" };
-    let of_block = |i: usize| BLOCK_LINEARS.map(|l| format!("model.layers.{i}.{}.{l}", part(l)));
+    let of_block = |i: usize| {
+        let block = format!("model.layers.{i}");
+        let attention = ATTENTION_LINEARS.map(|linear| format!("{block}.self_attn.{linear}"));
+        let dense = |path: &str| MLP_LINEARS.map(|linear| format!("{path}.{linear}"));
+        let mut names = attention.to_vec();
+        match config.experts(i) {
+            None => names.extend(dense(&format!("{block}.mlp"))),
+            Some(moe) => {
+                let path = format!("{block}.{}", moe.names.module);
+                names.extend(moe.names.projections.map(|linear| format!("{path}{EXPERTS}{linear}")));
+                if moe.shared.is_some() {
+                    names.extend(dense(&format!("{path}.shared_expert")));
+                }
+            }
+        }
+        names
+    };
     (0..config.num_hidden_layers).flat_map(of_block).collect()
+}
+
+/// The last parts of names, each once, in order.
+fn last_parts(names: &[String]) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for name in names {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        if !parts.iter().any(|part| part == last) {
+            parts.push(last.to_owned());
+        }
+    }
+    parts
 }
 
 /// Every name by which a module inside (or outside) the blocks can be called.

@@ -195,6 +195,19 @@ fn norm_rotation_swiglu_and_shared_inputs() {
             false,
         );
 
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, width], true);
+        let mut layer = |out| Linear { weight: w.add([out, width], true), bias: None, lora: None };
+        let (other, gate) = (layer(width), layer(1));
+        check(
+            &w,
+            &x,
+            Rc::new(move |t, x| {
+                ops::add_gated(t, &x, &ops::linear(t, &other, &x, None), &ops::linear(t, &gate, &x, None))
+            }),
+            false,
+        );
+
         // x is read by a product and by a sum: neither may write into the other's gradient.
         let mut w = Weights::new(&device);
         let x = w.add([tokens, width], true);

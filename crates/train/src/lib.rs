@@ -21,6 +21,7 @@ mod run;
 pub mod save;
 pub mod schedule;
 mod sources;
+mod stacked;
 mod step;
 pub mod track;
 
@@ -36,4 +37,5 @@ pub use memory::{Bytes, MemoryPlan, Shape, decide, predict};
 pub use order::{Order, Share};
 pub use run::{Finished, Job, longest_batch, run, step_options};
 pub use sources::{Fresh, Grown};
+pub use stacked::Stacked;
 pub use step::{Outcome, Sample, StepOptions, Votes, Work, step};

@@ -113,4 +113,5 @@ cases! {
     llama3rope_lora llama_freeze llama_full qwen2_lora qwen3_dora qwen3_lora_bs1acc2 qwen3_lora_bs2
     qwen3_lora_bs2acc4_partial qwen3_lora_ddp2 qwen3_lora_epochs qwen3_lora_eval qwen3_lora_multiturn_maskhistory
     qwen3_lora_qv_linear_wd_clip qwen3_loraplus qwen3_neat_packing qwen3_packing qwen3_pt_lora qwen3_rslora
+    qwen3moe_lora
 }

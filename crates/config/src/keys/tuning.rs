@@ -29,7 +29,13 @@ pub(super) const KEYS: &[Key] = &[
         "scale of the adapters is alpha / r; twice the rank if not set",
     ),
     works("lora_dropout", Float(Range::Share), "0.0", "probability that an element of an adapter's input is dropped"),
-    works("lora_target", List, "all", "modules that get an adapter; `all` means every linear layer but the head"),
+    works(
+        "lora_target",
+        List,
+        "all",
+        "modules that get an adapter; `all` means every linear layer but the head, those of experts among them, `attention` those of \
+         attention",
+    ),
     works("additional_target", List, "null", "modules trained whole and saved beside the adapter"),
     works(
         "loraplus_lr_ratio",

@@ -109,6 +109,14 @@ pub(super) fn tuning(s: &mut Settings<'_>) -> Tuning {
     }
 }
 
+/// Modules that one word of `lora_target` means.
+fn attention(target: String) -> Vec<String> {
+    match target.as_str() {
+        "attention" => ["q_proj", "k_proj", "v_proj", "o_proj"].map(String::from).to_vec(),
+        _ => vec![target],
+    }
+}
+
 fn lora(s: &mut Settings<'_>) -> LoraPlan {
     let rank = s.count("lora_rank");
     // LLaMA-Factory takes 0 for "not set", too.
@@ -129,7 +137,11 @@ fn lora(s: &mut Settings<'_>) -> LoraPlan {
         #[expect(clippy::cast_precision_loss, reason = "a rank is small")]
         alpha: alpha.unwrap_or(2.0 * rank as f64),
         dropout: s.float("lora_dropout"),
-        targets: if adapts_all { LoraTargets::All } else { LoraTargets::Modules(targets) },
+        targets: if adapts_all {
+            LoraTargets::All
+        } else {
+            LoraTargets::Modules(targets.into_iter().flat_map(attention).collect())
+        },
         additional_targets: s.list("additional_target"),
         rslora: s.bool("use_rslora"),
         dora: s.bool("use_dora"),

@@ -303,3 +303,47 @@ pub fn grouped_outer(offsets: &[u32], (m, n): (usize, usize), alpha: f32, (a, b)
         gemm(&args, DataMut::F32(unsafe { c.slice(expert * m * n, m * n) }), n);
     });
 }
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `out = y + sigmoid(gate) z`, rows of `width` elements with a gate each.
+pub fn add_gated(y: Data<'_>, z: Data<'_>, gate: Data<'_>, out: DataMut<'_>, width: usize) {
+    let rows = gate.len();
+    by_type!(y: Data => by_type!(z: Data => by_type!(gate: Data => by_type!(out: DataMut => {
+        let out = Shared::new(out);
+        over_rows(rows, width, |range| {
+            for row in range {
+                let (s, at) = (sigmoid(gate[row].get()), row * width..(row + 1) * width);
+                // SAFETY: every row belongs to one task.
+                let out = unsafe { part(&out, &(row..row + 1), width) };
+                for ((out, y), z) in out.iter_mut().zip(&y[at.clone()]).zip(&z[at]) {
+                    *out = Element::put(y.get() + s * z.get());
+                }
+            }
+        });
+    }))));
+}
+
+/// The gradients of [`add_gated`]'s z and gate from that of its result.
+pub fn add_gated_backward(
+    d: Data<'_>,
+    (z, gate): (Data<'_>, Data<'_>),
+    (dz, dgate): (DataMut<'_>, DataMut<'_>),
+    width: usize,
+) {
+    let rows = gate.len();
+    by_type!(d: Data => by_type!(z: Data => by_type!(gate: Data => by_type!(dz: DataMut => by_type!(dgate: DataMut => {
+        let (dz, dgate) = (Shared::new(dz), Shared::new(dgate));
+        over_rows(rows, width, |range| {
+            for row in range {
+                let (s, at) = (sigmoid(gate[row].get()), row * width..(row + 1) * width);
+                // SAFETY: every row belongs to one task.
+                let (dz, dgate) = unsafe { (part(&dz, &(row..row + 1), width), part(&dgate, &(row..row + 1), 1)) };
+                let dot = scale_and_dot(s, &d[at.clone()], &z[at], dz);
+                dgate[0] = Element::put(s * (1.0 - s) * dot);
+            }
+        });
+    })))));
+}

@@ -2,10 +2,12 @@
 
 use super::Engine;
 use crate::fit::check_tensor;
+use crate::stacked::{Stacked, stack_adapter};
 use crate::{Error, Result};
 use ferrotune_checkpoint::{Adapter, Dtype, HostTensor, TensorSource, open_model};
-use ferrotune_model::{Parameter, Role, Source};
+use ferrotune_model::{Parameter, Role, Source, expert_name, stack_name};
 use ferrotune_tensor::{DType, Kind, Tensor, ops};
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
@@ -34,7 +36,8 @@ impl Engine {
             given.adapter.check_fits(given.path.as_ref(), files)?;
             self.check_taken(given)?;
         }
-        let origins = Origins { files, merged, continued, seed };
+        let stacked = continued.map(|given| self.stacked(given));
+        let origins = Origins::new(files, merged, stacked.as_ref(), seed);
         for parameter in self.parameters() {
             let Some((range, part)) = self.part(&parameter.param) else { continue };
             match (&parameter.source, origins.touched(parameter)) {
@@ -50,9 +53,21 @@ impl Engine {
         self.check()
     }
 
+    /// An adapter whose experts lie as the model has them.
+    fn stacked(&self, given: &LoadedAdapter) -> LoadedAdapter {
+        let mut adapter = given.adapter.clone();
+        stack_adapter(&mut adapter, |module| {
+            let name = format!("{module}.weight");
+            let param = &self.parameters().iter().find(|p| p.param.name == name)?.param;
+            param.shape.dims().first().copied()
+        });
+        LoadedAdapter { path: given.path.clone(), adapter }
+    }
+
     /// Every tensor of an adapter must have a weight of this model to go to.
     fn check_taken(&self, given: &LoadedAdapter) -> Result<()> {
-        let modules = given.adapter.modules.keys().map(|module| format!("{module}.weight"));
+        let whole = |module: &String| stack_name(module).map_or_else(|| module.clone(), |(stack, _)| stack);
+        let modules = given.adapter.modules.keys().map(|module| format!("{}.weight", whole(module)));
         let mut names = modules.chain(given.adapter.saved.keys().cloned());
         let known = |name: &String| self.parameters().iter().any(|p| p.param.name == *name);
         // Where the adapter keeps embedding and head tied, the head's copy is the embedding's.
@@ -72,6 +87,7 @@ impl Engine {
         let here = trained.filter_map(|p| self.part(&p.param).map(|(range, part)| (p, range, part)));
         if adapter {
             let given = LoadedAdapter { path: folder.display().to_string(), adapter: Adapter::read(folder)? };
+            let given = self.stacked(&given);
             for (parameter, range, part) in here {
                 if let Some(host) = fitting(&given, parameter)? {
                     part.write_f32(&host.data[range]);
@@ -79,8 +95,9 @@ impl Engine {
             }
         } else {
             let model = open_model(folder)?;
+            let tensors = Stacked::new(&*model.tensors);
             for (parameter, range, part) in here {
-                read(&*model.tensors, &parameter.param.name, parameter, range, &part)?;
+                read(&tensors, &parameter.param.name, parameter, range, &part)?;
             }
         }
         self.copy_masters();
@@ -127,8 +144,20 @@ impl Engine {
             weight.write_f32(&saved.data);
             return;
         }
-        let module = parameter.param.name.strip_suffix(".weight");
-        let Some((module, lora)) = module.and_then(|m| adapter.modules.get(m).map(|lora| (m, lora))) else { return };
+        let Some(module) = parameter.param.name.strip_suffix(".weight") else { return };
+        if let &[experts, out, inputs] = weight.dims() {
+            for expert in 0..experts {
+                let one = expert_name(module, expert).unwrap_or_default();
+                self.merge_module(adapter, &one, &weight.rows(expert, 1).reshape([out, inputs]));
+            }
+            return;
+        }
+        self.merge_module(adapter, module, weight);
+    }
+
+    /// Adds a module's update to its weight, if the adapter has one.
+    fn merge_module(&self, adapter: &Adapter, module: &str, weight: &Tensor) {
+        let Some(lora) = adapter.modules.get(module) else { return };
         let upload = |host: &HostTensor| Tensor::from_f32(self.device(), &host.data, &host.shape[..], Kind::Work);
         let (a, b) = (upload(&lora.a), upload(&lora.b));
         let scale = adapter.config.scaling(module) as f32;
@@ -147,15 +176,28 @@ struct Origins<'a> {
     merged: &'a [LoadedAdapter],
     continued: Option<&'a LoadedAdapter>,
     seed: u64,
+    /// Names of modules and parameters that an adapter changes; of experts those of all.
+    touched: HashSet<String>,
 }
 
-impl Origins<'_> {
+impl<'a> Origins<'a> {
+    fn new(
+        files: &'a dyn TensorSource,
+        merged: &'a [LoadedAdapter],
+        continued: Option<&'a LoadedAdapter>,
+        seed: u64,
+    ) -> Self {
+        let given = || merged.iter().chain(continued).map(|given| &given.adapter);
+        let whole = |module: &String| stack_name(module).map_or_else(|| module.clone(), |(stack, _)| stack);
+        let modules = given().flat_map(|adapter| adapter.modules.keys().map(whole));
+        let touched = modules.chain(given().flat_map(|adapter| adapter.saved.keys().cloned())).collect();
+        Self { files, merged, continued, seed, touched }
+    }
+
     /// Whether an adapter changes the parameter's value from that of its file.
     fn touched(&self, parameter: &Parameter) -> bool {
         let name = &parameter.param.name;
-        let module = name.strip_suffix(".weight").unwrap_or(name);
-        let given = self.merged.iter().chain(self.continued).map(|given| &given.adapter);
-        given.into_iter().any(|adapter| adapter.saved.contains_key(name) || adapter.modules.contains_key(module))
+        self.touched.contains(name) || self.touched.contains(name.strip_suffix(".weight").unwrap_or(name))
     }
 }
 

@@ -8,13 +8,13 @@ use ferrotune_checkpoint::{
     SaveModel, TargetModules, TokenizerFiles, write_model,
 };
 use ferrotune_config::plan::{LoraPlan, Tuning};
-use ferrotune_model::{Parameter, Role};
+use ferrotune_model::{Parameter, Role, expert_name};
 use ferrotune_tensor::{DType, Tensor};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The model's side of a checkpoint.
 pub struct Saver<'a> {
@@ -77,9 +77,12 @@ impl Saver<'_> {
             inference_mode: true,
             ..self.continued.cloned().unwrap_or_default()
         };
-        let parts = parameters.iter().filter_map(|p| lora_part(p).map(|(module, part)| (module.to_owned(), part)));
-        let parts =
-            parameters.iter().filter(|p| lora_part(p).is_some()).map(|p| p.param.name.clone()).zip(parts).collect();
+        let part = |tensor: &FileTensor| {
+            let (ending, part) = lora_ending(parameters[tensor.parameter].role)?;
+            let module = tensor.name.strip_suffix(ending)?;
+            Some((tensor.name.clone(), (module.to_owned(), part)))
+        };
+        let parts = tensors.iter().filter_map(part).collect();
         ModelFiles {
             kind: Kind::Adapter { config: Box::new(config), parts },
             tensors,
@@ -115,13 +118,18 @@ fn number(value: f64) -> Number {
 
 /// Module and place in [`LoraWeights`] of an adapter's parameter.
 fn lora_part(parameter: &Parameter) -> Option<(&str, usize)> {
-    let (ending, part) = match parameter.role {
-        Role::LoraA => (".lora_A.weight", 0),
-        Role::LoraB => (".lora_B.weight", 1),
-        Role::Magnitude => (".lora_magnitude_vector", 2),
-        Role::Base => return None,
-    };
+    let (ending, part) = lora_ending(parameter.role)?;
     parameter.param.name.strip_suffix(ending).map(|module| (module, part))
+}
+
+/// How the names of an adapter's tensors end, and their place in [`LoraWeights`].
+fn lora_ending(role: Role) -> Option<(&'static str, usize)> {
+    match role {
+        Role::LoraA => Some((".lora_A.weight", 0)),
+        Role::LoraB => Some((".lora_B.weight", 1)),
+        Role::Magnitude => Some((".lora_magnitude_vector", 2)),
+        Role::Base => None,
+    }
 }
 
 /// A tensor of a model's files.
@@ -129,21 +137,31 @@ fn lora_part(parameter: &Parameter) -> Option<(&str, usize)> {
 pub(super) struct FileTensor {
     /// Number of the parameter.
     pub(super) parameter: usize,
+    /// The expert whose part of the parameter it is.
+    expert: Option<usize>,
     name: String,
     shape: Vec<usize>,
     /// Bytes in the file.
     bytes: u64,
 }
 
+/// The tensors of files; experts are one by one there.
 fn tensors(parameters: &[Parameter], dtype: Dtype, taken: impl Fn(&Parameter) -> bool) -> Vec<FileTensor> {
-    let all = parameters.iter().enumerate().filter(|(_, parameter)| taken(parameter));
-    let tensor = |(number, parameter): (usize, &Parameter)| FileTensor {
-        parameter: number,
-        name: parameter.param.name.clone(),
-        shape: parameter.param.shape.dims().to_vec(),
-        bytes: (parameter.param.shape.numel() * dtype.block().1) as u64,
-    };
-    all.map(tensor).collect()
+    let mut all = Vec::new();
+    for (number, parameter) in parameters.iter().enumerate().filter(|(_, parameter)| taken(parameter)) {
+        let (name, dims) = (&parameter.param.name, parameter.param.shape.dims());
+        let mut add = |expert, name: String, shape: &[usize]| {
+            let bytes = (shape.iter().product::<usize>() * dtype.block().1) as u64;
+            all.push(FileTensor { parameter: number, expert, name, shape: shape.to_vec(), bytes });
+        };
+        match (expert_name(name, 0), dims) {
+            (Some(_), &[experts, ref shape @ ..]) => {
+                (0..experts).for_each(|expert| add(Some(expert), expert_name(name, expert).unwrap_or_default(), shape));
+            }
+            _ => add(None, name.clone(), dims),
+        }
+    }
+    all
 }
 
 /// What a run writes of its model, but for the weights' values.
@@ -185,12 +203,12 @@ impl ModelFiles {
     /// # Errors
     /// If a tensor can't be had or a file not be written.
     pub fn write_of(&self, engine: &Engine, folder: &FolderWriter) -> TrainResult<()> {
-        let mut failed = None;
-        let mut tensors = self.tensors.iter();
+        let (mut failed, mut source) = (None, Gathered::new(engine));
+        let mut numbers = 0..self.count();
         let written = self.write(folder, || {
-            let tensor = tensors.next()?;
-            match engine.gather(tensor.parameter) {
-                Ok(value) => value.map(|value| encoded(&value, self.dtype)),
+            let number = numbers.next()?;
+            match self.copy(&mut source, number) {
+                Ok(value) => value,
                 Err(error) => {
                     failed = Some(error);
                     None
@@ -207,9 +225,11 @@ impl ModelFiles {
     ///
     /// # Errors
     /// If a rank is lost.
-    pub(super) fn copy(&self, engine: &Engine, number: usize) -> TrainResult<Option<Vec<u8>>> {
-        let value = engine.gather(self.tensors[number].parameter)?;
-        Ok(value.map(|value| encoded(&value, self.dtype)))
+    pub(super) fn copy(&self, source: &mut Gathered<'_>, number: usize) -> TrainResult<Option<Vec<u8>>> {
+        let tensor = &self.tensors[number];
+        let value = source.of(tensor.parameter)?;
+        let part = |value: Tensor| tensor.expert.map_or(value.clone(), |expert| value.rows(expert, 1));
+        Ok(value.map(|value| encoded(&part(value), self.dtype)))
     }
 
     /// Writes the files; `next` gives the tensors' bytes in the order of `tensors`, or `None` if there are no more.
@@ -264,6 +284,39 @@ impl ModelFiles {
         };
         let modules = modules.into_iter().filter_map(|(name, parts)| weights(parts).map(|w| (name, w))).collect();
         Ok(Adapter { config: config.clone(), modules, saved })
+    }
+}
+
+/// Parameters that were brought together a moment ago: the experts of a block are asked for one by one, and their matrices in
+/// turns. All ranks ask for the same, so they hold the same.
+pub(super) struct Gathered<'a> {
+    engine: &'a Engine,
+    held: VecDeque<(usize, Option<Tensor>)>,
+}
+
+impl<'a> Gathered<'a> {
+    /// Gate, up and down projection.
+    const HELD: usize = 3;
+
+    pub(super) fn new(engine: &'a Engine) -> Self {
+        Self { engine, held: VecDeque::new() }
+    }
+
+    /// The whole value of a parameter on rank 0. A collective.
+    fn of(&mut self, parameter: usize) -> TrainResult<Option<Tensor>> {
+        if let Some((_, value)) = self.held.iter().find(|(number, _)| *number == parameter) {
+            return Ok(value.clone());
+        }
+        let is_stack = expert_name(&self.engine.parameters()[parameter].param.name, 0).is_some();
+        self.held.truncate(if is_stack { Self::HELD } else { 0 });
+        if self.held.len() == Self::HELD {
+            self.held.pop_front();
+        }
+        let value = self.engine.gather(parameter)?;
+        if is_stack {
+            self.held.push_back((parameter, value.clone()));
+        }
+        Ok(value)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::agree::{exchange, settle, share};
 use super::disks::Disks;
-use super::model::ModelFiles;
+use super::model::{Gathered, ModelFiles};
 use super::parts::{About, file_name, layout};
 use super::{RUN, RunState, Saved};
 use crate::engine::{Engine, Piece};
@@ -128,9 +128,9 @@ impl Snapshots {
         let id = first.map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let (save, world) = (format!("{id:016x}"), self.comm.world());
         let parts: Vec<usize> = (0..world).filter(|&rank| told[rank].last() == Some(&1)).collect();
-        let mut tensors = Vec::new();
+        let (mut tensors, mut source) = (Vec::new(), Gathered::new(engine));
         for number in 0..files.count() {
-            tensors.extend(self.gather(engine, &files, number)?.filter(|_| self.writes_model()));
+            tensors.extend(self.gather(&mut source, &files, number)?.filter(|_| self.writes_model()));
         }
         let about = About { save: save.clone(), rank: self.comm.rank(), world, shapes: BTreeMap::new() };
         let (about, pieces) = layout(about, owned);
@@ -164,8 +164,8 @@ impl Snapshots {
     }
 
     /// One of the model's tensors, on the ranks that write it. All ranks call it.
-    fn gather(&self, engine: &Engine, files: &ModelFiles, number: usize) -> Result<Option<Vec<u8>>> {
-        let tensor = files.copy(engine, number)?;
+    fn gather(&self, source: &mut Gathered<'_>, files: &ModelFiles, number: usize) -> Result<Option<Vec<u8>>> {
+        let tensor = files.copy(source, number)?;
         if !self.everywhere || self.disks.is_shared() {
             return Ok(tensor);
         }
@@ -225,9 +225,10 @@ impl Snapshots {
     /// If a file can't be written, or a rank is lost.
     pub fn write_model(&self, engine: &Engine, files: &ModelFiles) -> Result<()> {
         let (mut numbers, mut lost) = (0..files.count(), None);
+        let mut source = Gathered::new(engine);
         let mut next = || -> Option<Vec<u8>> {
             let number = numbers.next()?;
-            match self.gather(engine, files, number) {
+            match self.gather(&mut source, files, number) {
                 Ok(bytes) => bytes.or_else(|| Some(Vec::new())),
                 Err(error) => {
                     lost.get_or_insert(error);
