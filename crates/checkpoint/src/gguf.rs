@@ -125,7 +125,7 @@ impl GgufTensors {
     fn new(gguf: Gguf, heads: config::Heads) -> Result<Self> {
         let Gguf { file, header, family, .. } = gguf;
         let mut tensors = BTreeMap::new();
-        for (stored, (shape, mut region)) in header.tensors {
+        for (stored, (mut shape, mut region)) in header.tensors {
             if stored == names::ROPE_FREQS {
                 continue;
             }
@@ -138,7 +138,7 @@ impl GgufTensors {
                     ),
                 });
             }
-            let name = names::to_hugging_face(&stored).ok_or_else(|| Error::Gguf {
+            let name = names::to_hugging_face(&stored, family == Family::Llama).ok_or_else(|| Error::Gguf {
                 path: file.path().to_path_buf(),
                 reason: format!("its tensor '{stored}' belongs to no supported model"),
             })?;
@@ -147,6 +147,9 @@ impl GgufTensors {
                     path: file.path().to_path_buf(),
                     reason: format!("its tensor '{stored}' {reason}"),
                 })?;
+            }
+            if let ([width], true) = (&shape[..], name.ends_with("shared_expert_gate.weight")) {
+                shape = vec![1, *width];
             }
             tensors.insert(name, (shape, region));
         }

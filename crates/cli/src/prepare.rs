@@ -14,12 +14,13 @@ use ferrotune_data::clock::Moment;
 use ferrotune_data::prepare::CACHE;
 use ferrotune_data::template::{Template, TemplateOptions};
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_model::{Config, Model, ModelError, Unmet};
-use ferrotune_tensor::{DType, Device};
+use ferrotune_model::{Config, Model, ModelError, Unmet, expert_name, stack_name};
+use ferrotune_tensor::{DType, Device, Param};
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
 use ferrotune_train::save::saved_bytes;
 use ferrotune_train::{Fresh, Grown, Stacked, check_files};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// A plan and the recipe's own text.
@@ -445,6 +446,23 @@ impl Fitted {
         self.wanted.tuning.is_some()
     }
 
+    /// What `lora_target: all` takes of a mixture of experts, which LLaMA-Factory leaves out without a word.
+    pub(crate) fn experts_note(&self) -> Option<String> {
+        let Some(Tuning::Lora(LoraPlan { targets: LoraTargets::All, .. })) = &self.wanted.tuning else { return None };
+        let moe = self.model.config().moe.as_ref()?;
+        let trained = self.model.parameters().iter().map(|parameter| &parameter.param).filter(|param| param.trainable);
+        let (experts, others): (Vec<_>, Vec<_>) = trained.partition(|param| expert_name(&param.name, 0).is_some());
+        let count = |params: &[&Param]| ui::grouped(params.iter().map(|param| param.shape.numel()).sum());
+        Some(format!(
+            "lora_target: all takes the {} experts of each of {} blocks ({} parameters) and attention ({}); with \
+             lora_target: attention it is attention alone, as LLaMA-Factory has it",
+            moe.experts,
+            moe.sparse.iter().filter(|sparse| **sparse).count(),
+            count(&experts),
+            count(&others)
+        ))
+    }
+
     /// Bytes of the model's files in a checkpoint; `config` is its config.json.
     pub(crate) fn saved_bytes(&self, config: &Value) -> u64 {
         self.wanted.tuning.as_ref().map_or(0, |tuning| saved_bytes(tuning, config, self.model.parameters()))
@@ -468,11 +486,14 @@ impl Fitted {
 /// otherwise are named.
 fn as_the_adapter_says(recipe: &LoraPlan, last: &LoadedAdapter) -> LoraPlan {
     let config = &last.adapter.config;
+    // All experts of a block are one module here.
+    let whole = |module: &String| stack_name(module).map_or_else(|| module.clone(), |(stack, _)| stack);
+    let modules: BTreeSet<String> = last.adapter.modules.keys().map(whole).collect();
     let own = LoraPlan {
         rank: config.r,
         alpha: config.lora_alpha.get(),
         dropout: config.lora_dropout,
-        targets: LoraTargets::Modules(last.adapter.modules.keys().cloned().collect()),
+        targets: LoraTargets::Modules(modules.into_iter().collect()),
         additional_targets: config.modules_to_save.clone().unwrap_or_default(),
         rslora: config.use_rslora,
         dora: config.use_dora,

@@ -213,7 +213,9 @@ fn moe(get: &Keys<'_>, family: &Family, names: &'static MoeNames, layers: usize)
 
 /// Each block's window. `layer_types` decides where it stands; otherwise the family's own rule.
 fn windows(get: &Keys<'_>, family: &Family, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
-    let window = get.count("sliding_window")?.filter(|_| family.model_type != "llama");
+    // transformers writes 0 for a window that isn't used.
+    let none = family.model_type == "llama" || get.number("sliding_window") == Some(0.0);
+    let window = if none { None } else { get.count("sliding_window")? };
     let used = !family.optional_window || get.flag("use_sliding_window").unwrap_or(false);
     let Some(window) = window.filter(|_| used) else { return Ok(vec![None; layers]) };
     if let Some(types) = get.json.get("layer_types").and_then(Value::as_array) {

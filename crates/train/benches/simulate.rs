@@ -3,12 +3,15 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_dist::Layout;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::DType;
+use ferrotune_train::engine::{Offload, Sharding};
 use ferrotune_train::plan::{
-    Candidate, Choice, Demand, GroupKind, Link, Links, Question, Rates, candidates, choose, simulate,
+    Candidate, Choice, Demand, Link, Links, Question, Rates, balance_of, candidates, choose, simulate,
 };
+use ferrotune_train::{Shape, StepOptions, predict};
 use serde_json::{Value, json};
 
 const GPUS: usize = 8;
@@ -25,7 +28,9 @@ fn main() {
     for tokens in [4096, 512] {
         table("Qwen3-32B", tokens, &demand(&dense, tokens, L20 * 0.5));
     }
-    table("Qwen3-30B-A3B", 4096, &experts(4096, L20 * 0.35));
+    table("Qwen3-30B-A3B", 4096, &demand(&qwen3_30b_a3b(), 4096, L20 * 0.35));
+    fitting("Qwen3-32B", &dense);
+    fitting("Qwen3-30B-A3B", &qwen3_30b_a3b());
     all_candidates(&demand(&dense, 4096, L20 * 0.5));
     reported();
 }
@@ -59,6 +64,57 @@ fn cell(choice: &Choice) -> String {
     let time = choice.estimate;
     let fits = if choice.fits { "" } else { " (doesn't fit)" };
     format!("{:.1} s ({:.1} bubble, {:.1} wires){fits}", time.step, time.bubble, time.communication)
+}
+
+/// Memory of the fullest card by the step on `meta`, exactly, for the ways that fit best on one to sixteen cards.
+fn fitting(name: &str, config: &Config) {
+    println!(
+        "\n### {name} on L20 of 48 GB: GiB on the fullest card, LoRA r = 8 on all linear layers, blocks recomputed\n"
+    );
+    println!("| cards | tokens | replicate | hybrid or zero3 | pipeline |");
+    println!("|---:|---:|---|---|---|");
+    let model = model(config);
+    for cards in [1, 2, 8, 16] {
+        for tokens in [2048, 8192, 36864] {
+            let found = [
+                candidate(&model, cards, [1, 1, cards], Sharding::Whole),
+                candidate(&model, cards, [cards.min(GPUS), 1, cards.div_ceil(GPUS)], Sharding::Weights),
+                candidate(&model, cards, [1, cards.min(GPUS), cards.div_ceil(GPUS)], Sharding::Whole),
+            ];
+            let cells = found.map(|candidate| memory(&model, &candidate, tokens));
+            println!("| {cards} | {tokens} | {} |", cells.join(" | "));
+        }
+    }
+}
+
+fn candidate(model: &Model, cards: usize, [shards, stages, replicas]: [usize; 3], sharded: Sharding) -> Candidate {
+    assert_eq!(cards, shards * stages * replicas, "all cards are used");
+    let layout = Layout { shards, stages, replicas };
+    let spans = match stages {
+        1 => vec![0..model.segments(); 1],
+        _ => {
+            let demand = Demand::of(model, &[512], true, false, Rates::even(L20)).expect("counting needs no memory");
+            balance_of(&demand, stages, ACCUMULATED * stages, None).expect("fewer stages than blocks")
+        }
+    };
+    Candidate { layout, sharded, spans }
+}
+
+fn memory(model: &Model, candidate: &Candidate, tokens: usize) -> String {
+    let optimizer = AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+    let options = StepOptions {
+        optimizer,
+        max_norm: 1.0,
+        smoothing: 0.0,
+        embedding_alpha: 0.0,
+        seed: 1,
+        plus: None,
+        recompute: true,
+    };
+    let shape = Shape { candidate: candidate.clone(), overlap: true, offload: Offload::default() };
+    let bytes = predict(model, &options, &shape, &[tokens]).expect("counting needs no memory").device.peak;
+    let fits = if bytes <= CAPACITY { "" } else { " (doesn't fit)" };
+    format!("{:.1}{fits}", bytes as f64 / f64::from(1 << 30))
 }
 
 /// What the plan says of every way to split two nodes.
@@ -132,8 +188,13 @@ fn card(gigabits: f64) -> Link {
     Link { bandwidth, shared: bandwidth, latency: 50e-6 }
 }
 
-/// LoRA of rank 8 on all linear layers, bf16, blocks recomputed.
+/// A step of it, blocks recomputed.
 fn demand(config: &Config, tokens: usize, flops: f64) -> Demand {
+    Demand::of(&model(config), &[tokens], true, false, Rates::even(flops)).expect("counting needs no memory")
+}
+
+/// LoRA of rank 8 on all linear layers, those of experts among them, bf16.
+fn model(config: &Config) -> Model {
     let plan = LoraPlan {
         rank: 8,
         alpha: 16.0,
@@ -145,8 +206,7 @@ fn demand(config: &Config, tokens: usize, flops: f64) -> Demand {
         plus: None,
         create_new: false,
     };
-    let model = Model::new(config, DType::Bf16, Some(&Tuning::Lora(plan)), false).expect("a model of ours");
-    Demand::of(&model, &[tokens], true, false, Rates::even(flops)).expect("counting needs no memory")
+    Model::new(config, DType::Bf16, Some(&Tuning::Lora(plan)), false).expect("a model of ours")
 }
 
 fn qwen3_32b() -> Config {
@@ -156,30 +216,12 @@ fn qwen3_32b() -> Config {
     }))
 }
 
-/// Qwen3-30B-A3B: computes like a dense model whose MLP is as wide as the eight experts that a token sees, and holds 128 of
-/// them, each with its own adapters.
-fn experts(tokens: usize, flops: f64) -> Demand {
-    const EXPERTS: u64 = 128;
-    const SEEN: u64 = 8;
-    const RANK: u64 = 8;
-    const HIDDEN: u64 = 2048;
-    const INNER: u64 = 768;
-    let stand_in = config(&json!({
-        "model_type": "qwen3", "hidden_size": HIDDEN, "intermediate_size": INNER * SEEN, "num_hidden_layers": 48,
-        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936
-    }));
-    let mut demand = demand(&stand_in, tokens, flops);
-    let unseen = (EXPERTS - SEEN) * 3 * HIDDEN * INNER * 2;
-    let wide = 3 * RANK * (HIDDEN + SEEN * INNER) * 4;
-    let each = 3 * RANK * (HIDDEN + INNER) * 4;
-    let last = demand.segments.len() - 1;
-    for group in demand.groups.iter_mut().filter(|group| (1..last).contains(&group.segments[0])) {
-        match group.kind {
-            GroupKind::Frozen => group.weights += unseen,
-            GroupKind::Adapter | GroupKind::Trained => group.weights = group.weights - wide + EXPERTS * each,
-        }
-    }
-    demand
+fn qwen3_30b_a3b() -> Config {
+    config(&json!({
+        "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true
+    }))
 }
 
 fn config(json: &Value) -> Config {

@@ -1,8 +1,10 @@
-//! Position scalings, windows, biases and head sizes that the other models don't have, against transformers' logits.
+//! Position scalings, windows, biases, head sizes and mixtures of experts that the other models don't have, against
+//! transformers' logits.
 
 use ferrotune_checkpoint::{Dtype, SafetensorsFile, TensorSource, open_model};
 use ferrotune_model::{Batch, Config, KvCache, Model, Sequence};
 use ferrotune_tensor::{DType, Device, Kind, Tape, Tensor};
+use ferrotune_train::Stacked;
 use ferrotune_train::engine::{Division, Engine};
 use std::path::Path;
 use std::rc::Rc;
@@ -30,7 +32,8 @@ fn every_setting_gives_transformers_logits_at_once_and_token_by_token() {
         let device = Device::cpu();
         let model = Model::new(&config, DType::F32, None, false).unwrap();
         let engine = Engine::new(&device, &model, Division::solo(&model), false);
-        engine.load(&SafetensorsFile::open(&folder.join("model.safetensors")).unwrap(), &[], None, 1).unwrap();
+        let weights = Stacked::new(SafetensorsFile::open(&folder.join("model.safetensors")).unwrap());
+        engine.load(&weights, &[], None, 1).unwrap();
         let expected = SafetensorsFile::open(&folder.join("expected.safetensors")).unwrap();
         let want = expected.read_f32("logits").unwrap();
         let mut ids = vec![0u32; expected.info("ids").unwrap().elements()];
@@ -58,7 +61,7 @@ fn every_setting_gives_transformers_logits_at_once_and_token_by_token() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 11);
+    assert_eq!(checked, 15);
 }
 
 #[test]

@@ -9,15 +9,17 @@ use super::header::Header;
 use super::value::{Array, Value};
 
 /// Families that can be read, as told to the user.
-pub(crate) const SUPPORTED: &str = "llama (Llama, Mistral, SmolLM2), qwen2, qwen3";
+pub(crate) const SUPPORTED: &str = "llama (Llama, Mistral, SmolLM2, Mixtral), qwen2, qwen3, qwen2moe, qwen3moe";
 
 /// A family, by `general.architecture`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// Llama, SmolLM2, Mistral: one name for all in GGUF.
+    /// Llama, SmolLM2, Mistral, Mixtral: one name for all in GGUF.
     Llama,
     Qwen2,
     Qwen3,
+    Qwen2Moe,
+    Qwen3Moe,
 }
 
 impl Family {
@@ -26,6 +28,8 @@ impl Family {
             "llama" => Some(Self::Llama),
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
+            "qwen2moe" => Some(Self::Qwen2Moe),
+            "qwen3moe" => Some(Self::Qwen3Moe),
             _ => None,
         }
     }
@@ -107,8 +111,10 @@ pub(crate) fn heads(keys: &Keys<'_>) -> Result<Heads, String> {
 /// Makes `config.json`; `freqs` are the values of `rope_freqs.weight` if there is one.
 pub(crate) fn config(keys: &Keys<'_>, family: Family, freqs: Option<&[f32]>) -> Result<Json, String> {
     let heads = heads(keys)?;
-    if keys.get("expert_count").and_then(Value::as_u64).unwrap_or(0) > 0 {
-        return Err("it is a mixture of experts, which is not supported from GGUF".into());
+    let has_experts = keys.get("expert_count").and_then(Value::as_u64).unwrap_or(0) > 0;
+    let is_dense = matches!(family, Family::Qwen2 | Family::Qwen3);
+    if has_experts && is_dense {
+        return Err(format!("it is a mixture of experts by the name of '{}', which has none", keys.architecture));
     }
     let (embedding, _) =
         (keys.header.tensors.get("token_embd.weight")).ok_or("it lacks the tensor 'token_embd.weight'")?;
@@ -118,10 +124,13 @@ pub(crate) fn config(keys: &Keys<'_>, family: Family, freqs: Option<&[f32]>) -> 
         Some(window) => Some(window),
     };
     let (class, kind) = match family {
+        Family::Llama if has_experts => ("MixtralForCausalLM", "mixtral"),
         Family::Llama if window.is_some() => ("MistralForCausalLM", "mistral"),
         Family::Llama => ("LlamaForCausalLM", "llama"),
         Family::Qwen2 => ("Qwen2ForCausalLM", "qwen2"),
         Family::Qwen3 => ("Qwen3ForCausalLM", "qwen3"),
+        Family::Qwen2Moe => ("Qwen2MoeForCausalLM", "qwen2_moe"),
+        Family::Qwen3Moe => ("Qwen3MoeForCausalLM", "qwen3_moe"),
     };
     let theta = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
     let eps = (keys.float("attention.layer_norm_rms_epsilon")?)
@@ -149,6 +158,9 @@ pub(crate) fn config(keys: &Keys<'_>, family: Family, freqs: Option<&[f32]>) -> 
     });
     let map = config.as_object_mut().expect("made as an object above");
     family_keys(map, keys.header, family, window);
+    if has_experts || !(is_dense || family == Family::Llama) {
+        expert_keys(map, keys, family)?;
+    }
     token_ids(map, keys.header);
     Ok(config)
 }
@@ -164,14 +176,49 @@ fn family_keys(map: &mut Map<String, Json>, header: &Header, family: Family, win
                 map.insert("sliding_window".into(), window.into());
             }
         }
-        Family::Qwen2 | Family::Qwen3 => {
-            if family == Family::Qwen3 {
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe => {
+            if matches!(family, Family::Qwen3 | Family::Qwen3Moe) {
                 map.insert("attention_bias".into(), has("blk.0.attn_q.bias").into());
             }
             map.insert("use_sliding_window".into(), window.is_some().into());
             map.insert("sliding_window".into(), window.into());
         }
     }
+}
+
+/// Keys of mixtures of experts. Whether weights are divided by their sum isn't in the file: llama.cpp knows it by the family.
+fn expert_keys(map: &mut Map<String, Json>, keys: &Keys<'_>, family: Family) -> Result<(), String> {
+    let mut set = |key: &str, value: Json| drop(map.insert(key.to_owned(), value));
+    let experts = keys.size("expert_count")?;
+    set("num_experts_per_tok", keys.size("expert_used_count")?.into());
+    if family == Family::Llama {
+        set("num_local_experts", experts.into());
+        return Ok(());
+    }
+    set("num_experts", experts.into());
+    set("norm_topk_prob", (family == Family::Qwen3Moe).into());
+    // The width of `[.., width, hidden]`, where the key isn't there.
+    let tensors = &keys.header.tensors;
+    let rows = |end: &str| {
+        let (shape, _) = tensors.iter().find(|(name, _)| name.ends_with(end))?.1;
+        shape.len().checked_sub(2).map(|at| shape[at])
+    };
+    let width = |key: &str, end: &str| match (keys.get(key), rows(end)) {
+        (None, Some(rows)) => Ok(rows),
+        _ => keys.size(key),
+    };
+    set("moe_intermediate_size", width("expert_feed_forward_length", ".ffn_gate_exps.weight")?.into());
+    if family == Family::Qwen2Moe {
+        let shared = width("expert_shared_feed_forward_length", ".ffn_gate_shexp.weight")?;
+        set("shared_expert_intermediate_size", shared.into());
+    }
+    let blocks = keys.size("block_count")?;
+    let is_plain = |block: &usize| tensors.contains_key(&format!("blk.{block}.ffn_gate.weight"));
+    // A number of blocks that no file could have would make a list without end.
+    let plain: Vec<usize> = (0..blocks.min(tensors.len())).filter(is_plain).collect();
+    set("mlp_only_layers", plain.into());
+    set("decoder_sparse_step", 1.into());
+    Ok(())
 }
 
 fn token_ids(map: &mut Map<String, Json>, header: &Header) {

@@ -15,6 +15,27 @@ const IN_BLOCK: [(&str, &str); 11] = [
     ("ffn_down", "mlp.down_proj"),
 ];
 
+/// Names of experts in Qwen's mixtures. All experts of a block are one tensor, as `experts.gate_proj`, where Hugging Face has
+/// one for each.
+const QWEN_EXPERTS: [(&str, &str); 8] = [
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_exps", "mlp.experts.gate_proj"),
+    ("ffn_up_exps", "mlp.experts.up_proj"),
+    ("ffn_down_exps", "mlp.experts.down_proj"),
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+];
+
+/// Those of Mixtral.
+const MIXTRAL_EXPERTS: [(&str, &str); 4] = [
+    ("ffn_gate_inp", "block_sparse_moe.gate"),
+    ("ffn_gate_exps", "block_sparse_moe.experts.w1"),
+    ("ffn_up_exps", "block_sparse_moe.experts.w3"),
+    ("ffn_down_exps", "block_sparse_moe.experts.w2"),
+];
+
 /// Names outside the blocks.
 const OUTSIDE: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
@@ -23,8 +44,9 @@ const OUTSIDE: [(&str, &str); 3] =
 /// Face's layout, so no tensor there.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// Hugging Face's name of a tensor, or `None` if this is no tensor of a known family.
-pub(crate) fn to_hugging_face(name: &str) -> Option<String> {
+/// Hugging Face's name of a tensor, or `None` if this is no tensor of a known family. Mixtral shares its names with Llama but
+/// for its experts.
+pub(crate) fn to_hugging_face(name: &str, is_llama: bool) -> Option<String> {
     let (stem, kind) = name.rsplit_once('.')?;
     if !matches!(kind, "weight" | "bias") {
         return None;
@@ -37,7 +59,9 @@ pub(crate) fn to_hugging_face(name: &str) -> Option<String> {
     }
     let (block, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
     let block: u32 = block.parse().ok()?;
-    Some(format!("model.layers.{block}.{}.{kind}", find(&IN_BLOCK, stem)?))
+    let experts = if is_llama { &MIXTRAL_EXPERTS[..] } else { &QWEN_EXPERTS[..] };
+    let module = find(&IN_BLOCK, stem).or_else(|| find(experts, stem))?;
+    Some(format!("model.layers.{block}.{module}.{kind}"))
 }
 
 #[cfg(test)]
@@ -53,13 +77,18 @@ mod tests {
             ("blk.31.attn_k.bias", Some("model.layers.31.self_attn.k_proj.bias")),
             ("blk.7.attn_q_norm.weight", Some("model.layers.7.self_attn.q_norm.weight")),
             ("blk.7.ffn_down.weight", Some("model.layers.7.mlp.down_proj.weight")),
-            ("blk.7.ffn_gate_exps.weight", None),
+            ("blk.7.ffn_gate_exps.weight", Some("model.layers.7.mlp.experts.gate_proj.weight")),
+            ("blk.7.ffn_gate_inp_shexp.weight", Some("model.layers.7.mlp.shared_expert_gate.weight")),
+            ("blk.7.ffn_gate_bexps.weight", None),
             ("blk.x.ffn_down.weight", None),
             ("blk.7.ffn_down.scale", None),
             ("rope_freqs.weight", None),
         ];
         for (gguf, expected) in cases {
-            assert_eq!(to_hugging_face(gguf).as_deref(), expected, "{gguf}");
+            assert_eq!(to_hugging_face(gguf, false).as_deref(), expected, "{gguf}");
         }
+        let mixtral = to_hugging_face("blk.0.ffn_down_exps.weight", true);
+        assert_eq!(mixtral.as_deref(), Some("model.layers.0.block_sparse_moe.experts.w2.weight"));
+        assert_eq!(to_hugging_face("blk.0.ffn_gate_shexp.weight", true), None);
     }
 }

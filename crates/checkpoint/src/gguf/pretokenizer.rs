@@ -71,7 +71,7 @@ pub(crate) fn find(
         });
     }
     let (way, whose) = match architecture {
-        "qwen2" | "qwen3" => (QWEN2_WAY, "Qwen2's"),
+        "qwen2" | "qwen3" | "qwen2moe" | "qwen3moe" => (QWEN2_WAY, "Qwen2's"),
         // The size of Llama 3's vocabulary, with some room for added tokens.
         "llama" if (128_000..=128_512).contains(&vocabulary) => (LLAMA3_WAY, "Llama 3's"),
         _ => (plain(Cut::Gpt2), "GPT-2's"),

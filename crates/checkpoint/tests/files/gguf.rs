@@ -206,6 +206,45 @@ fn configurations() {
 }
 
 #[test]
+fn mixtures_of_experts() {
+    let with = |architecture: &str, keys: &[(&str, u32)]| {
+        let mut all = metadata(architecture);
+        all.extend(keys.iter().map(|(key, value)| (format!("{architecture}.{key}"), Value::U32(*value))));
+        all
+    };
+    let values: Vec<f32> = (0..4 * 32 * 64).map(|i| i as f32).collect();
+    let stack = ("blk.1.ffn_gate_exps.weight", &[4, 32, 64][..], Dtype::F32, bytemuck::cast_slice(&values));
+    let gate = zeros(&[64]);
+    let gate = ("blk.1.ffn_gate_inp_shexp.weight", &[64][..], Dtype::F32, &gate[..]);
+    let plain = zeros(&[128, 64]);
+    let plain = ("blk.0.ffn_gate.weight", &[128, 64][..], Dtype::F32, &plain[..]);
+
+    let counts = [("expert_count", 4), ("expert_used_count", 2)];
+    let qwen3 = open_with(&with("qwen3moe", &counts), &[stack, plain]).unwrap();
+    let expected = json!({"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": true,
+                          "moe_intermediate_size": 32, "mlp_only_layers": [0], "decoder_sparse_step": 1});
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&qwen3.config[key], value, "{key}");
+    }
+    let name = "model.layers.1.mlp.experts.gate_proj.weight";
+    assert_eq!(qwen3.tensors.info(name).unwrap().shape, [4, 32, 64]);
+    assert_eq!(qwen3.tensors.read_f32(name).unwrap(), values);
+
+    let shared = [&counts[..], &[("expert_shared_feed_forward_length", 96)]].concat();
+    let qwen2 = open_with(&with("qwen2moe", &shared), &[stack, gate]).unwrap();
+    assert_eq!(
+        (&qwen2.config["shared_expert_intermediate_size"], &qwen2.config["norm_topk_prob"]),
+        (&json!(96), &json!(false))
+    );
+    assert_eq!(qwen2.tensors.info("model.layers.1.mlp.shared_expert_gate.weight").unwrap().shape, [1, 64]);
+
+    let mixtral = open_with(&with("llama", &counts), &[stack]).unwrap();
+    assert_eq!((&mixtral.config["model_type"], &mixtral.config["num_local_experts"]), (&json!("mixtral"), &json!(4)));
+    assert!(mixtral.tensors.info("model.layers.1.block_sparse_moe.experts.w1.weight").is_some());
+    assert!(open_with(&with("qwen3", &counts), &[]).err().unwrap().contains("which has none"));
+}
+
+#[test]
 fn llama3_scaling_is_found_behind_its_factors() {
     // transformers' `_compute_llama3_parameters`: head of 16, theta 1e5, factor 8, low 1, high 4,
     // original context 128; here factor by factor: kept, in between, divided by 8.
@@ -254,7 +293,7 @@ fn what_is_not_supported_is_named() {
         ("llama.attention.head_count", Some(Value::U32(5)), "5 heads don't divide a width of 64"),
         ("llama.attention.key_length", Some(Value::U32(15)), "15 wide"),
         ("llama.rope.dimension_count", Some(Value::U32(8)), "rotates 8 of 16"),
-        ("llama.expert_count", Some(Value::U32(8)), "mixture of experts"),
+        ("llama.expert_count", Some(Value::U32(8)), "lacks the key 'llama.expert_used_count'"),
         ("llama.rope.scaling.type", Some("longrope".into()), "position scaling is 'longrope'"),
         ("split.count", Some(Value::U16(3)), "one of 3 parts; join them"),
     ];

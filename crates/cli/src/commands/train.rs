@@ -63,6 +63,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     })?;
     if world.is_first() {
         ui::say(prepared.report.render().trim_end());
+        fitted.experts_note().iter().for_each(|note| ui::note(note));
     }
     world.agree(&world::claims_on_files(&located.path, &prepared))?;
     check_vocabulary(fitted.model(), &tokenizer, &prepared)?;

@@ -233,3 +233,45 @@ fn head_ends_the_program_quietly() {
     let run = place.read(output).ok();
     assert_eq!((run.out.lines().count(), run.err.as_str()), (1, ""));
 }
+
+/// Adapters on all experts, saved one by one, merged, gone on with; and attention alone.
+#[test]
+fn a_mixture_of_experts_is_an_ordinary_model() {
+    let model = format!("model_name_or_path={}", model("tiny-qwen3moe").display());
+    let place = trainable("learning_rate: 0.02\nmax_steps: 6\nlora_dropout: 0.1\n");
+    let run = place.run(&["train", "train.yaml", &model]).ok();
+    let told = "lora_target: all takes the 8 experts of each of 2 blocks (18,432 parameters) and attention (5,120)";
+    assert!(run.err.contains(told), "{}", run.err);
+    let adapter = tensors(&place.path("output/adapter_model.safetensors"));
+    let name = |e: usize, part| format!("base_model.model.model.layers.1.mlp.experts.{e}.down_proj.lora_{part}.weight");
+    assert_eq!(adapter.len(), 2 * 2 * (4 + 8 * 3));
+    assert_eq!((adapter[&name(7, "A")].len(), adapter[&name(7, "B")].len()), (4 * 32, 64 * 4));
+
+    // The merged model is worth what model and adapter are.
+    let evaluate = |arguments: &[&str]| {
+        let common = ["train", "train.yaml", "do_train=false", "do_eval=true", "eval_dataset=d", "output_dir=eval"];
+        place.run(&[&common, arguments].concat()).ok();
+        place.json("eval/eval_results.json")["eval_loss"].as_f64().unwrap()
+    };
+    let tuned = evaluate(&[&model, "adapter_name_or_path=output"]);
+    let base = evaluate(&[&model]);
+    place.run(&["export", "train.yaml", &model, "adapter_name_or_path=output", "export_dir=merged"]).ok();
+    let merged = evaluate(&["model_name_or_path=merged"]);
+    assert!(tuned < base - 0.1 && (merged - tuned).abs() < 1e-5, "{base} {tuned} {merged}");
+
+    // Going on with it begins where it ended, and a new adapter on top of it, too.
+    for more in ["create_new_adapter=false", "create_new_adapter=true"] {
+        let (adapter, more) = ("adapter_name_or_path=output", [more, "output_dir=next", "overwrite_output_dir=true"]);
+        let args = [&["train", "train.yaml", &model, adapter, "max_steps=1", "learning_rate=1e-9"], &more[..]].concat();
+        place.run(&args).ok();
+        let first = curve(&place.json("next/trainer_state.json"), "loss")[0];
+        assert!((first - tuned).abs() < 0.5, "{first} {tuned}");
+    }
+
+    let run = place.run(&["train", "train.yaml", &model, "lora_target=attention", "output_dir=attention"]).ok();
+    assert!(!run.err.contains("experts"), "{}", run.err);
+    assert!(tensors(&place.path("attention/adapter_model.safetensors")).keys().all(|name| name.contains("self_attn")));
+
+    let refused = place.run(&["train", "train.yaml", &model, "use_dora=true", "output_dir=x"]);
+    assert!(refused.error().contains("use_dora is not possible on experts"), "{}", refused.error());
+}

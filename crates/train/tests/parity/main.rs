@@ -9,7 +9,7 @@ mod split;
 
 use ferrotune_config::plan::{FreezePlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_train::engine::{Offload, Sharding};
-use split::{Case, Curve, Split, curve};
+use split::{Case, Curve, Experts, Split, curve};
 
 /// Relative, of losses, norms and weights; what is left are other orders of summation in f32 (measured: 9e-6 at most).
 const LIMIT: f64 = 1e-5;
@@ -67,33 +67,47 @@ fn matrix(case: &Case) {
 
 #[test]
 fn adapters_on_an_untied_model() {
-    matrix(&Case { tuning: lora(), tied: false, pure_bf16: false });
+    matrix(&Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None });
 }
 
 #[test]
 fn adapters_on_a_tied_model() {
-    matrix(&Case { tuning: lora(), tied: true, pure_bf16: false });
+    matrix(&Case { tuning: lora(), tied: true, pure_bf16: false, experts: Experts::None });
 }
 
 #[test]
 fn all_weights_of_an_untied_model() {
-    matrix(&Case { tuning: Tuning::Full, tied: false, pure_bf16: false });
+    matrix(&Case { tuning: Tuning::Full, tied: false, pure_bf16: false, experts: Experts::None });
 }
 
 #[test]
 fn all_weights_of_a_tied_model() {
-    matrix(&Case { tuning: Tuning::Full, tied: true, pure_bf16: false });
+    matrix(&Case { tuning: Tuning::Full, tied: true, pure_bf16: false, experts: Experts::None });
+}
+
+#[test]
+fn adapters_on_experts() {
+    for experts in [Experts::Spread, Experts::OneHasAll] {
+        matrix(&Case { tuning: lora(), tied: false, pure_bf16: false, experts });
+    }
+}
+
+#[test]
+fn all_weights_of_experts_and_routers() {
+    for experts in [Experts::Spread, Experts::OneHasAll] {
+        matrix(&Case { tuning: Tuning::Full, tied: true, pure_bf16: false, experts });
+    }
 }
 
 #[test]
 fn the_last_block_alone() {
     let plan = FreezePlan { layers: 1, modules: Vec::new(), extra_modules: Vec::new() };
-    matrix(&Case { tuning: Tuning::Freeze(plan), tied: false, pure_bf16: false });
+    matrix(&Case { tuning: Tuning::Freeze(plan), tied: false, pure_bf16: false, experts: Experts::None });
 }
 
 #[test]
 fn a_budget_of_tokens_changes_no_result() {
-    let case = Case { tuning: lora(), tied: false, pure_bf16: false };
+    let case = Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None };
     let want = curve(&case, &Split::solo());
     for split in splits().into_iter().chain([Split::solo()]) {
         check(&case, &Split { budget: Some(64), ..split }, &want);
@@ -102,7 +116,7 @@ fn a_budget_of_tokens_changes_no_result() {
 
 #[test]
 fn the_curve_is_the_same_with_an_optimizer_that_magnifies_noise() {
-    let case = Case { tuning: lora(), tied: false, pure_bf16: false };
+    let case = Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None };
     let want = curve(&case, &Split { eps: 1e-8, ..Split::solo() });
     for split in splits() {
         let gap = curve(&case, &Split { eps: 1e-8, ..split }).curve_gap(&want);
@@ -113,7 +127,7 @@ fn the_curve_is_the_same_with_an_optimizer_that_magnifies_noise() {
 #[test]
 fn overlap_and_offloading_change_no_bit() {
     for tuning in [lora(), Tuning::Full] {
-        let case = Case { tuning, tied: false, pure_bf16: false };
+        let case = Case { tuning, tied: false, pure_bf16: false, experts: Experts::None };
         for split in splits().into_iter().chain([Split::solo()]) {
             let want = curve(&case, &split);
             let mut offload = Offload::default();
@@ -128,7 +142,7 @@ fn overlap_and_offloading_change_no_bit() {
 
 #[test]
 fn weights_that_train_in_bf16_keep_one_precise_copy_whatever_the_split() {
-    let case = Case { tuning: Tuning::Full, tied: false, pure_bf16: true };
+    let case = Case { tuning: Tuning::Full, tied: false, pure_bf16: true, experts: Experts::None };
     let want = curve(&case, &Split::solo());
     for split in splits() {
         let gap = curve(&case, &split).gap(&want);

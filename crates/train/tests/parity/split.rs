@@ -1,5 +1,6 @@
 //! One short run of a small model under any split, and what came of it.
 
+use ferrotune_checkpoint::{Dtype, TensorInfo, TensorSource, encode};
 use ferrotune_config::plan::{AdamWPlan, Plan, Tuning};
 use ferrotune_config::{Recipe, Verb};
 use ferrotune_data::rows::Row;
@@ -22,6 +23,55 @@ pub(crate) struct Case {
     pub(crate) tuning: Tuning,
     pub(crate) tied: bool,
     pub(crate) pure_bf16: bool,
+    pub(crate) experts: Experts,
+}
+
+/// Whether blocks have experts, and how rows are spread over them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Experts {
+    None,
+    /// As the router has it.
+    Spread,
+    /// Every token's heaviest expert is the same one.
+    OneHasAll,
+}
+
+/// The expert that has all.
+const FAVOURITE: usize = 2;
+
+/// First weights in which the residual stream's first element is large in all tokens, and the routers look at it alone.
+struct Biased(Fresh);
+
+impl TensorSource for Biased {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.0.info(name)
+    }
+
+    fn read_range(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        to: Dtype,
+        dst: &mut [u8],
+    ) -> ferrotune_checkpoint::Result<()> {
+        let shape = self.0.info(name).unwrap().shape;
+        let mut values = self.0.read_f32(name)?;
+        if name == "model.embed_tokens.weight" {
+            values.chunks_exact_mut(shape[1]).for_each(|row| row[0] = 2.0);
+        }
+        if name.ends_with("mlp.gate.weight") {
+            values
+                .chunks_exact_mut(shape[1])
+                .enumerate()
+                .for_each(|(e, row)| row[0] = if e == FAVOURITE { 9.0 } else { -1.0 });
+        }
+        encode(to, &values[range], dst);
+        Ok(())
+    }
 }
 
 /// How it is divided.
@@ -107,11 +157,13 @@ impl Rows {
     }
 }
 
-fn config(tied: bool) -> Config {
+fn config(case: &Case) -> Config {
+    let family = if case.experts == Experts::None { "qwen3" } else { "qwen3_moe" };
     let json = serde_json::json!({
-        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+        "model_type": family, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": true,
+        "mlp_only_layers": [1], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY,
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": tied,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": case.tied,
     });
     Config::from_json(&json).unwrap()
 }
@@ -141,7 +193,7 @@ pub(crate) fn curve(case: &Case, split: &Split) -> Curve {
 
 fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
     let dtype = if case.pure_bf16 { DType::Bf16 } else { DType::F32 };
-    let model = Model::new(&config(case.tied), dtype, Some(&case.tuning), case.pure_bf16).unwrap();
+    let model = Model::new(&config(case), dtype, Some(&case.tuning), case.pure_bf16).unwrap();
     let mesh = Mesh::new(comm, split.layout);
     let share =
         Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), of_a_step: mesh.layout().data_ranks() };
@@ -153,7 +205,11 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         offload: split.offload,
     };
     let engine = Engine::new(&Device::cpu(), &model, division, false);
-    engine.load(&Fresh::new(&model, 0.2, 5), &[], None, 7).unwrap();
+    let fresh = Fresh::new(&model, 0.2, 5);
+    match case.experts {
+        Experts::OneHasAll => engine.load(&Biased(fresh), &[], None, 7).unwrap(),
+        Experts::None | Experts::Spread => engine.load(&fresh, &[], None, 7).unwrap(),
+    }
     let plan = plan(split.micro_batch, ROWS_PER_STEP / split.micro_batch / share.ranks);
     let order = Order::new(ROWS, &plan.train, split.budget, share);
     let options = StepOptions {
