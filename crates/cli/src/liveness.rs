@@ -2,13 +2,14 @@
 //!
 //! A worker's is a socket that its agent gave it: a byte a second says that it lives, signals that the agent got come back as
 //! lines, and the end of the line is the agent's, which no worker outlives. That of a node that `launch` started comes over
-//! ssh: signals as lines, and an end, upon which it is asked to stop.
+//! ssh: signals as lines, and an end, or a long silence, upon which it is asked to stop.
 
 use crate::{environment, interrupt};
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 use std::io::{ErrorKind, Read, Result, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 /// Set for a process whose standard input is a lifeline.
@@ -22,6 +23,8 @@ pub(crate) const LOG: &str = "FERROTUNE_LOG";
 
 /// Time between beats.
 const BEAT: Duration = Duration::from_secs(1);
+/// How long nothing may be heard of `launch`, whose machine may have lost its power or its network.
+const SILENCE: Duration = Duration::from_secs(300);
 /// How long a node may take to stop once `launch` has gone.
 const FAREWELL: Duration = Duration::from_secs(60);
 
@@ -32,7 +35,10 @@ const FAREWELL: Duration = Duration::from_secs(60);
 pub(crate) fn start() -> Result<()> {
     if environment::var(LIFELINE).is_none() {
         if environment::var(LAUNCHED).is_some() {
-            std::thread::Builder::new().name("lifeline".into()).spawn(follow)?;
+            let (sender, lines) = mpsc::channel();
+            let read = move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
+            std::thread::Builder::new().name("lifeline".into()).spawn(read)?;
+            std::thread::Builder::new().name("follower".into()).spawn(move || follow(&lines))?;
         }
         return Ok(());
     }
@@ -62,21 +68,20 @@ fn hold(mut line: UnixStream) {
     std::process::exit(i32::from(crate::failure::PASSING));
 }
 
-/// Reads signals until `launch` is gone, then asks this process to stop, and at last ends it.
+/// Obeys signals until `launch` is gone, then asks this process to stop, and at last ends it.
 #[expect(clippy::exit, reason = "nobody is left to end a run that doesn't stop")]
-fn follow() {
-    let (mut line, mut text) = (std::io::stdin(), [0; 16]);
-    loop {
-        match line.read(&mut text) {
-            Ok(0) => break,
-            Ok(length) => obey(&text[..length]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => break,
-        }
-    }
-    obey(format!("{}\n", Signal::TERM.as_raw()).as_bytes());
+fn follow(lines: &Receiver<String>) {
+    until_silence(lines, SILENCE, |line| obey(line.as_bytes()));
+    obey(Signal::TERM.as_raw().to_string().as_bytes());
     std::thread::sleep(FAREWELL);
     std::process::exit(i32::from(crate::failure::PASSING));
+}
+
+/// Hands lines on until there are no more, or none has come for so long.
+fn until_silence(lines: &Receiver<String>, longest: Duration, mut hear: impl FnMut(&str)) {
+    while let Ok(line) = lines.recv_timeout(longest) {
+        hear(&line);
+    }
 }
 
 /// Does to this process what the signals in `text` would. If it was asked to stop before, only what can't be asked counts.
@@ -87,5 +92,24 @@ fn obey(text: &[u8]) {
     {
         // A process may always signal itself.
         let _ = kill_process(getpid(), signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::until_silence;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_line_is_over_at_its_end_or_after_a_long_silence() {
+        let (sender, lines) = mpsc::channel();
+        ["0", "2"].into_iter().for_each(|line| sender.send(line.to_owned()).unwrap());
+        let (mut heard, silence, start) = (Vec::new(), Duration::from_millis(50), Instant::now());
+        until_silence(&lines, silence, |line| heard.push(line.to_owned()));
+        assert_eq!(heard, ["0", "2"]);
+        assert!(start.elapsed() >= silence);
+        drop(sender);
+        until_silence(&lines, Duration::from_secs(3600), |_| unreachable!("nothing was sent"));
     }
 }

@@ -3,22 +3,30 @@
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 
+/// Begins what ssh takes a port of its own from.
+const URL: &str = "ssh://";
+/// Most processes on a host; more is a port.
+const MOST: usize = 1024;
+
 /// A host and how many processes it gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Host {
-    /// What ssh is told: `host` or `user@host`.
+    /// What ssh is told: `host`, `user@host` or `ssh://user@host:2222`.
     pub(super) target: String,
     /// Processes; `None` leaves it to the host's own devices.
     pub(super) slots: Option<usize>,
 }
 
 impl Host {
-    /// One of a list: `host`, `user@host`, `host:8`.
+    /// One of a list: `host`, `user@host`, `host:8` or `host*8`, and `ssh://user@host:2222` where ssh has a port of its own.
     fn parse(text: &str) -> Result<Self> {
-        let (target, slots) = match text.rsplit_once(':') {
-            // Of an address of IPv6 the last part is none of ours, unless brackets end it.
-            Some((target, slots)) if !target.contains(':') || target.ends_with(']') => (target, Some(slots)),
-            _ => (text, None),
+        let (target, slots) = match text.rsplit_once('*') {
+            Some((target, slots)) => (target, Some(slots)),
+            None => match text.rsplit_once(':').filter(|_| !text.starts_with(URL)) {
+                // Of an address of IPv6 the last part is none of ours, unless brackets end it.
+                Some((target, slots)) if !target.contains(':') || target.ends_with(']') => (target, Some(slots)),
+                _ => (text, None),
+            },
         };
         let count = slots.map(|slots| count(slots).with_context(|| format!("in `{text}`"))).transpose()?;
         Self::new(target, count)
@@ -27,21 +35,51 @@ impl Host {
     fn new(target: &str, slots: Option<usize>) -> Result<Self> {
         // ssh would take a leading dash for an option, and a shell in between much else for its own.
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "@.-_:[]%".contains(c);
-        if target.is_empty() || target.starts_with('-') || !target.chars().all(is_plain) {
+        let name = target.strip_prefix(URL).unwrap_or(target);
+        if name.is_empty() || name.starts_with('-') || !name.chars().all(is_plain) {
             bail!("`{target}` is no name of a host: write host1,user@host2 or host1:8 with a number of processes");
         }
         Ok(Self { target: target.to_owned(), slots })
     }
 
-    /// Without the user.
+    /// Without the user; with the port, if there is one.
     pub(super) fn name(&self) -> &str {
-        self.target.rsplit_once('@').map_or(&self.target, |(_, host)| host)
+        let target = self.target.strip_prefix(URL).unwrap_or(&self.target);
+        target.rsplit_once('@').map_or(target, |(_, host)| host)
+    }
+
+    /// Its name or address as other programs than ssh take it.
+    pub(super) fn address(&self) -> &str {
+        self.parts().0.trim_matches(['[', ']'])
+    }
+
+    /// What follows `ssh` and `ssh-copy-id` when they are typed by hand.
+    pub(super) fn login(&self) -> String {
+        match self.parts() {
+            (_, None) => self.target.clone(),
+            (host, Some(port)) => {
+                let user = self.target.trim_start_matches(URL).split_once('@').map(|(user, _)| format!("{user}@"));
+                format!("-p {port} {}{}", user.unwrap_or_default(), host.trim_matches(['[', ']']))
+            }
+        }
+    }
+
+    /// The name apart from the port.
+    fn parts(&self) -> (&str, Option<&str>) {
+        let name = self.name();
+        let apart = name.rsplit_once(':').filter(|_| self.target.starts_with(URL) && !name.ends_with(']'));
+        apart.map_or((name, None), |(name, port)| (name, Some(port)))
     }
 }
 
 fn count(text: &str) -> Result<usize> {
     match text.parse() {
-        Ok(count @ 1..=1024) => Ok(count),
+        Ok(count @ 1..=MOST) => Ok(count),
+        Ok(port @ ..=0xffff) if port > MOST => {
+            bail!(
+                "`{text}` is a number of processes, as for mpirun, and too large for one; ssh's port is written ssh://host:{port}"
+            )
+        }
         _ => bail!("`{text}` is no number of processes"),
     }
 }
@@ -107,11 +145,23 @@ mod tests {
         let want = [host("a", None), host("me@b.example", Some(8)), host("[fe80::1]", Some(2)), host("fd00::7", None)];
         assert_eq!(found, want);
         assert_eq!(found[1].name(), "b.example");
+        let found = parse_list("a*4,ssh://me@b:2222*8,ssh://c:22").unwrap();
+        assert_eq!(found, [host("a", Some(4)), host("ssh://me@b:2222", Some(8)), host("ssh://c:22", None)]);
+        assert_eq!(found[1].name(), "b:2222");
+        let addresses =
+            |list: &str| parse_list(list).unwrap().iter().map(|h| h.address().to_owned()).collect::<Vec<_>>();
+        assert_eq!(addresses("a*4,ssh://me@b:2222,ssh://c,ssh://[::2]:2222"), ["a", "b", "c", "::2"]);
+        assert_eq!(found[1].login(), "-p 2222 me@b");
+        assert_eq!(addresses("ssh://[::3],[::4],::5"), ["::3", "::4", "::5"]);
         for (wrong, word) in [
             ("a,,b", "no name"),
             ("-oProxyCommand=x", "no name"),
             ("a;rm", "no name"),
             ("a:0", "no number"),
+            ("a*x", "no number"),
+            ("me@a:2222", "ssh://host:2222"),
+            ("ssh://-oProxyCommand=x", "no name"),
+            ("ssh://", "no name"),
             ("a,b@a", "twice"),
         ] {
             let error = format!("{:#}", parse_list(wrong).unwrap_err());

@@ -7,12 +7,15 @@
 //! ```
 //!
 //! Hosts need nothing but ssh and a shell: the program is copied there once for each build. The recipe goes with the job;
-//! data sets and local model folders have to be there.
+//! data sets and local model folders have to be there. What each host prints is also kept in a file here.
 
 mod hosts;
 mod job;
+mod logs;
+mod master;
 mod remote;
 mod watch;
+mod words;
 
 pub(crate) use job::launched;
 
@@ -24,6 +27,7 @@ use ferrotune_config::plan::Plan;
 use ferrotune_config::{Verb, env};
 use hosts::Host;
 use job::Job;
+use logs::Log;
 use remote::{Program, Shell};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -33,7 +37,8 @@ use watch::Node;
 /// What the command line asks for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LaunchArgs {
-    /// Hosts, the first of which is the master: host1,user@host2 or host1:8,host2:8 with numbers of processes.
+    /// Hosts, the first of which is the master: host1,user@host2 or host1:8,host2:8 with numbers of processes; a port
+    /// of ssh as ssh://host:2222.
     #[arg(short = 'H', long, value_name = "HOST,..", required_unless_present = "hostfile")]
     hosts: Option<String>,
     /// A file with a host a line: `host1 slots=8`.
@@ -42,10 +47,10 @@ pub(crate) struct LaunchArgs {
     /// How hosts are reached.
     #[arg(long, value_name = "COMMAND", default_value = "ssh")]
     ssh: String,
-    /// The port at which ranks meet.
-    #[arg(long, value_name = "PORT", default_value_t = 20000)]
-    port: u16,
-    /// The first host's address, as the others reach it; else what ssh calls it.
+    /// The port at which ranks meet; else MASTER_PORT, else 20000.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// The first host's address, as the others reach it; else MASTER_ADDR, else what ssh calls it.
     #[arg(long, value_name = "ADDRESS")]
     master_addr: Option<String>,
     /// The folder to work in on every host; else the one of the same path as here.
@@ -79,11 +84,17 @@ pub(crate) fn launch(args: &LaunchArgs) -> Result<(), Failure> {
     let mut nodes = Vec::new();
     for (number, host) in hosts.iter().enumerate() {
         let job = shared.job(number, host, hosts.len());
-        nodes.push(Node::start(&shell, host, &program, &job).map_err(Failure::Other)?);
+        let log = Log::open(&plan.output.dir, host.name()).map_err(Failure::Other)?;
+        nodes.push(Node::start(&shell, host, &program, &job, log).map_err(Failure::Other)?);
     }
-    ui::note(&format!("started on {} hosts; {} is the master, at {}", hosts.len(), hosts[0].target, shared.master));
+    let (many, master) = (hosts.len(), &hosts[0].target);
+    ui::note(&format!("started on {many} hosts; {master} is the master, at {}:{}", shared.master, shared.port));
     // Others find out by themselves that one has gone; who hasn't by then doesn't.
-    watch::watch(nodes, plan.parallel.peer_timeout + Duration::from_secs(20), shared.is_elastic())
+    let watched = watch::watch(nodes, plan.parallel.peer_timeout + Duration::from_secs(20), shared.is_elastic());
+    if watched.is_err() {
+        ui::note(&format!("what each host printed is in {}", plan.output.dir.join("logs").display()));
+    }
+    watched
 }
 
 /// Brings the program to all hosts at once.
@@ -158,15 +169,9 @@ impl Shared {
             Some(folder) => folder.clone(),
             None => std::env::current_dir().context("this folder has gone")?,
         };
-        let master = args.master_addr.clone().unwrap_or_else(|| shell.address(&hosts[0]));
-        Ok(Self {
-            folder,
-            recipe: read.file.map(|name| (name, read.written)),
-            arguments: args.recipe.clone(),
-            master,
-            port: args.port,
-            variables,
-        })
+        let (master, port) = (master::address(args, shell, hosts)?, master::port(args)?);
+        let recipe = read.file.map(|name| (name, read.written));
+        Ok(Self { folder, recipe, arguments: args.recipe.clone(), master, port, variables })
     }
 
     /// A node's part.

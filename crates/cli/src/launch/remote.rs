@@ -4,9 +4,10 @@
 //! input.
 
 use super::hosts::Host;
+use super::words;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -50,7 +51,7 @@ impl Shell {
     /// A command as users write it, words apart. What ssh itself must be told so that nothing waits for somebody to type is
     /// added if it is ssh.
     pub(super) fn new(command: &str) -> Result<Self> {
-        let mut words = command.split_whitespace().map(str::to_owned);
+        let mut words = words::split(command).context("in --ssh")?.into_iter();
         let Some(program) = words.next() else { bail!("--ssh names no program") };
         let mut arguments: Vec<String> = words.collect();
         if program.rsplit('/').next() == Some("ssh") {
@@ -78,7 +79,7 @@ impl Shell {
             "echo {MARK} $(uname -s) $(uname -m); d={KEPT}; \
              if [ -x \"$d/{digest}\" ]; then touch \"$d/{digest}\"; echo {MARK} $(sha256sum < \"$d/{digest}\"); fi"
         );
-        let told = self.answer(host, &look, Stdio::null())?;
+        let told = self.answer(host, &look, None)?;
         let mut lines = told.lines().filter_map(|line| Some(line.split_once(MARK)?.1.trim()));
         let kind = lines.next().unwrap_or_default();
         let ours = format!("Linux {}", std::env::consts::ARCH);
@@ -90,16 +91,23 @@ impl Shell {
         }
         copying();
         let copy = format!(
-            "set -e; d={KEPT}; mkdir -p \"$d\"; t=\"$d/.{digest}.$$\"; trap \"rm -f \\\"$t\\\"\" EXIT; cat > \"$t\"; \
+            "set -e; d={KEPT}; mkdir -p \"$d\"; t=\"$d/.{digest}.$$\"; trap \"rm -f \\\"$t\\\"\" EXIT; \
+             trap \"exit 1\" HUP INT PIPE TERM; cat > \"$t\"; \
              s=$(sha256sum < \"$t\"); case \"$s\" in {digest}*) ;; *) echo {MARK} damaged; exit 0;; esac; \
-             chmod 700 \"$t\"; mv -f \"$t\" \"$d/{digest}\"; trap - EXIT; \
+             chmod 700 \"$t\"; \
+             e=$(\"$t\" version 2>&1 >/dev/null) || {{ echo {MARK} alien $e; exit 0; }}; \
+             mv -f \"$t\" \"$d/{digest}\"; trap - EXIT; \
              find \"$d\" -type f -mtime +{UNUSED_DAYS} -exec rm -f {{}} +; echo {MARK} whole"
         );
-        let told = self.answer_to(host, &copy, &program.bytes)?;
-        match told.split_once(MARK).map(|(_, word)| word.trim()) {
-            Some("whole") => Ok(true),
-            _ => bail!("the program arrived there damaged: the connection cut it short, or its disk is full"),
+        let told = self.answer(host, &copy, Some(&program.bytes))?;
+        let word = told.split_once(MARK).map_or("", |(_, word)| word.trim());
+        if let Some(why) = word.strip_prefix("alien") {
+            bail!("it can't run this program:{why}; that of the packages runs on any Linux with glibc 2.28 or newer");
         }
+        if word != "whole" {
+            bail!("the program arrived there damaged: the connection cut it short, or its disk is full");
+        }
+        Ok(true)
     }
 
     /// Starts the program; it waits for its job on standard input.
@@ -107,22 +115,24 @@ impl Shell {
     /// # Errors
     /// If ssh itself can't be started.
     pub(super) fn start(&self, host: &Host, program: &Program) -> Result<Child> {
-        let mut command = self.command(host, &format!("exec {KEPT}/{} launched", program.digest));
+        // The shell stays: what ssh says of a program that a signal ended can't be told from a lost connection.
+        let mut command = self.command(host, &format!("{KEPT}/{} launched; exit $?", program.digest));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().with_context(|| format!("cannot start `{}`", self.program))
     }
 
-    fn answer_to(&self, host: &Host, script: &str, input: &[u8]) -> Result<String> {
-        let mut file = tempfile::tempfile()?;
-        std::io::Write::write_all(&mut file, input)?;
-        std::io::Seek::rewind(&mut file)?;
-        self.answer(host, script, Stdio::from(file))
-    }
-
-    /// What a command prints there.
-    fn answer(&self, host: &Host, script: &str, input: Stdio) -> Result<String> {
-        let output = self.command(host, script).stdin(input).output();
-        let output = output.with_context(|| format!("cannot start `{}`", self.program))?;
+    /// What a command prints there that reads `input`. If this process dies the command reads less, and so notices.
+    fn answer(&self, host: &Host, script: &str, input: Option<&[u8]>) -> Result<String> {
+        let mut command = self.command(host, script);
+        command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start `{}`", self.program))?;
+        let line = child.stdin.take().zip(input);
+        let output = std::thread::scope(|scope| {
+            // A command that reads no further has failed, and says why.
+            scope.spawn(|| line.map(|(mut line, input)| line.write_all(input)));
+            child.wait_with_output()
+        })?;
         if output.status.success() {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
@@ -133,15 +143,19 @@ impl Shell {
     fn trouble(&self, host: &Host, output: &Output) -> String {
         let text = String::from_utf8_lossy(&output.stderr);
         let last = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it printed nothing");
-        let target = &host.target;
+        let last = last.strip_prefix("ssh: ").unwrap_or(last).trim_end_matches('.');
+        let login = host.login();
         let cure = [
-            ("Host key verification failed", format!("connect once by hand and accept its key: ssh {target}")),
-            ("Permission denied", format!("it must let you in without a password: ssh-copy-id {target}")),
+            ("Host key verification failed", format!("connect once by hand and accept its key: ssh {login}")),
+            ("Permission denied", format!("it must let you in without a password: ssh-copy-id {login}")),
             ("Could not resolve hostname", "write its address, or add it to ~/.ssh/config".to_owned()),
             ("timed out", "is it up, and does a firewall let ssh pass?".to_owned()),
-            ("refused", "does its ssh server run? Another port is given as --ssh 'ssh -p 2222'".to_owned()),
+            ("refused", "does its ssh server run? Another port is written ssh://host:2222".to_owned()),
+            ("No route to host", "is it the right address, and is that host up?".to_owned()),
             ("No space left", "make room in the cache folder of its user".to_owned()),
             ("Disk quota exceeded", "make room in the cache folder of its user".to_owned()),
+            ("Read-only file system", "set XDG_CACHE_HOME there to a folder that can be written".to_owned()),
+            ("sha256sum", "install coreutils there".to_owned()),
         ];
         let cure = cure.iter().find(|(sign, _)| text.contains(sign)).map(|(_, cure)| format!("; {cure}"));
         format!("{}: {last}{}", self.program, cure.unwrap_or_default())
@@ -154,7 +168,7 @@ impl Shell {
         let text = output.ok().filter(|output| output.status.success()).map(|output| output.stdout).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
         let named = text.lines().find_map(|line| line.strip_prefix("hostname ").map(str::trim));
-        named.unwrap_or(host.name()).trim_matches(['[', ']']).to_owned()
+        named.map_or_else(|| host.address().to_owned(), |named| named.trim_matches(['[', ']']).to_owned())
     }
 }
 

@@ -2,14 +2,15 @@
 
 use super::hosts::Host;
 use super::job::Job;
+use super::logs::Log;
 use super::remote::{Program, Shell};
 use crate::failure::{self, Failure};
 use crate::interrupt::Requests;
 use crate::ui;
 use anyhow::{Context, Result};
 use signal_hook::consts::SIGKILL;
+use signal_hook::low_level::signal_name;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ExitStatus};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ use std::time::{Duration, Instant};
 const TICK: Duration = Duration::from_millis(50);
 /// How long a node may take to stop once its lifeline has ended, before its connection is ended too.
 const FAREWELL: Duration = Duration::from_secs(75);
+/// Time between two signs of life to each node, which would stop without.
+const BEAT: Duration = Duration::from_secs(10);
 /// Longest line that is shown whole.
 const LONGEST: u64 = 64 << 10;
 /// ssh ends with this when it is the connection that failed.
@@ -29,6 +32,7 @@ pub(super) struct Node {
     child: Child,
     /// Its lifeline; it stops when this is dropped.
     line: Option<ChildStdin>,
+    log: Log,
     ended: Option<(ExitStatus, Instant)>,
 }
 
@@ -37,21 +41,44 @@ impl Node {
     ///
     /// # Errors
     /// If ssh can't be started.
-    pub(super) fn start(shell: &Shell, host: &Host, program: &Program, job: &Job) -> Result<Self> {
+    pub(super) fn start(shell: &Shell, host: &Host, program: &Program, job: &Job, log: Log) -> Result<Self> {
         let mut child = shell.start(host, program)?;
         let mut line = child.stdin.take().context("a lifeline was asked for")?;
         // Who can't be told has gone, and its end says why.
         let _ = job.send(&mut line);
-        Ok(Self { name: host.target.clone(), child, line: Some(line), ended: None })
+        Ok(Self { name: host.name().to_owned(), child, line: Some(line), log, ended: None })
     }
 
     fn runs(&self) -> bool {
         self.ended.is_none()
     }
 
-    /// Exit code, as a shell has it.
+    /// Says something over the lifeline: the number of a signal, or 0 as a sign of life. Who can't be told has ended.
+    fn say(&mut self, number: i32) {
+        if let Some(line) = &mut self.line {
+            let _ = line.write_all(format!("{number}\n").as_bytes()).and_then(|()| line.flush());
+        }
+    }
+
+    /// Exit code there, as a shell has it; [`NO_CONNECTION`] too if something ended ssh itself.
     fn code(&self) -> Option<i32> {
-        self.ended.map(|(status, _)| status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+        self.ended.map(|(status, _)| status.code().unwrap_or(NO_CONNECTION))
+    }
+
+    /// How it ended.
+    fn describe(&self) -> String {
+        let name = &self.name;
+        match self.code() {
+            Some(NO_CONNECTION) => format!("the connection to {name} was lost"),
+            Some(137) => {
+                format!("{name} was killed by signal 9 (SIGKILL); if nobody did that, it ran out of memory")
+            }
+            Some(code @ 129..=192) => {
+                let signal = signal_name(code - 128).unwrap_or("unknown");
+                format!("{name} was killed by signal {} ({signal})", code - 128)
+            }
+            code => format!("{name} ended with exit code {}", code.unwrap_or_default()),
+        }
     }
 }
 
@@ -76,14 +103,20 @@ pub(super) fn watch(mut nodes: Vec<Node>, patience: Duration, elastic: bool) -> 
         err.map(|err| listen(number, true, err, sender.clone())).transpose()?;
     }
     drop(sender);
-    let (mut asked, mut times) = (None, 0);
+    let (mut asked, mut times, mut beat) = (None, 0, Instant::now());
     while nodes.iter().any(Node::runs) {
-        show(&nodes, &lines);
+        show(&mut nodes, &lines);
+        let sign = beat.elapsed() >= BEAT;
         for node in nodes.iter_mut().filter(|node| node.runs()) {
             if let Some(status) = node.child.try_wait()? {
                 node.ended = Some((status, Instant::now()));
                 node.line = None;
+            } else if sign {
+                node.say(0);
             }
+        }
+        if sign {
+            beat = Instant::now();
         }
         if let Some(signal) = requests.take() {
             pass_on(&mut nodes, signal, times);
@@ -98,7 +131,7 @@ pub(super) fn watch(mut nodes: Vec<Node>, patience: Duration, elastic: bool) -> 
     }
     // What is still on its way; nobody writes any more.
     while let Ok(line) = lines.recv_timeout(Duration::from_secs(1)) {
-        tell(&nodes, &line);
+        tell(&mut nodes, &line);
     }
     verdict(&nodes, asked, elastic)
 }
@@ -120,7 +153,7 @@ fn listen(node: usize, error: bool, from: impl Read + Send + 'static, to: Sender
 }
 
 /// Shows what has come, and waits a little for more.
-fn show(nodes: &[Node], lines: &Receiver<Line>) {
+fn show(nodes: &mut [Node], lines: &Receiver<Line>) {
     let until = Instant::now() + TICK;
     loop {
         match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -132,8 +165,9 @@ fn show(nodes: &[Node], lines: &Receiver<Line>) {
 }
 
 /// The first node speaks for the run; what others say bears their name.
-fn tell(nodes: &[Node], line: &Line) {
+fn tell(nodes: &mut [Node], line: &Line) {
     let Line { node, error, text } = line;
+    nodes[*node].log.line(text);
     match (*node, *error) {
         // A reader that goes away ends nothing.
         (0, false) => drop(ui::line(text)),
@@ -150,11 +184,7 @@ fn pass_on(nodes: &mut [Node], signal: i32, times: usize) {
         _ => "ending all connections",
     });
     for node in nodes.iter_mut().filter(|node| node.runs()) {
-        let signal = if times == 0 { signal } else { SIGKILL };
-        if let Some(line) = &mut node.line {
-            // Who can't be told has ended.
-            let _ = line.write_all(format!("{signal}\n").as_bytes()).and_then(|()| line.flush());
-        }
+        node.say(if times == 0 { signal } else { SIGKILL });
         if times > 1 {
             end(node);
         }
@@ -189,11 +219,10 @@ fn verdict(nodes: &[Node], asked: Option<i32>, elastic: bool) -> Result<(), Fail
     }
     // A node that lost another one is no cause.
     failed.sort_by_key(|node| (node.code() == Some(failure::PASSING.into()), node.ended.map(|(_, at)| at)));
-    for node in &failed {
-        match node.code() {
-            Some(NO_CONNECTION) => ui::error(&format!("the connection to {} was lost", node.name)),
-            code => ui::note(&format!("{} ended with {}", node.name, code.unwrap_or_default())),
-        }
+    for (number, node) in failed.iter().enumerate() {
+        // What a program ended with is said already, by itself.
+        let is_news = node.code().is_some_and(|code| code >= 128);
+        if number == 0 && is_news { ui::error(&node.describe()) } else { ui::note(&node.describe()) }
     }
     let code = failed[0].code().filter(|code| *code != NO_CONNECTION).and_then(|code| u8::try_from(code).ok());
     Err(Failure::Told(code.unwrap_or(failure::PASSING)))

@@ -28,6 +28,7 @@ case "$host" in
     closed) echo "me@closed: Permission denied (publickey)." >&2; exit 255 ;;
     changed) echo "Host key verification failed." >&2; exit 255 ;;
     nobody) echo "ssh: Could not resolve hostname nobody: Name or service not known" >&2; exit 255 ;;
+    full) case "$*" in *"cat >"*) echo "cat: write error: No space left on device" >&2; exit 1 ;; esac ;;
     arm) echo "Welcome!"; echo "ferrotune-launch: Linux armv7l"; exit 0 ;;
 esac
 export HOME="$here/homes/$host"
@@ -37,6 +38,11 @@ if [ "$host" = short ]; then
     head -c 100000 | sh -c "$*"
     exit $?
 fi
+case "$host:$*" in
+    # Its system hasn't what the program needs.
+    old:*) exec sh -c "$(echo "$*" | sed 's/ version 2>/ nonsense 2>/')" ;;
+    slow:*"cat >"*) { head -c 100000; touch "$here/slow"; sleep 1; cat; } | sh -c "$*"; exit $? ;;
+esac
 echo "Welcome to $host!"
 exec sh -c "$*"
 "#;
@@ -94,10 +100,12 @@ fn a_run_on_two_hosts_is_the_one_that_is_started_by_hand() {
     let told = end(&place, vec![command.spawn().unwrap()]).remove(0).ok();
     assert!(told.err.contains("copying this program to first ("), "{}", told.err);
     assert!(told.err.contains("copying this program to me@second ("), "{}", told.err);
-    assert!(told.err.contains("started on 2 hosts; first is the master, at 127.0.0.1"), "{}", told.err);
+    assert!(told.err.contains("started on 2 hosts; first is the master, at 127.0.0.1:"), "{}", told.err);
     assert!(told.err.contains("rank node  host") && told.err.contains("'loss'"), "{}", told.err);
     assert!(told.out.contains("8 steps in ") && told.out.contains("  ferrotune chat "), "{}", told.out);
     assert!(adapter(&place) == adapter(&calm), "the same bits");
+    let log = |host: &str| fs::read_to_string(place.path(&format!("output/logs/{host}.log"))).unwrap();
+    assert!(log("first").contains("'loss'") && log("second").contains("Welcome to me@second!"), "{}", log("second"));
     // Nothing that is secret, and nothing that a shell could misread, is in a command.
     let called = fs::read_to_string(place.path("bin/called")).unwrap();
     assert!(
@@ -122,27 +130,51 @@ fn a_run_on_two_hosts_is_the_one_that_is_started_by_hand() {
 #[test]
 fn hosts_that_cannot_be_used_are_all_told_and_nothing_starts() {
     let place = place(STEPS);
-    let told = launched(&place, "down,closed,good,changed,nobody,arm,short", &[]);
+    let told = launched(&place, "down,closed,good,changed,nobody,arm,short,full,old", &[]);
     assert_eq!(told.code, Some(1), "{}", told.err);
     for line in [
         "nothing was started:",
         "arm: it is `Linux armv7l` and this program is for Linux",
         "changed: ",
-        "Host key verification failed.; connect once by hand and accept its key: ssh changed",
+        "Host key verification failed; connect once by hand and accept its key: ssh changed",
         "closed: ",
-        "Permission denied (publickey).; it must let you in without a password: ssh-copy-id closed",
+        "Permission denied (publickey); it must let you in without a password: ssh-copy-id closed",
         "down: ",
         "Connection timed out; is it up, and does a firewall let ssh pass?",
         "nobody: ",
         "write its address, or add it to ~/.ssh/config",
         "short: the program arrived there damaged",
+        "No space left on device; make room in the cache folder of its user",
+        "old: it can't run this program: error: ",
     ] {
         assert!(told.error().contains(line), "no `{line}` in {}", told.error());
     }
     assert!(!told.error().contains("good"), "{}", told.error());
     assert!(!place.path("output").exists());
-    let kept = fs::read_dir(place.path("bin/homes/short/.cache/ferrotune/bin")).unwrap().count();
-    assert_eq!(kept, 0, "a part of a program stays nowhere");
+    for host in ["short", "old"] {
+        assert_eq!(kept(&place, host), 0, "{host}: what is not whole, or doesn't run, stays nowhere");
+    }
+}
+
+/// Programs and parts of programs that a host keeps.
+fn kept(place: &Place, host: &str) -> usize {
+    fs::read_dir(place.path(&format!("bin/homes/{host}/.cache/ferrotune/bin"))).unwrap().count()
+}
+
+#[test]
+fn a_launcher_that_is_killed_while_it_copies_leaves_no_part_of_a_program() {
+    let place = place(STEPS);
+    let mut child = launch(&place, "slow", &[]).spawn().unwrap();
+    let begun = Instant::now();
+    while !place.path("bin/slow").exists() {
+        assert!(begun.elapsed() < PATIENCE, "nothing is copied");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(kept(&place, "slow"), 1);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    nobody_stays(&place);
+    assert_eq!(kept(&place, "slow"), 0);
 }
 
 #[test]
@@ -153,15 +185,23 @@ fn a_wrong_recipe_or_list_of_hosts_touches_no_host() {
         ("a,b", &["max_steps=x"], 2, "max_steps"),
         ("a,a", &[], 1, "named twice"),
         ("a,-oProxyCommand=evil", &[], 1, "no name of a host"),
+        ("me@a:2222,b", &[], 1, "written ssh://host:2222"),
     ] {
         let told = launched(&place, hosts, args);
         assert_eq!(told.code, Some(code), "{}", told.err);
         assert!(told.err.contains(word), "{}", told.err);
     }
     assert!(!place.path("bin/called").exists());
-    let told = place.run(&["launch", "train.yaml"]);
-    assert_eq!(told.code, Some(2));
-    assert!(told.err.contains("--hosts"), "{}", told.err);
+    for (args, code, word) in [
+        (&["train.yaml"][..], 2, "--hosts"),
+        (&["-H", "a", "--port", "0", "train.yaml"], 2, "0 is not in 1..=65535"),
+        (&["-H", "a", "--ssh", "ssh -o 'x", "train.yaml"], 1, "a quote (') is not closed"),
+        (&["--hostfile", "none", "train.yaml"], 1, "cannot read none"),
+    ] {
+        let told = place.run(&[&["launch"], args].concat());
+        assert_eq!(told.code, Some(code), "{}", told.err);
+        assert!(told.err.contains(word), "{}", told.err);
+    }
 }
 
 #[test]
@@ -207,12 +247,36 @@ fn a_host_that_dies_ends_the_run_and_is_named() {
     let child: Child = launch(&place, "first,second", &[]).spawn().unwrap();
     reach(&place, 8);
     let killed = Instant::now();
-    for process in processes(&place, "second") {
-        Command::new("kill").args(["-KILL", &process]).status().unwrap();
+    let is_program =
+        |pid: &String| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.starts_with(place.path("bin")));
+    for process in processes(&place, "second").iter().filter(|pid| is_program(pid)) {
+        Command::new("kill").args(["-KILL", process]).status().unwrap();
     }
     let told = end(&place, vec![child]).remove(0);
     assert!(killed.elapsed() < PATIENCE / 3, "{:?}", killed.elapsed());
     assert_ne!(told.code, Some(0));
-    assert!(told.err.contains("error: rank 1 (") && told.err.contains("second ended with 137"), "{}", told.err);
+    assert!(told.err.contains("error: rank 1 ("), "{}", told.err);
+    assert!(told.err.contains("error: second was killed by signal 9 (SIGKILL)"), "{}", told.err);
+    assert!(told.err.contains("note: first ended with exit code 75"), "{}", told.err);
+    assert!(told.err.contains("note: what each host printed is in output/logs"), "{}", told.err);
     nobody_stays(&place);
+}
+
+#[test]
+fn a_connection_that_is_lost_ends_the_run_and_is_named() {
+    let place = place(&format!("{LONG}peer_timeout: 3\n"));
+    let child: Child = launch(&place, "first,second", &[]).spawn().unwrap();
+    reach(&place, 8);
+    // What stands in for ssh is the shell that the program was started by.
+    let is_shell =
+        |pid: &String| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| !exe.starts_with(place.path("bin")));
+    for process in processes(&place, "second").iter().filter(|pid| is_shell(pid)) {
+        Command::new("kill").args(["-KILL", process]).status().unwrap();
+    }
+    let told = end(&place, vec![child]).remove(0);
+    assert_eq!(told.code, Some(75), "{}", told.err);
+    assert!(told.err.contains("error: the connection to second was lost"), "{}", told.err);
+    nobody_stays(&place);
+    let step = place.json("output/trainer_state.json")["global_step"].as_u64().unwrap();
+    assert!(place.path(&format!("output/checkpoint-{step}/DONE")).exists(), "all stopped as if they had been asked");
 }

@@ -18,7 +18,7 @@ pub enum JoinError {
     /// The master's address is no address of the machine that should be it.
     #[error(
         "MASTER_ADDR={host} isn't an address of this machine, which is the first of the run (NODE_RANK=0); its addresses are \
-         {own}. Start NODE_RANK=0 on the machine that has {host}, or write one of these on all machines"
+         {own}. Start NODE_RANK=0 on the machine that has {host}, or write one of these on all machines (`launch`: --master-addr)"
     )]
     NotHere {
         /// As written.
@@ -28,7 +28,7 @@ pub enum JoinError {
     },
     /// Somebody else listens where the master should.
     #[error(
-        "port {port} on {host} is taken by another process of this machine; choose another MASTER_PORT on all machines, or end that process"
+        "port {port} on {host} is taken by another process of this machine; choose another MASTER_PORT on all machines (`launch`: --port), or end that process"
     )]
     PortTaken {
         /// As written.
