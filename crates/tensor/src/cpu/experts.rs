@@ -4,8 +4,9 @@
 //! side by side, and each one's product is that of [`gemm`], so the bits don't depend on the number of threads.
 
 use super::gemm::{Gemm, Mat, Product, gemm};
+use super::level::simd;
 use super::parallel::{over_rows, part};
-use super::{Data, DataMut, Element, Shared, by_type};
+use super::{Data, DataMut, Element, Shared, by_type, level};
 use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -154,8 +155,10 @@ pub fn combine(rows: Data<'_>, slots: &[u32], weights: Option<&[f32]>, y: DataMu
     }));
 }
 
+/// `y = sum_j weight_j row_j`, in f32 and in the order of j, rounded once.
 fn sum_rows<'a, X: Element, Y: Element>(count: usize, of: impl Fn(usize) -> (f32, &'a [X]), y: &mut [Y]) {
     const PIECE: usize = 256;
+    let level = level();
     let mut sums = [0.0_f32; PIECE];
     for start in (0..y.len()).step_by(PIECE) {
         let piece = start..(start + PIECE).min(y.len());
@@ -163,9 +166,25 @@ fn sum_rows<'a, X: Element, Y: Element>(count: usize, of: impl Fn(usize) -> (f32
         sums.fill(0.0);
         for j in 0..count {
             let (weight, row) = of(j);
-            sums.iter_mut().zip(&row[piece.clone()]).for_each(|(sum, x)| *sum += weight * x.get());
+            add_weighted(level, weight, &row[piece.clone()], sums);
         }
-        y[piece].iter_mut().zip(sums).for_each(|(y, sum)| *y = Y::put(*sum));
+        put_row(level, sums, &mut y[piece]);
+    }
+}
+
+simd! {
+    fn add_weighted<X: Element>(weight: f32, from: &[X], to: &mut [f32]) {
+        for (x, y) in from.iter().zip(to) {
+            *y += weight * x.get();
+        }
+    }
+}
+
+simd! {
+    fn put_row<Y: Element>(from: &[f32], to: &mut [Y]) {
+        for (x, y) in from.iter().zip(to) {
+            *y = Y::put(*x);
+        }
     }
 }
 
@@ -198,16 +217,37 @@ pub fn combine_backward(
     })));
 }
 
-/// `out = weight dy`; gives `row . dy`, in sixteen sums whatever the processor.
+/// Sums of a dot product that go side by side, whatever the processor.
+const LANES: usize = 16;
+
+/// `out = weight dy`; gives `row . dy`.
 fn scale_and_dot<X: Element, Y: Element, Z: Element>(weight: f32, dy: &[X], row: &[Y], out: &mut [Z]) -> f32 {
-    const LANES: usize = 16;
     let mut sums = [0.0_f32; LANES];
-    let mut dot = |i: usize, dy: f32, row: f32| sums[i % LANES] += dy * row;
-    for (i, ((dy, row), out)) in dy.iter().zip(row).zip(out).enumerate() {
-        dot(i, dy.get(), row.get());
-        *out = Z::put(weight * dy.get());
-    }
+    scale_and_sum(level(), weight, dy, row, out, &mut sums);
     sums.iter().sum()
+}
+
+simd! {
+    fn scale_and_sum<X: Element, Y: Element, Z: Element>(
+        weight: f32,
+        dy: &[X],
+        row: &[Y],
+        out: &mut [Z],
+        sums: &mut [f32; LANES]
+    ) {
+        let whole = dy.len() / LANES * LANES;
+        let parts = dy[..whole].chunks_exact(LANES).zip(row.chunks_exact(LANES)).zip(out.chunks_exact_mut(LANES));
+        for ((dy, row), out) in parts {
+            for lane in 0..LANES {
+                sums[lane] += dy[lane].get() * row[lane].get();
+                out[lane] = Z::put(weight * dy[lane].get());
+            }
+        }
+        for at in whole..dy.len() {
+            sums[at - whole] += dy[at].get() * row[at].get();
+            out[at] = Z::put(weight * dy[at].get());
+        }
+    }
 }
 
 /// One product of each expert's rows with its matrix: `alpha a[rows of e] b[e]`.
