@@ -16,7 +16,7 @@ use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::{Activity, Heard, Pulse};
-use ferrotune_model::Model;
+use ferrotune_model::{Model, expert_name};
 use ferrotune_train::engine::Engine;
 use ferrotune_train::report::{Evaluation, LogRow, Phase, Reached, StatusKeeper, When, write_results};
 use ferrotune_train::save::Saver;
@@ -216,7 +216,9 @@ impl Session<'_> {
         let program = environment::program();
         ui::line(&format!("  {program} chat {recipe} {adapter}"))?;
         ui::line(&format!("  {program} export {recipe} {adapter} export_dir={dir}-merged"))?;
-        serving_hint(plan, self.tuning, self.base_name)
+        let trained = self.model.parameters().iter().filter(|parameter| parameter.param.trainable);
+        let experts = trained.into_iter().any(|parameter| expert_name(&parameter.param.name, 0).is_some());
+        serving_hint(plan, self.tuning, self.base_name, experts)
     }
 
     fn evaluate_only(&self) -> Result<(), Failure> {
@@ -252,7 +254,7 @@ fn metrics(row: &LogRow) -> String {
 }
 
 /// How vLLM is asked for the adapter, or why it can't be.
-fn serving_hint(plan: &Plan, tuning: &Tuning, base: &str) -> Result<(), Failure> {
+fn serving_hint(plan: &Plan, tuning: &Tuning, base: &str, experts: bool) -> Result<(), Failure> {
     let Tuning::Lora(lora) = tuning else { return Ok(()) };
     let refused =
         if lora.dora { Some("DoRA") } else { (!lora.additional_targets.is_empty()).then_some("additional_target") };
@@ -270,7 +272,13 @@ fn serving_hint(plan: &Plan, tuning: &Tuning, base: &str) -> Result<(), Failure>
         Some(max) => {
             let flag = if max > 16 { format!(" --max-lora-rank {max}") } else { String::new() };
             ui::line(&format!("  vllm serve {} --enable-lora --lora-modules tuned={dir}{flag}", base))?;
-            Ok(ui::line("    and ask for the model `tuned`: the base keeps its own name")?)
+            ui::line("    and ask for the model `tuned`: the base keeps its own name")?;
+            if experts {
+                ui::line(
+                    "    adapters on experts are beyond vLLM 0.11.0, and need a GPU: else serve what `export` writes",
+                )?;
+            }
+            Ok(())
         }
     }
 }

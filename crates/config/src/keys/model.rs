@@ -50,7 +50,12 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("use_unsloth", Bool, "false", KERNELS),
     no_effect("use_unsloth_gc", Bool, "false", "recomputation is set by `gradient_checkpointing`"),
     no_effect("enable_liger_kernel", Bool, "false", KERNELS),
-    no_effect("moe_aux_loss_coef", Float(Range::Any), "null", "dense models have no router to balance"),
+    unsupported(
+        "moe_aux_loss_coef",
+        Float(Range::Any),
+        "null",
+        "remove it: routers are frozen under LoRA, and no loss on their balance is computed",
+    ),
     works("disable_gradient_checkpointing", Bool, "false", "keep every activation (`gradient_checkpointing: false`)"),
     no_effect("use_reentrant_gc", Bool, "true", "recomputation has one implementation"),
     no_effect("upcast_layernorm", Bool, "false", "norms are always computed in 32 bits"),
