@@ -4,8 +4,10 @@
 //! and whether the adapter fits the model.
 
 mod config;
+mod lint;
 
 pub use config::{AdapterConfig, Number, TargetModules};
+pub use lint::{Finding, LintBase, LintOptions, LintReport, LintSeverity, Vllm, lint};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -23,7 +23,10 @@ mod safetensors;
 mod snapshot;
 mod source;
 
-pub use adapter::{Adapter, AdapterConfig, HostTensor, LoraWeights, Number, TargetModules};
+pub use adapter::{
+    Adapter, AdapterConfig, Finding, HostTensor, LintBase, LintOptions, LintReport, LintSeverity, LoraWeights, Number,
+    TargetModules, Vllm, lint,
+};
 pub use dtype::{Dtype, encode};
 pub use error::{Error, Result};
 pub use folder::{FolderWriter, StreamError, random, write_atomic};

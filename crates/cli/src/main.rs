@@ -55,6 +55,10 @@ enum Command {
     Chat(RecipeArgs),
     /// Merges adapters into a model and writes it as a Hugging Face folder.
     Export(RecipeArgs),
+    /// Says whether vLLM can serve an adapter, and what it would take in silence although it is wrong.
+    Check(commands::check::CheckArgs),
+    /// Writes what starts a vLLM server of a trained model; or checks a running one with --verify.
+    Deploy(commands::deploy::DeployArgs),
     /// Starts a run on several hosts over ssh and shows it on one screen.
     Launch(launch::LaunchArgs),
     /// What `launch` starts on each host.
@@ -103,6 +107,8 @@ fn main() -> ExitCode {
         Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
         Command::Chat(recipe) => commands::chat(&recipe.args),
         Command::Export(recipe) => commands::export(&recipe.args),
+        Command::Check(args) => commands::check(&args),
+        Command::Deploy(args) => commands::deploy(&args),
         Command::Launch(args) => launch::launch(&args),
         Command::Launched => launch::launched(),
         Command::Status { folder, json, watch } => commands::status(&folder, json, watch),
@@ -121,8 +127,25 @@ fn main() -> ExitCode {
 }
 
 /// A verb's own options that take a value, where recipes follow.
-const OWN_OPTIONS: [(&str, &[&str]); 2] = [
+const OWN_OPTIONS: [(&str, &[&str]); 3] = [
     ("data", &["--format", "--rows"]),
+    (
+        "deploy",
+        &[
+            "--name",
+            "--vllm",
+            "--image",
+            "--gpu",
+            "--tensor-parallel",
+            "--max-model-len",
+            "--port",
+            "--base",
+            "--verify",
+            "--rows",
+            "--tolerance",
+            "--api-key",
+        ],
+    ),
     ("launch", &["-H", "--hosts", "--hostfile", "--ssh", "--port", "--master-addr", "--dir", "-x"]),
 ];
 

@@ -318,15 +318,32 @@ pub(crate) struct Answering {
 
 /// Opens a model to talk to or to export: adapters merged, nothing trains.
 pub(crate) fn open_for_answers(resolved: &Resolved) -> Result<Answering, Failure> {
-    let plan = &resolved.plan;
+    open_merged(resolved, &resolved.plan, adapters(resolved)?)
+}
+
+/// The same by another plan for the same files, with the last adapter's scale times `factor`; 0 leaves it out.
+pub(crate) fn open_rescaled(resolved: &Resolved, plan: &Plan, factor: f64) -> Result<Answering, Failure> {
+    let mut merged = adapters(resolved)?;
+    if factor == 0.0 {
+        merged.pop();
+    } else if let Some(last) = merged.last_mut() {
+        let config = &mut last.adapter.config;
+        config.lora_alpha = (config.lora_alpha.get() * factor).into();
+        for alpha in config.alpha_pattern.values_mut() {
+            *alpha = alpha.as_f64().map_or(Value::Null, |alpha| (alpha * factor).into());
+        }
+    }
+    open_merged(resolved, plan, merged)
+}
+
+fn open_merged(resolved: &Resolved, plan: &Plan, merged: Vec<LoadedAdapter>) -> Result<Answering, Failure> {
     let (located, mut files) = open(resolved)?;
     let mut tokenizer = tokenizer(&plan.model, &files.tokenizer)?;
     let options = TemplateOptions::from_plan(&plan.data, Moment::now());
     let found = Template::resolve(&options, &mut tokenizer).map_err(|error| resolved.place(error))?;
     found.notes.iter().for_each(|note| ui::note(note));
-    let merged = adapters(resolved)?;
     let config = configuration(resolved, &mut files, &tokenizer, &merged)?;
-    let fitted = fitted(resolved, &files, &config, Wanted { tuning: None, merged, continued: None })?;
+    let fitted = fitted(resolved, plan, &files, &config, Wanted { tuning: None, merged, continued: None })?;
     let division = Division::solo(fitted.model());
     let Training { model, engine, .. } = fitted.load(resolved, &files, division)?;
     Ok(Answering { located, files, tokenizer, template: found.template, model, engine })
@@ -389,12 +406,17 @@ pub(crate) fn fit_for_training(
     let config = configuration(resolved, files, &all_tokens, &given)?;
     let grown = rows != files.config.get("vocab_size").cloned();
     let tuning = tuning.map(|tuning| with_new_rows(&tuning, grown));
-    fitted(resolved, files, &config, Wanted { tuning, merged: given, continued })
+    fitted(resolved, plan, files, &config, Wanted { tuning, merged: given, continued })
 }
 
 /// Puts the model together and checks everything that the recipe, the files and the adapters say of it.
-fn fitted(resolved: &Resolved, files: &OpenModel, config: &Config, wanted: Wanted) -> Result<Fitted, Failure> {
-    let plan = &resolved.plan;
+fn fitted(
+    resolved: &Resolved,
+    plan: &Plan,
+    files: &OpenModel,
+    config: &Config,
+    wanted: Wanted,
+) -> Result<Fitted, Failure> {
     let dtype = dtype(plan.model.precision);
     let base = Model::new(config, dtype, None, false)?;
     let weights = weights(plan, files, &base);

@@ -131,6 +131,14 @@ impl Recipe {
         self.entries.iter().map(|entry| entry.key.text.as_str())
     }
 
+    /// The recipe with its overrides as one JSON object of texts, lists and objects, which reads as the same recipe;
+    /// without access tokens.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let open = self.entries.iter().filter(|entry| !entry.key.is_secret());
+        open.map(|entry| (entry.key.text.clone(), as_json(&entry.value))).collect::<serde_json::Map<_, _>>().into()
+    }
+
     /// Name of the file, or `command line`.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -264,6 +272,18 @@ impl Source {
         let start = self.lines.get(number.saturating_sub(1)).copied().unwrap_or(self.text.len());
         let end = self.lines.get(number).copied().unwrap_or(self.text.len());
         &self.text[start..end]
+    }
+}
+
+fn as_json(node: &Node) -> serde_json::Value {
+    match &node.data {
+        _ if node.is_null() => serde_json::Value::Null,
+        Data::Scalar { text, .. } => text.clone().into(),
+        Data::List(items) => items.iter().map(as_json).collect(),
+        Data::Map(pairs) => {
+            let open = pairs.iter().filter(|(key, _)| !key.is_secret());
+            open.map(|(key, value)| (key.text.clone(), as_json(value))).collect::<serde_json::Map<_, _>>().into()
+        }
     }
 }
 

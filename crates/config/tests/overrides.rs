@@ -169,3 +169,17 @@ fn unknown_keys_can_be_left_out() {
     assert_eq!(notes.len(), 1);
     assert_eq!(notes[0].message, "unknown key `lora_rnak` is left out");
 }
+
+#[test]
+fn a_recipe_with_overrides_is_written_as_one_and_reads_as_the_same() {
+    let text = b"stage: sft\nmodel_name_or_path: m\nlora_target: [q_proj, v_proj]\nresume_from_checkpoint: null\nhf_hub_token: hf_secretsecret\nlearning_rate: 1e-4\n";
+    let mut recipe = Recipe::parse("r.yaml", text).unwrap();
+    recipe.apply(&["lora_rank=16".to_owned(), "output_dir=o ut".to_owned()]).unwrap();
+    let json = recipe.to_json();
+    assert!(!json.to_string().contains("secret"), "{json}");
+    let again = Recipe::parse("recipe.json", json.to_string().as_bytes()).unwrap();
+    let plan = |recipe: &Recipe| Plan::resolve(recipe, Verb::Chat).unwrap().0;
+    assert_eq!(plan(&again).tuning, plan(&recipe).tuning);
+    assert_eq!(plan(&again).train, plan(&recipe).train);
+    assert_eq!(plan(&again).output.dir, std::path::Path::new("o ut"));
+}

@@ -18,6 +18,8 @@ use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
 pub use view::{JsonLine, Span, json_lines, spans};
 
 use crate::clock::Moment;
+use crate::conversation::Conversation;
+use crate::convert::Converter;
 use crate::error::DataError;
 use crate::mix::{Place, mix};
 use crate::numpy::Legacy;
@@ -119,6 +121,30 @@ pub fn prepare_on(
         cache: path,
         from_cache,
     })
+}
+
+/// About `count` conversations of the training sets, spread over their rows; those that can't be used are left out.
+///
+/// # Errors
+/// As [`prepare`], but for faults of rows.
+pub fn conversations(plan: &DataPlan, count: usize) -> Result<Vec<Conversation>, DataError> {
+    let (datasets, _) = datasets::find(plan)?;
+    let scratch = tempfile::tempdir().map_err(|source| DataError::CacheFolder { path: PathBuf::from("."), source })?;
+    let mut random = Legacy::new(plan.seed);
+    let mut found = Vec::new();
+    let mut training: Vec<Dataset> = datasets.into_iter().filter(|dataset| !dataset.for_eval).collect();
+    let share = count.div_ceil(training.len().max(1)) as u64;
+    for dataset in &mut training {
+        dataset.open(scratch.path(), plan.max_samples, &mut random)?;
+        let step = (dataset.len() / share.max(1)).max(1);
+        let usable = (0..dataset.len()).step_by(usize::try_from(step).unwrap_or(usize::MAX)).filter_map(|nth| {
+            let (value, line) = dataset.read(dataset.row(nth));
+            Converter::new(&dataset.entry).conversation(&value.ok()?, line).ok().map(|(conversation, _)| conversation)
+        });
+        found.extend(usable.take(usize::try_from(share).unwrap_or(usize::MAX)));
+    }
+    found.truncate(count);
+    Ok(found)
 }
 
 /// What can be said of a plan's names before any row is read: the key and what is wrong with its value, all at once.

@@ -9,6 +9,9 @@ use std::rc::Rc;
 /// Tokens of a prompt that go through the model at a time: bounds the memory of long prompts.
 const PREFILL: usize = 512;
 
+/// Tokens that are scored at a time: their logits are there at once, each as wide as the vocabulary.
+const SCORED: usize = 128;
+
 /// Why generation could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum InferError {
@@ -75,11 +78,40 @@ impl<'a> Generator<'a> {
         Ok(logits)
     }
 
+    /// Log-probability of each of `ids` but the first, given those before it.
+    ///
+    /// # Errors
+    /// As [`Generator::logits`].
+    pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
+        if ids.is_empty() {
+            return Err(InferError::EmptyPrompt);
+        }
+        if ids.len() > self.cache.capacity() {
+            return Err(InferError::TooLong { tokens: ids.len(), room: self.cache.capacity() });
+        }
+        self.cache.truncate(0);
+        self.held.clear();
+        let mut scores = Vec::with_capacity(ids.len());
+        for (nth, part) in ids.chunks(SCORED).enumerate() {
+            let rows: Vec<u32> = (0..part.len() as u32).collect();
+            let logits = self.rows_of(part, &rows)?;
+            let next = ids.iter().skip(nth * SCORED + 1);
+            let vocabulary = logits.len() / part.len();
+            scores.extend(logits.chunks_exact(vocabulary).zip(next).map(|(row, &id)| log_softmax_at(row, id)));
+        }
+        Ok(scores)
+    }
+
     fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
+        self.rows_of(ids, &[ids.len() as u32 - 1])
+    }
+
+    /// Goes on with `ids`; logits behind those of them that `rows` names.
+    fn rows_of(&mut self, ids: &[u32], rows: &[u32]) -> Result<Vec<f32>, InferError> {
         let batch = Rc::new(Batch::continuing(&self.device, self.model.config(), ids, self.cache.clone()));
         let tape = Tape::forward_only(&self.device, self.host);
-        let row = Tensor::from_u32(&self.device, &[ids.len() as u32 - 1], Kind::Input);
-        let logits = self.model.logits(&tape, &batch, &row);
+        let rows = Tensor::from_u32(&self.device, rows, Kind::Input);
+        let logits = self.model.logits(&tape, &batch, &rows);
         self.device.check()?;
         self.cache.advance(ids.len());
         self.held.extend_from_slice(ids);
@@ -115,4 +147,13 @@ impl<'a> Generator<'a> {
             }
         }
     }
+}
+
+/// Logarithm of the softmax of `logits` at one place, added up in f64.
+fn log_softmax_at(logits: &[f32], at: u32) -> f32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    // An id beyond the vocabulary has no probability.
+    let own = logits.get(at as usize).map_or(f64::NEG_INFINITY, |&logit| f64::from(logit - max));
+    (own - sum.ln()) as f32
 }

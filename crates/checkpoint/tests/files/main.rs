@@ -7,5 +7,6 @@ mod common;
 mod folder;
 mod gguf;
 mod gguf_tokenizer;
+mod lint;
 mod safetensors;
 mod snapshot;

@@ -1,15 +1,20 @@
 //! One file a verb.
 
 mod chat;
+pub(crate) mod check;
 mod data;
+pub(crate) mod deploy;
 pub(crate) mod elsewhere;
 mod export;
 mod info;
 mod status;
 mod train;
+pub(crate) mod verify;
 
 pub(crate) use chat::chat;
+pub(crate) use check::check;
 pub(crate) use data::data;
+pub(crate) use deploy::deploy;
 pub(crate) use export::export;
 pub(crate) use info::{env, help, version};
 pub(crate) use status::status;

@@ -1,6 +1,8 @@
 //! `train`: config, data, model, trainer, in this order.
 
 use super::chat::Talk;
+use super::check;
+use super::deploy::RECIPE;
 use crate::agent::Agent;
 use crate::failure::{self, Failure};
 use crate::interrupt::Interrupts;
@@ -9,7 +11,7 @@ use crate::split::split;
 use crate::world::{self, World};
 use crate::{environment, ui};
 use anyhow::anyhow;
-use ferrotune_checkpoint::FolderWriter;
+use ferrotune_checkpoint::{FolderWriter, LintBase, LintOptions, OpenModel, Vllm, lint, write_atomic};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
@@ -82,6 +84,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         shard_bytes: plan.output.shard_bytes,
     };
     let session = Session {
+        base: &files,
         base_name: &located.name,
         tuning: &tuning,
         resolved,
@@ -97,6 +100,8 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
 }
 
 struct Session<'a> {
+    /// The model that the run began with.
+    base: &'a OpenModel,
     /// What servers call the model.
     base_name: &'a str,
     /// What trains.
@@ -216,9 +221,16 @@ impl Session<'_> {
         let program = environment::program();
         ui::line(&format!("  {program} chat {recipe} {adapter}"))?;
         ui::line(&format!("  {program} export {recipe} {adapter} export_dir={dir}-merged"))?;
-        let trained = self.model.parameters().iter().filter(|parameter| parameter.param.trainable);
-        let experts = trained.into_iter().any(|parameter| expert_name(&parameter.param.name, 0).is_some());
-        serving_hint(plan, self.tuning, self.base_name, experts)
+        write_atomic(&plan.output.dir.join(RECIPE), format!("{:#}\n", self.resolved.recipe.to_json()).as_bytes())?;
+        match self.tuning {
+            Tuning::Lora(_) => {
+                let base = LintBase { name: self.base_name, config: &self.base.config, tensors: &*self.base.tensors };
+                let trained = self.model.parameters().iter().filter(|parameter| parameter.param.trainable);
+                let experts = trained.into_iter().any(|parameter| expert_name(&parameter.param.name, 0).is_some());
+                serving_hint(plan, base, experts)
+            }
+            _ => Ok(ui::line(&format!("  {program} deploy {dir}"))?),
+        }
     }
 
     fn evaluate_only(&self) -> Result<(), Failure> {
@@ -253,34 +265,22 @@ fn metrics(row: &LogRow) -> String {
     format!("{{{}}}", text.join(", "))
 }
 
-/// How vLLM is asked for the adapter, or why it can't be.
-fn serving_hint(plan: &Plan, tuning: &Tuning, base: &str, experts: bool) -> Result<(), Failure> {
-    let Tuning::Lora(lora) = tuning else { return Ok(()) };
-    let refused =
-        if lora.dora { Some("DoRA") } else { (!lora.additional_targets.is_empty()).then_some("additional_target") };
-    if let Some(what) = refused {
-        return Ok(ui::line(&format!("  vLLM refuses adapters with {what}: serve what `export` writes"))?);
-    }
-    // The ranks that vLLM can be told of; 16 is what it takes untold.
-    let rank = [16, 32, 64, 128, 256, 320, 512].into_iter().find(|max| lora.rank <= *max);
-    let dir = plan.output.dir.display();
-    match rank {
-        None => Ok(ui::line(&format!(
-            "  vLLM takes no rank above 512, this adapter has {}: serve what `export` writes",
-            lora.rank
-        ))?),
-        Some(max) => {
-            let flag = if max > 16 { format!(" --max-lora-rank {max}") } else { String::new() };
-            ui::line(&format!("  vllm serve {} --enable-lora --lora-modules tuned={dir}{flag}", base))?;
-            ui::line("    and ask for the model `tuned`: the base keeps its own name")?;
-            if experts {
-                ui::line(
-                    "    adapters on experts are beyond vLLM 0.11.0, and need a GPU: else serve what `export` writes",
-                )?;
-            }
-            Ok(())
+/// Whether vLLM can serve the adapter, and how.
+fn serving_hint(plan: &Plan, base: LintBase<'_>, experts: bool) -> Result<(), Failure> {
+    let dir = &plan.output.dir;
+    let report = lint(dir, LintOptions { vllm: Vllm::V0_32, base: Ok(base) });
+    let Some(error) = report.errors().next() else {
+        ui::line(&format!("  {} deploy {}", environment::program(), dir.display()))?;
+        ui::line(&check::summary(&report))?;
+        if experts {
+            ui::line(
+                "    adapters on experts are beyond vLLM 0.11.0, and need a GPU: else serve what `export` writes",
+            )?;
         }
-    }
+        return Ok(());
+    };
+    ui::line(&check::summary(&report))?;
+    Ok(ui::line(&format!("  {} (vLLM: {}); {}", error.what, error.server, error.cure))?)
 }
 
 fn one_line(text: &str) -> String {

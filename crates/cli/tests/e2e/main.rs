@@ -12,4 +12,5 @@ mod many;
 mod network;
 mod outputs;
 mod resume;
+mod serve;
 mod verbs;

@@ -11,6 +11,11 @@ impl Template {
         if tokenizer.chat_template().is_some() && !self.replace_chat_template {
             return None;
         }
+        self.as_chat_template(tokenizer)
+    }
+
+    /// The plain exchange of this template in Jinja: no tools, no reasoning. Tokens that Jinja can't write give none.
+    pub fn as_chat_template(&self, tokenizer: &Tokenizer) -> Option<String> {
         let prefix = expression(&self.prefix, "content", tokenizer)?;
         let system = expression(&self.system, "system_message", tokenizer)?;
         let user = expression(&self.user, "content", tokenizer)?;

@@ -1,0 +1,106 @@
+//! `check` and `deploy`: from a run's folder to a server's files, and what a server that isn't right is told.
+
+use crate::common::{Place, read_json, trainable};
+use serde_json::json;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+
+fn trained() -> Place {
+    let place = trainable("max_steps: 2\nsave_strategy: 'no'\n");
+    let run = place
+        .run(&["train", "train.yaml", "lora_rank=6", "enable_thinking=false", "hf_hub_token=hf_notforeveryone"])
+        .ok();
+    assert!(run.out.contains("output: vLLM 0.32.0 can serve it: 14 modules of rank 6\n"), "{}", run.out);
+    assert!(run.out.contains("ferrotune deploy output\n"), "{}", run.out);
+    place
+}
+
+#[test]
+fn a_run_leaves_what_is_checked_and_deployed() {
+    let place = trained();
+    let recipe = fs::read_to_string(place.path("output/recipe.json")).unwrap();
+    assert!(recipe.contains("\"lora_rank\": \"6\"") && !recipe.contains("notforeveryone"), "{recipe}");
+    let report = place.run(&["check", "output", "--format", "json", "--vllm", "0.11.0"]).ok();
+    let report: serde_json::Value = serde_json::from_str(&report.out).unwrap();
+    assert_eq!(report["findings"], json!([]));
+    assert_eq!((&report["vllm"], &report["rank"], &report["modules"]), (&json!("0.11.0"), &json!(6), &json!(14)));
+
+    let run = place.run(&["deploy", "output", "--vllm", "0.11.0", "--name", "Ferro 1", "--max-model-len", "1024"]).ok();
+    assert!(
+        run.out.contains("Ask for the model `ferro-1`; `ferro-1-untrained-base` is the untrained base."),
+        "{}",
+        run.out
+    );
+    // The rows have no reasoning, and training put an empty block before each answer: so must the server.
+    assert!(run.out.contains("with enable_thinking=false, which writes 20 of 20"), "{}", run.out);
+    let compose = fs::read_to_string(place.path("output/deploy/docker-compose.yaml")).unwrap();
+    assert!(
+        compose.contains("\"vllm/vllm-openai:v0.11.0\"") && compose.contains("\"ferro-1=/models/adapter\""),
+        "{compose}"
+    );
+    assert!(compose.contains("\"--max-model-len\"\n      - \"1024\""), "{compose}");
+    let template = fs::read_to_string(place.path("output/deploy/chat_template.jinja")).unwrap();
+    assert!(
+        template.starts_with("{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}"),
+        "{template}"
+    );
+    let request = fs::read_to_string(place.path("output/deploy/request.py")).unwrap();
+    assert!(request.contains("\\\"model\\\":\\\"ferro-1\\\"") && request.contains("enable_thinking"), "{request}");
+    assert!(place.path("output/deploy/kubernetes.yaml").exists() && place.path("output/deploy/request.sh").exists());
+}
+
+#[test]
+fn a_merged_model_is_deployed_without_an_adapter() {
+    let place = trained();
+    place.run(&["export", "train.yaml", "adapter_name_or_path=output", "export_dir=merged"]).ok();
+    let run = place.run(&["deploy", "merged", "train.yaml"]).ok();
+    assert!(run.out.contains("Ask for the model `merged`.\n"), "{}", run.out);
+    let compose = fs::read_to_string(place.path("merged/deploy/docker-compose.yaml")).unwrap();
+    assert!(!compose.contains("lora") && compose.contains("/models/base"), "{compose}");
+}
+
+#[test]
+fn a_damaged_adapter_is_refused_with_reason_and_cure() {
+    let place = trained();
+    let path = place.path("output/adapter_config.json");
+    let mut config = read_json(&path);
+    config["r"] = json!(16);
+    config["use_dora"] = json!(true);
+    fs::write(&path, config.to_string()).unwrap();
+    for verb in ["check", "deploy"] {
+        let run = place.run(&[verb, "output"]);
+        assert_eq!(run.code, Some(1), "{}", run.err);
+        let said = format!("{}{}", run.out, run.err);
+        assert!(
+            said.contains("error[unsupported]: `use_dora` is true\n  vLLM: vLLM does not yet support DoRA\n"),
+            "{said}"
+        );
+        assert!(said.contains("error[rank]: 'model.layers.0.mlp.down_proj' has A [6, 128] and B [64, 6]"), "{said}");
+        assert!(said.ends_with("can't serve it: 6 errors\n"), "{said}");
+    }
+    assert!(!place.path("output/deploy").exists());
+    let run = place.run(&["check", "train.yaml"]);
+    assert_eq!((run.code, run.error().contains("train.yaml is no folder")), (Some(1), true), "{}", run.err);
+}
+
+#[test]
+fn a_server_without_the_name_is_told() {
+    let place = trained();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(stream.try_clone().unwrap()).read_line(&mut line).unwrap();
+        let body = json!({"data": [{"id": "qwen3-lora"}, {"id": "lora1", "parent": "qwen3-lora"}]}).to_string();
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+        line
+    });
+    let run = place.run(&["deploy", "output", "--verify", &url, "--rows", "3"]);
+    assert_eq!(server.join().unwrap(), "GET /v1/models HTTP/1.1\r\n");
+    assert_eq!(run.code, Some(1), "{}{}", run.out, run.err);
+    let told = "error: wrong model name: nobody there is called `output`; there are qwen3-lora, lora1\n";
+    assert_eq!(run.out, told);
+    assert!(!place.path("output/deploy").exists());
+}

@@ -1,0 +1,105 @@
+//! A vLLM server of one model: the decisions from which its manifests and requests are written.
+
+use ferrotune_checkpoint::Vllm;
+use serde_json::{Map, Value};
+
+use crate::{Error, Result, Sizing};
+
+/// Where things lie inside the container.
+pub(crate) const MODELS: &str = "/models";
+pub(crate) const FILES: &str = "/deploy";
+/// vLLM's port.
+pub(crate) const PORT: u16 = 8000;
+
+/// Everything about the server.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Image, with its tag.
+    pub image: String,
+    /// The version inside.
+    pub vllm: Vllm,
+    /// What clients ask for.
+    pub name: String,
+    /// What is served.
+    pub base: Base,
+    /// The adapter on it; without one the base is the trained model itself.
+    pub adapter: Option<Adapter>,
+    /// GPUs and lengths.
+    pub sizing: Sizing,
+    /// Port on the host.
+    pub port: u16,
+    /// Variables of the chat template that make the prompt the trained one.
+    pub kwargs: Map<String, Value>,
+}
+
+/// A base model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// A folder on the host, absolute.
+    Folder(String),
+    /// A hub id and its revision.
+    Hub(String, Option<String>),
+}
+
+/// An adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adapter {
+    /// Its folder on the host, absolute.
+    pub folder: String,
+    /// `--max-lora-rank`, if the default doesn't do.
+    pub max_lora_rank: Option<usize>,
+}
+
+impl Service {
+    /// The name under which the base answers: one that nobody asks for by mistake.
+    pub fn base_name(&self) -> String {
+        if self.adapter.is_some() { format!("{}-untrained-base", self.name) } else { self.name.clone() }
+    }
+
+    /// The arguments of vLLM's server.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--model".to_owned()];
+        match &self.base {
+            Base::Folder(_) => arguments.push(format!("{MODELS}/base")),
+            Base::Hub(id, revision) => {
+                arguments.push(id.clone());
+                arguments.extend(revision.iter().flat_map(|revision| ["--revision".to_owned(), revision.clone()]));
+            }
+        }
+        let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        option("--served-model-name", self.base_name());
+        if let Some(adapter) = &self.adapter {
+            // One more than adapters: on processors the base's rows of a mixed batch would else take the adapter's slot.
+            option("--max-loras", "2".to_owned());
+            option("--lora-modules", format!("{}={MODELS}/adapter", self.name));
+            if let Some(rank) = adapter.max_lora_rank {
+                option("--max-lora-rank", rank.to_string());
+            }
+        }
+        option("--tensor-parallel-size", self.sizing.gpus.to_string());
+        option("--max-model-len", self.sizing.max_model_len.to_string());
+        option("--chat-template", format!("{FILES}/chat_template.jinja"));
+        option("--host", "0.0.0.0".to_owned());
+        option("--port", PORT.to_string());
+        if self.adapter.is_some() {
+            arguments.push("--enable-lora".to_owned());
+        }
+        arguments
+    }
+}
+
+/// The name of a model, out of that of its folder: what URLs, shells and manifests take as it is.
+///
+/// # Errors
+/// If nothing of it is left, or it is too long.
+pub fn model_name(text: &str) -> Result<String> {
+    let mapped: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let name = mapped.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-");
+    let reason = match name.len() {
+        0 => "it has no letter or digit; give one with --name",
+        41.. => "it is longer than 40 letters; give a shorter one with --name",
+        _ => return Ok(name),
+    };
+    Err(Error::Name { name: text.to_owned(), reason })
+}
