@@ -7,6 +7,7 @@ mod check;
 mod dist;
 mod kernels;
 mod licences;
+mod mutants;
 mod text;
 mod tree;
 
@@ -33,6 +34,11 @@ const TASKS: &[Task] = &[
         name: "kernels",
         about: "[--check]: CUDA sources to PTX and cubins, with NVRTC from a wheel",
         run: kernels::task,
+    },
+    Task {
+        name: "mutants",
+        about: "[COUNT] [SEED]: kernels made wrong a line at a time, which their tests must notice",
+        run: mutants::task,
     },
     Task { name: "soak", about: "[SECONDS] [SEED]: runs of many processes through random faults", run: check::soak },
     Task {

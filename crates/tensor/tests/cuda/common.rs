@@ -180,7 +180,7 @@ impl Gpu {
     ) -> Result<(), Fault> {
         let module = MODULES.get(kernel).unwrap_or_else(|| panic!("no kernel {kernel}"));
         let call = Call { kernel, grid: grid.into(), block: block.into(), shared_bytes, args };
-        module.launch(&call, &mut self.memory, &Options { seed: self.seed, ..Options::default() }).map(drop)
+        module.launch(&call, &mut self.memory, &Options { seed: self.seed, limit: 1 << 23 }).map(drop)
     }
 }
 
