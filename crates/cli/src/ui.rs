@@ -1,10 +1,11 @@
 //! The terminal: notes, errors, bars. Colours and bars only where a person looks.
 
-use crate::environment;
+use crate::{environment, liveness};
 use ferrotune_config::env;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write, stderr, stdout};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 /// Whether stderr is a terminal that may be coloured.
@@ -22,6 +23,7 @@ pub(crate) fn watched() -> bool {
 /// # Errors
 /// If nobody reads it any more.
 pub(crate) fn line(text: &str) -> std::io::Result<()> {
+    keep(text);
     writeln!(stdout(), "{text}")
 }
 
@@ -71,7 +73,26 @@ pub(crate) fn error_text(text: &str) {
 
 /// Writes a line to stderr; there is nobody to tell if that fails.
 pub(crate) fn say(text: &str) {
+    keep(text);
     let _ = writeln!(stderr(), "{text}");
+}
+
+/// Writes a line to this worker's log if it shares the terminal of its agent; the others' streams are their logs.
+fn keep(text: &str) {
+    static LOG: OnceLock<Option<File>> = OnceLock::new();
+    let open = || OpenOptions::new().append(true).open(environment::var(liveness::LOG)?).ok();
+    if let Some(mut log) = LOG.get_or_init(open).as_ref() {
+        // A disk that is full is told of by what the run itself writes.
+        let _ = log.write_all(format!("{}\n", uncoloured(text)).as_bytes());
+    }
+}
+
+/// Text without the terminal's colours.
+fn uncoloured(text: &str) -> String {
+    let mut parts = text.split("\x1b[");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    plain.extend(parts.map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)));
+    plain
 }
 
 /// A bar over a known number of steps; nothing where nobody looks.
@@ -164,4 +185,15 @@ pub(crate) fn grouped(count: usize) -> String {
         text.push(digit);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uncoloured;
+
+    #[test]
+    fn colours_are_taken_off() {
+        assert_eq!(uncoloured("\x1b[1;31merror\x1b[0m: no [m] in it"), "error: no [m] in it");
+        assert_eq!(uncoloured("plain"), "plain");
+    }
 }

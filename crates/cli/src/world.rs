@@ -34,6 +34,8 @@ pub(crate) struct World {
 
 /// Bytes of a file that are looked at whole; of longer ones, as many again in pieces.
 const WHOLE: u64 = 4 << 20;
+/// Differences that are shown.
+const SHOWN: usize = 8;
 /// Pieces of a long file.
 const PIECES: u64 = 64;
 
@@ -123,31 +125,33 @@ impl World {
         work()
     }
 
-    /// Makes sure that all ranks have the same: `mine` names things and gives their values in short.
+    /// Makes sure that all ranks have the same: `mine` names things and gives their values in short. If they differ, the
+    /// parts in `closer` are compared, too.
     ///
     /// # Errors
     /// With what differs, and where.
-    pub(crate) fn agree(&self, mine: &[Claim]) -> Result<(), Failure> {
-        let told = self.comm.exchange(&serde_json::to_vec(&(environment::host(), mine))?)?;
-        let told: Vec<(String, Vec<Claim>)> =
-            told.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?;
-        let Some((host, first)) = told.first() else { return Ok(()) };
-        let mut differences = Vec::new();
-        for (rank, (other, claims)) in told.iter().enumerate().skip(1) {
-            for (ours, theirs) in first.iter().zip(claims).filter(|(ours, theirs)| ours != theirs) {
-                differences.push(format!(
-                    "\n  {}: {} on rank 0 ({host}), {} on rank {rank} ({other})",
-                    ours.what, ours.value, theirs.value
-                ));
-            }
-        }
-        if differences.is_empty() {
+    pub(crate) fn agree(&self, mine: &[Claim], closer: impl FnOnce() -> Vec<Claim>) -> Result<(), Failure> {
+        let found = differences(&self.told(mine)?);
+        if found.is_empty() {
             return Ok(());
         }
+        // All have found a difference, so all ask each other once more.
+        let parts = differences(&self.told(&closer())?);
+        let found = if parts.is_empty() { found } else { parts };
+        let more = found.len().saturating_sub(SHOWN);
+        let mut text: String = found.iter().take(SHOWN).map(|line| format!("\n  {line}")).collect();
+        if more > 0 {
+            text += &format!("\n  and {more} more");
+        }
         Err(Failure::Other(anyhow!(
-            "the ranks don't have the same:{}\nThe run would not be one: make them equal and start again",
-            differences.concat()
+            "the ranks don't have the same:{text}\nThe run would not be one: make them equal and start again"
         )))
+    }
+
+    /// The machine and the claims of each rank.
+    fn told(&self, mine: &[Claim]) -> Result<Vec<(String, Vec<Claim>)>, Failure> {
+        let told = self.comm.exchange(&serde_json::to_vec(&(environment::host(), mine))?)?;
+        Ok(told.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?)
     }
 
     /// The smallest of all ranks' numbers, if all know theirs.
@@ -195,27 +199,64 @@ fn claims(resolved: &Resolved) -> Vec<Claim> {
 
 /// What is known once data is encoded and the model's files are there.
 pub(crate) fn claims_on_files(model: &Path, prepared: &Prepared) -> Vec<Claim> {
-    let mut claims = Vec::new();
     let cache = prepared.cache.file_stem().map(|name| name.to_string_lossy().into_owned());
-    claims.push(Claim { what: "the data".into(), value: cache.unwrap_or_default() });
+    let files = claims_on_model(model).into_iter().flat_map(|claim| [claim.what, claim.value]);
+    let whole = digest(files.collect::<Vec<_>>().join("\n").as_bytes());
+    vec![
+        Claim { what: "the data".into(), value: cache.unwrap_or_default() },
+        Claim { what: "the model's files".into(), value: whole },
+    ]
+}
+
+/// The same, file by file.
+pub(crate) fn claims_on_each_file(model: &Path, prepared: &Prepared) -> Vec<Claim> {
+    let sets = prepared.report.datasets.iter();
+    let files = sets.flat_map(|set| set.files.iter().map(move |file| (&set.name, file)));
+    let data = files.map(|(set, file)| claim_on(&format!("{} of dataset {set}", name(file)), file));
+    data.chain(claims_on_model(model)).collect()
+}
+
+/// What a model is made of.
+fn claims_on_model(model: &Path) -> Vec<Claim> {
     let mut files: Vec<_> = match std::fs::read_dir(model) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
         Err(_) => vec![model.to_path_buf()],
     };
     files.sort();
-    let is_model = |path: &&std::path::PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        [".safetensors", ".gguf", "config.json", "tokenizer.json", "tokenizer_config.json"]
-            .iter()
-            .any(|end| name.ends_with(end))
-    };
-    let mut whole = Sha256::new();
-    for path in files.iter().filter(is_model) {
-        whole.update(path.file_name().unwrap_or_default().as_encoded_bytes());
-        whole.update(fingerprint(path).unwrap_or_default());
+    let ends = [".safetensors", ".gguf", "config.json", "tokenizer.json", "tokenizer_config.json"];
+    let of_model = files.iter().filter(|path| ends.iter().any(|end| name(path).ends_with(end)));
+    of_model.map(|path| claim_on(&format!("{} of the model", name(path)), path)).collect()
+}
+
+fn claim_on(what: &str, path: &Path) -> Claim {
+    let size = std::fs::metadata(path).map_or(0, |file| file.len());
+    let seen = fingerprint(path).map_or_else(|| "unreadable".to_owned(), |seen| format!("{size} bytes ({seen})"));
+    Claim { what: what.to_owned(), value: seen }
+}
+
+/// A file's own name.
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What isn't the same on all ranks as on the first, a line a thing and machine.
+fn differences(told: &[(String, Vec<Claim>)]) -> Vec<String> {
+    let Some(((host, first), others)) = told.split_first() else { return Vec::new() };
+    let mut found = Vec::new();
+    for (rank, (other, claims)) in (1..).zip(others) {
+        let value = |claims: &[Claim], what: &str| {
+            let claim = claims.iter().find(|claim| claim.what == what);
+            claim.map_or_else(|| "nothing".to_owned(), |claim| claim.value.clone())
+        };
+        let is_new = |claim: &&Claim| !first.iter().any(|ours| ours.what == claim.what);
+        for Claim { what, .. } in first.iter().chain(claims.iter().filter(is_new)) {
+            let (ours, theirs) = (value(first, what), value(claims, what));
+            if ours != theirs {
+                found.push(format!("{what}: {ours} on rank 0 ({host}), {theirs} on rank {rank} ({other})"));
+            }
+        }
     }
-    claims.push(Claim { what: "the model's files".into(), value: hex(&whole.finalize()) });
-    claims
+    found
 }
 
 /// This very program, by its version and a look at its bytes.
@@ -264,4 +305,27 @@ fn table(members: &[Member]) -> String {
         text += &format!("\n{rank:>4} {node:>4}  {:width$}  {at:>22} {:>7} {memory:>10}", facts.host, facts.threads);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::differences;
+    use ferrotune_dist::rendezvous::Claim;
+
+    #[test]
+    fn what_differs_is_told_by_its_name_and_what_only_one_has_too() {
+        let has = |host: &str, claims: &[(&str, &str)]| {
+            let claim = |(what, value): &(&str, &str)| Claim { what: (*what).into(), value: (*value).into() };
+            (host.to_owned(), claims.iter().map(claim).collect())
+        };
+        let same = has("a", &[("x", "1"), ("y", "2")]);
+        assert!(differences(&[same.clone(), same.clone(), same.clone()]).is_empty());
+        let told = [same, has("b", &[("y", "2"), ("x", "1")]), has("c", &[("x", "3"), ("z", "4")])];
+        let want = [
+            "x: 1 on rank 0 (a), 3 on rank 2 (c)",
+            "y: 2 on rank 0 (a), nothing on rank 2 (c)",
+            "z: nothing on rank 0 (a), 4 on rank 2 (c)",
+        ];
+        assert_eq!(differences(&told), want);
+    }
 }

@@ -14,6 +14,7 @@ mod asked;
 mod deploy_tests;
 mod network;
 mod reader;
+mod slips;
 mod slurm;
 mod started;
 #[cfg(test)]
@@ -124,6 +125,7 @@ impl Launch {
         let mut reader = Reader::new(&get);
         let place = place(&mut reader);
         let interfaces = network::interfaces(&mut reader);
+        slips::note(&mut reader);
         let token = reader.text(env::FERROTUNE_JOB_TOKEN).map(JobToken::new);
         let notes = reader.finish()?;
         let Place { role, master, run_id } = place;

@@ -69,7 +69,11 @@ impl<'a> Words<'a> {
             return Some(Err(Fault {
                 at: Some(at),
                 message: format!("unexpected argument '{}'", clip(word)),
-                help: Some("write `key=value` or `--key value`; put quotes around a value with spaces"),
+                help: Some(if is_recipe(word) {
+                    "the recipe comes first, then `key=value`; variables, as NNODES=2, stand in front of the command"
+                } else {
+                    "write `key=value` or `--key value`; put quotes around a value with spaces"
+                }),
             }));
         };
         let kind = kind_of(name);
@@ -114,6 +118,11 @@ fn build(name: &str, at: At, value: Result<Node, Fault>) -> Result<Override, Fau
         return Err(Fault { at: Some(at), message, help: Some("recipes nest two levels at most") });
     }
     Ok(Override { key: Key::new(key, at), path, value })
+}
+
+/// Whether a word looks like the name of a recipe file.
+fn is_recipe(word: &str) -> bool {
+    [".yaml", ".yml", ".json"].iter().any(|end| word.to_ascii_lowercase().ends_with(end))
 }
 
 /// The type of a key, or of the key that it is an old spelling of.

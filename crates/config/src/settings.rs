@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
+use crate::env;
 use crate::keys::{self, Key, Kind, State};
 use crate::recipe::{Entry, Recipe};
 use crate::tree::{At, Node, clip};
@@ -52,10 +53,15 @@ impl<'r> Settings<'r> {
     fn read(&mut self, entry: &'r Entry) {
         let (name, at) = (entry.key.text.as_str(), entry.key.at);
         let Some(row) = keys::find(name) else {
-            let help = keys::nearest(name).map_or_else(
-                || "see the list of keys in docs/recipe-keys.md".to_owned(),
-                |nearest| format!("did you mean `{nearest}`?"),
-            );
+            let upper = name.to_ascii_uppercase();
+            let variable = env::ALL.iter().find(|(variable, _)| *variable == upper);
+            let help = match (variable, keys::nearest(name)) {
+                (Some((variable, _)), _) => {
+                    format!("{variable} is a variable of the environment: write {variable}=... in front of the command")
+                }
+                (None, Some(nearest)) => format!("did you mean `{nearest}`?"),
+                (None, None) => "see the list of keys in docs/recipe-keys.md".to_owned(),
+            };
             let message = format!("unknown key `{}`", clip(name));
             return if !self.recipe.allows_unknown {
                 self.error_at(Some(at), message, &help);

@@ -107,6 +107,8 @@ fn bad_arguments_are_shown_where_they_stand() {
     assert!(refused(&["lora_rnak=4"]).contains("unknown key `lora_rnak`"));
     assert!(refused(&["--lora_rnak", "4"]).contains("= help: did you mean `lora_rank`?"));
     assert!(refused(&["stray"]).contains("unexpected argument 'stray'"));
+    assert!(refused(&["NNODES=2", "r.YAML"]).contains("variables, as NNODES=2, stand in front of the command"));
+    assert!(refused(&["--nnodes", "2"]).contains("write NNODES=... in front of the command"));
     assert!(refused(&["-x", "1"]).contains("unexpected argument '-x'"));
     assert!(refused(&["--"]).contains("unexpected argument '--'"));
     assert!(refused(&["--seed"]).contains("`--seed` needs a value"));

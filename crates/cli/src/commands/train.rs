@@ -67,7 +67,8 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         ui::say(prepared.report.render().trim_end());
         fitted.experts_note().iter().for_each(|note| ui::note(note));
     }
-    world.agree(&world::claims_on_files(&located.path, &prepared))?;
+    let closer = || world::claims_on_each_file(&located.path, &prepared);
+    world.agree(&world::claims_on_files(&located.path, &prepared), closer)?;
     check_vocabulary(fitted.model(), &tokenizer, &prepared)?;
     let split = split(resolved, world, &fitted, &files.config, &prepared)?;
     let division = split.shape.division(world.comm.clone());

@@ -199,7 +199,8 @@ fn other_data_on_another_machine_is_named_on_both() {
     let children = vec![node(&place, 0, 2, port, &[]).spawn().unwrap(), node(&other, 1, 2, port, &[]).spawn().unwrap()];
     for told in end(&place, children) {
         assert_eq!(told.code, Some(1), "{}", told.err);
-        assert!(told.error().contains("the data: "), "{}", told.error());
+        assert!(told.error().contains("\n  d.json of dataset d: "), "{}", told.error());
+        assert!(!told.error().contains("model"), "{}", told.error());
     }
 }
 
@@ -291,6 +292,54 @@ fn an_agent_starts_its_workers_again_until_they_are_done() {
     assert!(told.err.contains("attempt 3 of 4: rank 1"), "{}", told.err);
     assert!(adapter(&place) == adapter(&calm), "the same bits");
     assert!(place.path("output/logs/rank-1.log").exists());
+    // The first shares the terminal, and keeps what it says all the same.
+    let log = fs::read_to_string(calm.path("output/logs/rank-0.log")).unwrap();
+    assert!(log.contains("rank node  host") && log.contains("{'grad_norm'") && log.contains("400 steps in "), "{log}");
+}
+
+#[test]
+fn machines_with_different_numbers_of_processes_hear_of_it_once() {
+    let (place, other) = (trainable("max_steps: 2\n"), trainable("max_steps: 2\n"));
+    let port = port();
+    let mut first = node(&place, 0, 2, port, &[]);
+    let first = first.env("NPROC_PER_NODE", "2").spawn().unwrap();
+    let second = node(&other, 1, 2, port, &[]).spawn().unwrap();
+    for told in end(&place, vec![first, second]) {
+        assert_eq!(told.code, Some(1), "{}", told.err);
+        assert_eq!(
+            told.err.matches("NNODES and NPROC_PER_NODE must be the same everywhere").count(),
+            1,
+            "{}",
+            told.err
+        );
+    }
+}
+
+#[test]
+fn another_file_of_the_model_is_named() {
+    let (place, other) = (trainable("max_steps: 2\n"), trainable("max_steps: 2\n"));
+    other.copy(&crate::common::model("tiny-qwen3"), "model");
+    let mut weights = fs::read(other.path("model/model.safetensors")).unwrap();
+    *weights.last_mut().unwrap() ^= 1;
+    other.write("model/model.safetensors", weights);
+    let port = port();
+    let second = node(&other, 1, 2, port, &["model_name_or_path=model"]).spawn().unwrap();
+    for told in end(&place, vec![node(&place, 0, 2, port, &[]).spawn().unwrap(), second]) {
+        assert_eq!(told.code, Some(1), "{}", told.err);
+        assert!(told.error().contains("\n  model.safetensors of the model: "), "{}", told.error());
+        assert!(!told.error().contains("tokenizer") && !told.error().contains("dataset"), "{}", told.error());
+    }
+}
+
+#[test]
+fn another_server_at_the_port_is_known_by_its_greeting() {
+    let place = trainable("max_steps: 2\n");
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = node(&place, 1, 2, server.local_addr().unwrap().port(), &[]).spawn().unwrap();
+    server.accept().unwrap().0.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").unwrap();
+    let told = end(&place, vec![second]).remove(0);
+    assert_eq!(told.code, Some(1), "{}", told.err);
+    assert!(told.error().contains("it sent `SSH-...`, which is another program's greeting"), "{}", told.error());
 }
 
 /// One of two machines is lost for good: the other goes on alone, with the rows of both.

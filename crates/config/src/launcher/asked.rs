@@ -97,6 +97,9 @@ pub(super) fn fixed(r: &mut Reader<'_>) -> Place {
     let several = format!("there are {count} machines");
     let master = r.master((count > 1).then_some(&several), Fallback::default());
     note_loopback(r, master.as_ref(), node);
+    if typed.or(pods).is_none() {
+        note_alone(r);
+    }
     Place { role: role(count, node, processes, max_restarts), master, run_id: None }
 }
 
@@ -178,11 +181,22 @@ fn node(r: &mut Reader<'_>, count: usize, rank: Option<usize>) -> usize {
     node.min(count - 1)
 }
 
+/// One machine, and words of several.
+fn note_alone(r: &mut Reader<'_>) {
+    let of_others = |r: &Reader<'_>, name| r.text(name).is_some_and(|text| !is_loopback(&text));
+    if let Some(set) = [env::MASTER_ADDR, env::NODE_RANK].into_iter().find(|name| of_others(r, name)) {
+        let message = format!("is not set, and {set} is: this machine trains alone");
+        r.note(env::NNODES, &message, "set NNODES to the number of machines, the same on all of them");
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host.starts_with("127.") || matches!(host, "localhost" | "::1")
+}
+
 /// Every machine takes a loopback address for itself.
 fn note_loopback(r: &mut Reader<'_>, master: Option<&Master>, node: usize) {
-    let Some(master) =
-        master.filter(|m| node > 0 && (m.host.starts_with("127.") || matches!(m.host.as_str(), "localhost" | "::1")))
-    else {
+    let Some(master) = master.filter(|m| node > 0 && is_loopback(&m.host)) else {
         return;
     };
     let message = format!("is {}, by which every machine means itself", master.host);

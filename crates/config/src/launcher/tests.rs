@@ -199,6 +199,22 @@ fn notes_say_what_is_read_otherwise() {
             "NNODES=2 NODE_RANK=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=5",
             &["MASTER_ADDR is 127.0.0.1, by which every machine means itself"],
         ),
+        (
+            "FORCE_TORCHRUN=1 MASTER_ADDR=m MASTER_PORT=5",
+            &["NNODES is not set, and MASTER_ADDR is: this machine trains alone"],
+        ),
+        ("FORCE_TORCHRUN=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=5", &[]),
+        ("NODE_RANK=0", &["NNODES is not set, and NODE_RANK is: this machine trains alone"]),
+        ("WORLD_SIZE=1 RANK=0 MASTER_ADDR=m MASTER_PORT=5", &[]),
+        (
+            "NNODE=2 NODERANK=1 MASTER_IP=m",
+            &[
+                "NNODE is set, and nothing reads it",
+                "NODERANK is set, and nothing reads it",
+                "MASTER_IP is set, and nothing reads it",
+            ],
+        ),
+        ("NNODES=1 NUM_NODES=2", &[]),
         ("WORLD_SIZE=2 RANK=0 MASTER_ADDR=m MASTER_PORT=5", &[]),
         (
             "WORLD_SIZE=2 RANK=0 MASTER_ADDR=m MASTER_PORT=5 NPROC_PER_NODE=4",

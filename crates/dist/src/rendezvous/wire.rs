@@ -113,8 +113,15 @@ pub(super) fn receive<M: DeserializeOwned>(stream: &mut TcpStream, within: Durat
     let deadline = Instant::now() + within;
     let mut length = [0; 4];
     read(stream, &mut length, deadline)?;
+    let first = length;
     let length = u32::from_le_bytes(length) as usize;
     if length > MOST {
+        // Other programs greet in text, by which they are known.
+        if let Ok(text) = std::str::from_utf8(&first)
+            && text.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            return Err(nonsense(&format!("`{text}...`, which is another program's greeting")));
+        }
         return Err(nonsense(&format!("a message of {length} bytes")));
     }
     let mut body = Vec::new();
