@@ -54,7 +54,13 @@ enum Command {
     /// Talks to a model, with or without an adapter.
     Chat(RecipeArgs),
     /// Merges adapters into a model and writes it as a Hugging Face folder.
-    Export(RecipeArgs),
+    Export {
+        /// How much of each adapter goes into the model, in their order: `0.7,0.3`. All of each if not given.
+        #[arg(long, value_name = "W,W", value_delimiter = ',', allow_hyphen_values = true)]
+        adapter_weights: Vec<f64>,
+        #[command(flatten)]
+        recipe: RecipeArgs,
+    },
     /// Says whether vLLM can serve an adapter, and what it would take in silence although it is wrong.
     Check(commands::check::CheckArgs),
     /// Writes what starts a vLLM server of a trained model; or checks a running one with --verify.
@@ -106,7 +112,7 @@ fn main() -> ExitCode {
         Command::Train(recipe) => commands::train(&recipe.args),
         Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
         Command::Chat(recipe) => commands::chat(&recipe.args),
-        Command::Export(recipe) => commands::export(&recipe.args),
+        Command::Export { adapter_weights, recipe } => commands::export(&recipe.args, &adapter_weights),
         Command::Check(args) => commands::check(&args),
         Command::Deploy(args) => commands::deploy(&args),
         Command::Launch(args) => launch::launch(&args),
@@ -127,7 +133,8 @@ fn main() -> ExitCode {
 }
 
 /// A verb's own options that take a value, where recipes follow.
-const OWN_OPTIONS: [(&str, &[&str]); 3] = [
+const OWN_OPTIONS: [(&str, &[&str]); 4] = [
+    ("export", &["--adapter-weights"]),
     ("data", &["--format", "--rows"]),
     (
         "deploy",

@@ -324,16 +324,46 @@ pub(crate) fn open_for_answers(resolved: &Resolved) -> Result<Answering, Failure
 /// The same by another plan for the same files, with the last adapter's scale times `factor`; 0 leaves it out.
 pub(crate) fn open_rescaled(resolved: &Resolved, plan: &Plan, factor: f64) -> Result<Answering, Failure> {
     let mut merged = adapters(resolved)?;
-    if factor == 0.0 {
-        merged.pop();
-    } else if let Some(last) = merged.last_mut() {
-        let config = &mut last.adapter.config;
-        config.lora_alpha = (config.lora_alpha.get() * factor).into();
-        for alpha in config.alpha_pattern.values_mut() {
-            *alpha = alpha.as_f64().map_or(Value::Null, |alpha| (alpha * factor).into());
-        }
+    if let Some(last) = merged.pop() {
+        merged.extend(rescaled(last, factor));
     }
     open_merged(resolved, plan, merged)
+}
+
+/// The same with each adapter's share of the sum times its weight, in the order of `adapter_name_or_path`.
+pub(crate) fn open_weighted(resolved: &Resolved, weights: &[f64]) -> Result<Answering, Failure> {
+    let given = adapters(resolved)?;
+    if weights.is_empty() {
+        return open_merged(resolved, &resolved.plan, given);
+    }
+    if weights.len() != given.len() {
+        return Err(Failure::Other(anyhow!(
+            "--adapter-weights has {} numbers, adapter_name_or_path names {} adapters; give one for each",
+            weights.len(),
+            given.len()
+        )));
+    }
+    let whole = |adapter: &Adapter| adapter.config.use_dora || !adapter.saved.is_empty();
+    if let Some((last, weight)) =
+        given.iter().zip(weights).find(|(last, weight)| whole(&last.adapter) && **weight != 1.0)
+    {
+        return Err(Failure::Other(anyhow!(
+            "{} has DoRA or whole modules, which are no part of a sum: its weight can only be 1, not {weight}",
+            last.path
+        )));
+    }
+    let merged = given.into_iter().zip(weights).filter_map(|(last, &weight)| rescaled(last, weight)).collect();
+    open_merged(resolved, &resolved.plan, merged)
+}
+
+/// An adapter whose update is multiplied; nothing of it is left at 0.
+fn rescaled(mut last: LoadedAdapter, factor: f64) -> Option<LoadedAdapter> {
+    let config = &mut last.adapter.config;
+    config.lora_alpha = (config.lora_alpha.get() * factor).into();
+    for alpha in config.alpha_pattern.values_mut() {
+        *alpha = alpha.as_f64().map_or(Value::Null, |alpha| (alpha * factor).into());
+    }
+    (factor != 0.0).then_some(last)
 }
 
 fn open_merged(resolved: &Resolved, plan: &Plan, merged: Vec<LoadedAdapter>) -> Result<Answering, Failure> {

@@ -1,6 +1,6 @@
 //! `check` and `deploy`: from a run's folder to a server's files, and what a server that isn't right is told.
 
-use crate::common::{Place, read_json, trainable};
+use crate::common::{Place, read_json, tensors, trainable};
 use serde_json::json;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -103,4 +103,39 @@ fn a_server_without_the_name_is_told() {
     let told = "error: wrong model name: nobody there is called `output`; there are qwen3-lora, lora1\n";
     assert_eq!(run.out, told);
     assert!(!place.path("output/deploy").exists());
+}
+
+#[test]
+fn adapters_are_merged_by_their_weights_and_the_drift_is_told() {
+    let place = trained();
+    place.run(&["train", "train.yaml", "output_dir=second", "seed=7", "learning_rate=0.01"]).ok();
+    let both = "adapter_name_or_path=output,second";
+    let export = |to: &str, weights: &[&str], more: &[&str]| {
+        let to = format!("export_dir={to}");
+        place.run(&[&["export", "train.yaml", to.as_str()], more, weights].concat())
+    };
+    let run = export("both", &["--adapter-weights", "0.5,-2"], &[both]).ok();
+    assert!(run.out.contains("Rounding moved the logits of 8 rows by "), "{}", run.out);
+    export("first", &[], &["adapter_name_or_path=output"]).ok();
+    export("other", &[], &["adapter_name_or_path=second"]).ok();
+    let read = |folder: &str| tensors(&place.path(folder).join("model.safetensors"));
+    let base = tensors(&crate::common::model("tiny-qwen3").join("model.safetensors"));
+    let (both_of, first, other) = (read("both"), read("first"), read("other"));
+    let mut moved = 0.0f32;
+    for (name, base) in &base {
+        for (i, base) in base.iter().enumerate() {
+            let expected = base + 0.5 * (first[name][i] - base) - 2.0 * (other[name][i] - base);
+            assert!((both_of[name][i] - expected).abs() < 1e-5, "{name}");
+            moved = moved.max((expected - base).abs());
+        }
+    }
+    assert!(moved > 1e-3, "{moved}");
+    // Weights in f32 lose nothing.
+    let drift = run.out.split("rows by ").nth(1).unwrap().split(' ').next().unwrap().parse::<f32>().unwrap();
+    assert!(drift < 1e-5, "{drift}");
+    let rounded = export("bf16", &["infer_dtype=bfloat16"], &["adapter_name_or_path=output"]).ok();
+    let drift = rounded.out.split("rows by ").nth(1).unwrap().split(' ').next().unwrap().parse::<f32>().unwrap();
+    assert!(drift > 1e-5 && drift < 1.0, "{drift}");
+    let run = export("wrong", &["--adapter-weights=1"], &[both]);
+    assert!(run.code == Some(1) && run.error().contains("has 1 numbers, adapter_name_or_path names 2"), "{}", run.err);
 }

@@ -142,7 +142,8 @@ fn an_exported_model_is_the_adapter_merged() {
     let steps = curve(&place.json("output/trainer_state.json"), "loss");
     let adapter = "adapter_name_or_path=output";
     let export = place.run(&["export", "train.yaml", adapter, "export_dir=merged"]).ok();
-    assert_eq!(export.out.trim(), "The merged model is in merged.");
+    let told = "The merged model is in merged.\nRounding moved the logits of 8 rows by 0.000e0 at most, ";
+    assert!(export.out.starts_with(told), "{}", export.out);
     let (base, with_adapter) = (loss(&place, &[]), loss(&place, &[adapter]));
     let merged = loss(&place, &["model_name_or_path=merged"]);
     assert!((merged - with_adapter).abs() < 1e-4, "{merged} merged, {with_adapter} with the adapter");
