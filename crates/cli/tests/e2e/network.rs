@@ -47,7 +47,8 @@ impl Hosts {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let prefix = format!("ft{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let hosts = Self { prefix, count: cards.len() };
-        if !ip(&format!("netns add {}", hosts.switch())) {
+        let bridge = || ip(&format!("-n {} link add probe type bridge", hosts.switch()));
+        if !(ip(&format!("netns add {}", hosts.switch())) && bridge()) {
             eprintln!("left out: this machine makes no network namespaces (that takes root, and iproute2)");
             return None;
         }
@@ -95,11 +96,14 @@ impl Hosts {
         self.on_switch(&format!("link set {} master {}", port(net, host), net.card()));
     }
 
-    /// What a host sends leaves it at so many kilobits a second.
-    fn throttle(&self, net: Net, host: usize, kilobits: usize) {
+    /// What a host sends leaves it at so many kilobits a second; false where the system can't do that.
+    fn throttle(&self, net: Net, host: usize, kilobits: usize) -> bool {
         let limit = format!("tbf rate {kilobits}kbit burst 8kb latency 400ms");
-        let args = format!("-n {} qdisc replace dev {} root {limit}", self.name(host), net.card());
-        assert!(tool("tc", &args), "{args}");
+        let done = tool("tc", &format!("-n {} qdisc replace dev {} root {limit}", self.name(host), net.card()));
+        if !done {
+            eprintln!("left out: this machine throttles no link (that takes `tc` and its token buckets)");
+        }
+        done
     }
 
     /// The command of a host, as it is typed there.
@@ -277,11 +281,13 @@ fn a_wire_that_becomes_slow_is_waited_for_however_long_a_step_takes() {
     let steps = "max_steps: 14\nsave_strategy: 'no'\nfinetuning_type: full\nstrategy: replicate\npeer_timeout: 2\n";
     let (calm, place) = (trainable(steps), trainable(steps));
     end(&calm, hosts.start(&calm, Net::Office, &[])).into_iter().for_each(|run| drop(run.ok()));
-    hosts.throttle(Net::Office, 1, 20_000);
+    if !hosts.throttle(Net::Office, 1, 20_000) {
+        return;
+    }
     let begun = Instant::now();
     let children = hosts.start(&place, Net::Office, &[]);
     reach(&place, 11);
-    hosts.throttle(Net::Office, 1, 2_000);
+    assert!(hosts.throttle(Net::Office, 1, 2_000));
     end(&place, children).into_iter().for_each(|run| drop(run.ok()));
     assert!(begun.elapsed() > Duration::from_secs(6) && begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     assert_eq!(losses(&place), losses(&calm));
@@ -292,7 +298,9 @@ fn a_host_whose_card_is_slower_than_the_others_is_named() {
     let Some(hosts) = Hosts::new(&[&[Net::Office], &[Net::Office], &[Net::Office]]) else { return };
     let place = trainable("max_steps: 2\nper_device_train_batch_size: 1\ngradient_accumulation_steps: 1\n");
     // So slow that nothing else that this machine does comes near it.
-    hosts.throttle(Net::Office, 1, 5_000);
+    if !hosts.throttle(Net::Office, 1, 5_000) {
+        return;
+    }
     let told = end(&place, hosts.start(&place, Net::Office, &[]));
     let told: Vec<Run> = told.into_iter().map(Run::ok).collect();
     let words = &told[0].err;
