@@ -379,7 +379,7 @@ fn configurations_of_other_models() {
     edit_config(&place, "hidden_size", json!(-4));
     fails(&place, &[], 1, "error: config.json: `hidden_size` is -4, expected a whole number from 1 to 16777216");
     edit_config(&place, "model_type", json!("bert"));
-    let error = "error: model type `bert` is not supported; supported are llama, mistral, qwen2, qwen3";
+    let error = "error: model type `bert` is not supported; supported are llama, mistral, qwen2, qwen3, qwen2_moe, qwen3_moe, mixtral";
     fails_at(&place, &["model_name_or_path=model"], "model", error);
     fs::remove_file(place.path("model/config.json")).unwrap();
     fails(

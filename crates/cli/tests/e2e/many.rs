@@ -335,8 +335,16 @@ fn another_file_of_the_model_is_named() {
 fn another_server_at_the_port_is_known_by_its_greeting() {
     let place = trainable("max_steps: 2\n");
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let second = node(&place, 1, 2, server.local_addr().unwrap().port(), &[]).spawn().unwrap();
-    server.accept().unwrap().0.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").unwrap();
+    let port = server.local_addr().unwrap().port();
+    // It greets whoever comes and stays; one that left at once would take its words back.
+    std::thread::spawn(move || {
+        let mut guests = Vec::new();
+        while let Ok((mut guest, _)) = server.accept() {
+            let _ = guest.write_all(b"SSH-2.0-OpenSSH_9.6\r\n");
+            guests.push(guest);
+        }
+    });
+    let second = node(&place, 1, 2, port, &[]).spawn().unwrap();
     let told = end(&place, vec![second]).remove(0);
     assert_eq!(told.code, Some(1), "{}", told.err);
     assert!(told.error().contains("it sent `SSH-...`, which is another program's greeting"), "{}", told.error());
