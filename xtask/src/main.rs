@@ -8,6 +8,7 @@ mod dist;
 mod kernels;
 mod licences;
 mod mutants;
+mod peers;
 mod text;
 mod tree;
 
@@ -39,6 +40,11 @@ const TASKS: &[Task] = &[
         name: "mutants",
         about: "[COUNT] [SEED]: kernels made wrong a line at a time, which their tests must notice",
         run: mutants::task,
+    },
+    Task {
+        name: "peers",
+        about: "VENV: adapters on SmolLM2 through PEFT and vLLM, whose log-probabilities must be ours; large, not in ci",
+        run: peers::run,
     },
     Task { name: "soak", about: "[SECONDS] [SEED]: runs of many processes through random faults", run: check::soak },
     Task {
