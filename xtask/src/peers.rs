@@ -156,6 +156,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first, as vLLM's engine is a process of its own that only its parent ends.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let asked = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) && asked.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
         // It may have ended by itself; either way it is gone after this.
         let _ = self.0.kill();
         let _ = self.0.wait();
