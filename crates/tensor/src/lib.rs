@@ -4,6 +4,7 @@
 //! parameter's data and gradient are asked of its [`Host`].
 
 pub mod cpu;
+pub mod cuda;
 mod device;
 mod dtype;
 mod heap;
