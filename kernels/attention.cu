@@ -10,13 +10,6 @@
 constexpr int ROWS = 64;
 constexpr float LOG2E = 1.4426950408889634f;
 
-// A tile in shared memory: rows of D elements, whose 16-byte chunks are permuted so that eight rows' chunks of one column
-// lie in different banks. Byte offset of a chunk.
-template <int D> INLINE u32 place(u32 row, u32 chunk) {
-    u32 turned = D % 64 == 0 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
-    return row * (D * 2) + turned * 16;
-}
-
 // Begins to load N rows, `stride` elements apart; rows from `left` on are zeros, and their addresses aren't used.
 template <int D, int N, int THREADS, class T> INLINE void fetch(u32 to, const T *from, u32 stride, int left) {
     constexpr int CHUNKS = D / 8;
@@ -36,23 +29,6 @@ template <int D, int N, int THREADS, class T> INLINE void fetch(u32 to, const T 
             copy_async(to + place<D>(row, chunk), from + (u64)row * stride + chunk * 8, (int)row < left ? 16 : 0);
         }
     }
-}
-
-// Where this lane's row begins in 16 rows and 16 columns that are a left operand, or a transposed right one.
-template <int D> INLINE u32 left_lane(u32 tile) {
-    u32 lane = threadIdx.x % 32;
-    return tile + place<D>(lane % 16, lane / 16);
-}
-// The same of 16 rows that are columns of a right operand.
-template <int D> INLINE u32 right_lane(u32 tile) {
-    u32 lane = threadIdx.x % 32;
-    return tile + place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-}
-// From there to another row and column, multiples of 8 and 16: the permutation is an exclusive or, and tiles begin at
-// multiples of a row.
-template <int D> INLINE u32 at(u32 lane, u32 row, u32 column) {
-    u32 moved = D % 64 == 0 ? lane ^ (column * 2) : (lane ^ (column * 2 & 32)) + (column * 2 & ~63);
-    return moved + row * (D * 2);
 }
 
 template <int N> INLINE void clear(float (&s)[N][4]) {
@@ -136,8 +112,6 @@ INLINE Stretch own_stretch(const Spans &s) {
 
 // Keys seen by query i of a stretch's sequence end here; they begin at most `window` before.
 INLINE int end_of(const Stretch &t, int i) { return i + 1 + t.keys - t.queries; }
-
-extern __shared__ __align__(1024) u8 tile_memory[];
 
 template <class T, int D, int N>
 INLINE void forward(const T *q, const T *k, const T *v, T *o, float *lse, const Spans &s) {

@@ -54,14 +54,42 @@ KERNEL scale_f32(float *x, float factor, u64 n) { scale(x, factor, n); }
 KERNEL scale_bf16(bf16 *x, float factor, u64 n) { scale(x, factor, n); }
 KERNEL scale_f16(f16 *x, float factor, u64 n) { scale(x, factor, n); }
 
+// Four elements, one access.
+template <class T> struct __align__(4 * sizeof(T)) Four {
+    T at[4];
+};
+template <class T> INLINE Four<T> load_four(const T *from) {
+    union {
+        uint4 wide;
+        uint2 narrow;
+        Four<T> four;
+    } u;
+    if (sizeof(T) == 4)
+        u.wide = *(const uint4 *)from;
+    else
+        u.narrow = *(const uint2 *)from;
+    return u.four;
+}
+template <class T> INLINE void store_four(T *to, const Four<T> &four) {
+    if (sizeof(T) == 4)
+        *(uint4 *)to = *(const uint4 *)&four;
+    else
+        *(uint2 *)to = *(const uint2 *)&four;
+}
+
 // to = from, rounded to nearest even where narrower. Four elements a thread: 16 bytes of the wider type.
 template <class A, class B> INLINE void cast(B *to, const A *from, u64 n) {
     each<4>(n, aligned(to) && aligned(from), [=](u64 i, bool vector) {
-        int count = vector ? 4 : 1;
+        if (!vector) {
+            put(to[i], get(from[i]));
+            return;
+        }
+        Four<A> a = load_four(from + i);
+        Four<B> b;
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            if (k < count)
-                put(to[i + k], get(from[i + k]));
+            put(b.at[k], get(a.at[k]));
+        store_four(to + i, b);
     });
 }
 KERNEL cast_f32_bf16(bf16 *to, const float *from, u64 n) { cast(to, from, n); }

@@ -176,3 +176,32 @@ INLINE void copy_async(u32 to, const void *from, u32 bytes) {
 INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most N groups of this thread's copies are under way.
 template <int N> INLINE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Tiles of 16-bit elements in shared memory, as `ldmatrix` reads them.
+
+// What a launch adds to a kernel's own shared memory.
+extern __shared__ __align__(1024) u8 tile_memory[];
+
+// A tile in shared memory: rows of D elements, whose 16-byte chunks are permuted so that eight rows' chunks of one column
+// lie in different banks. Byte offset of a chunk.
+template <int D> INLINE u32 place(u32 row, u32 chunk) {
+    u32 turned = D % 64 == 0 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
+    return row * (D * 2) + turned * 16;
+}
+
+// Where this lane's row begins in 16 rows and 16 columns that are a left operand, or a transposed right one.
+template <int D> INLINE u32 left_lane(u32 tile) {
+    u32 lane = threadIdx.x % 32;
+    return tile + place<D>(lane % 16, lane / 16);
+}
+// The same of 16 rows that are columns of a right operand.
+template <int D> INLINE u32 right_lane(u32 tile) {
+    u32 lane = threadIdx.x % 32;
+    return tile + place<D>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+}
+// From there to another row and column, multiples of 8 and 16: the permutation is an exclusive or, and tiles begin at
+// multiples of a row.
+template <int D> INLINE u32 at(u32 lane, u32 row, u32 column) {
+    u32 moved = D % 64 == 0 ? lane ^ (column * 2) : (lane ^ (column * 2 & 32)) + (column * 2 & ~63);
+    return moved + row * (D * 2);
+}

@@ -5,7 +5,7 @@ use crate::memory::Accessor;
 use crate::module::{Kernel, Module};
 use crate::shared::Shared;
 use crate::warp::{Group, Warp};
-use crate::{Cause, Fault, Memory, Place};
+use crate::{Cause, Fault, Memory, Place, Traffic};
 
 /// Sizes of a grid or a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +97,8 @@ pub struct Stats {
     pub instructions: u64,
     /// Barriers that a block passed.
     pub barriers: u64,
+    /// What accesses to memory cost.
+    pub traffic: Traffic,
 }
 
 /// Most shared memory of a block on any GPU of today: 227 KiB.
@@ -213,12 +215,14 @@ impl Launch<'_> {
                 memory,
                 shared: &mut shared,
                 block: Accessor(index),
+                traffic: Traffic::default(),
             };
             for _ in 0..=order.below(TURN) {
                 if !self.step(&mut cx, warp, at)? {
                     break;
                 }
             }
+            self.stats.traffic += cx.traffic;
         }
     }
 

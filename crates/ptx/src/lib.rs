@@ -6,7 +6,8 @@
 //! read before it is written (NaN) or while `cp.async` is still filling it. Warps and blocks run in an order drawn from a
 //! seed. Forms of instructions that no kernel uses are unknown, and a hard error.
 //!
-//! What it can't show: speed, bank conflicts, spills, and a misreading of the instruction set that kernel and interpreter
+//! A launch's [`Stats`] count what its accesses would cost: sectors of global memory, passes over the banks of shared memory.
+//! What it can't show: speed, spills, and a misreading of the instruction set that kernel and interpreter
 //! share. Accuracy: `add`, `mul`, `fma`, `div.rn` and `sqrt.rn` are exact to the bit; `ex2`, `lg2`, `rcp`, `rsqrt` and `sqrt`
 //! in their `.approx` forms are the nearest float with its last bit cleared (error below 2^-22, as the PTX manual allows)
 //! unless exact; `mma` adds its products and the accumulator exactly and rounds once towards zero.
@@ -22,9 +23,11 @@ mod memory;
 mod module;
 mod shared;
 mod source;
+mod traffic;
 mod warp;
 
 pub use fault::{Cause, Fault, Place};
 pub use launch::{Arg, Call, Dim, Options, Stats};
 pub use memory::Memory;
 pub use module::{Kernel, Module, Param};
+pub use traffic::Traffic;

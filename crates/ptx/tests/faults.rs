@@ -48,6 +48,32 @@ fn lanes_that_part_meet_again() {
 }
 
 #[test]
+fn lanes_with_the_same_word_find_each_other() {
+    let body = "and.b32 %r2, %r1, 3;\nmatch.any.sync.b32 %r3, %r2, -1;\nst.global.u32 [%rd5], %r3;";
+    let (out, _) = run(body, (1, 32), 32).unwrap();
+    assert_eq!(out, (0..32).map(|i| 0x1111_1111 << (i % 4)).collect::<Vec<u32>>());
+    let some = "setp.lt.u32 %p1, %r1, 5;\n@%p1 bra L;\nmatch.any.sync.b32 %r3, %r1, -1;\nL:";
+    assert!(matches!(cause(some, (1, 32), 1), Cause::Diverged { .. }));
+}
+
+#[test]
+fn conversions_to_64_bits_cut_off() {
+    let body = "cvt.rn.f32.u32 %f1, %r1;\nmul.f32 %f2, %f1, 0f3FC00000;\ncvt.rzi.u64.f32 %rd6, %f2;\n\
+        cvt.u32.u64 %r3, %rd6;\nst.global.u32 [%rd5], %r3;";
+    assert_eq!(run(body, (1, 4), 4).unwrap().0, [0, 1, 3, 4]);
+}
+
+#[test]
+fn accesses_are_counted_as_memory_serves_them() {
+    let (_, stats) = run("ld.global.u32 %r2, [%rd4];\nst.global.u32 [%rd5], %r2;", (1, 32), 32).unwrap();
+    assert_eq!((stats.traffic.sectors, stats.traffic.least_sectors), (8, 8));
+    let column = "mov.u32 %r2, dyn;\nand.b32 %r3, %r1, 3;\nshl.b32 %r3, %r3, 7;\nadd.s32 %r4, %r2, %r3;\n\
+        st.shared.u32 [%r4], %r1;\nst.global.u32 [%rd5], %r1;";
+    let (_, stats) = run(column, (1, 4), 4).unwrap();
+    assert_eq!((stats.traffic.passes, stats.traffic.least_passes), (4, 1));
+}
+
+#[test]
 fn a_message_names_kernel_line_and_thread() {
     let error = run("ld.global.u32 %r2, [%rd4+4];\nst.global.u32 [%rd5], %r2;", (1, 64), 64).unwrap_err().to_string();
     let wanted = "k, PTX line 20 `ld.global.u32 %r2, [%rd4+4]`, block (0, 0, 0), thread 63: 4 bytes at";

@@ -24,8 +24,9 @@ const SMS: [Sm; 4] = [
 /// Least share of an SM's warps, in percent, where nothing else is said.
 const FLOOR: usize = 50;
 
-/// Kernels, by the beginning of their names, that are launched with shared memory beyond their own or are meant to have few
-/// warps with many registers: that memory in bytes, and blocks that must fit an SM of each target.
+/// Kernels, by the beginning of their names (the first that fits counts), that are launched with shared memory beyond their
+/// own or are meant to have few warps with many registers: that memory in bytes, and blocks that must fit an SM of each
+/// target.
 const SPECIAL: &[(&str, usize, [usize; 4])] = &[
     ("attention_plain_backward", 0, [4, 4, 4, 4]),
     ("attention_forward_bf16_64", 16 << 10, [4, 4, 4, 4]),
@@ -52,6 +53,16 @@ const SPECIAL: &[(&str, usize, [usize; 4])] = &[
     ("attention_backward_keys_f16_128", 49408, [2, 2, 2, 2]),
     ("attention_backward_keys_bf16_256", 98560, [1, 1, 1, 1]),
     ("attention_backward_keys_f16_256", 98560, [1, 1, 1, 1]),
+    ("expert_counts", 0, [16, 16, 16, 16]),
+    ("expert_slots", 0, [16, 16, 16, 16]),
+    ("grouped_plain", 0, [2, 2, 2, 2]),
+    ("grouped_outer_plain", 0, [2, 2, 2, 2]),
+    ("grouped_outer_bf16_128_128", 48 << 10, [2, 2, 2, 2]),
+    ("grouped_outer_f16_128_128", 48 << 10, [2, 2, 2, 2]),
+    ("grouped_outer", 30 << 10, [3, 3, 3, 3]),
+    ("grouped_bf16_bf16_128", 48 << 10, [2, 2, 2, 2]),
+    ("grouped_f16_f16_128", 48 << 10, [2, 2, 2, 2]),
+    ("grouped", 30 << 10, [3, 3, 3, 3]),
 ];
 
 /// Threads of a block where the kernel doesn't say.

@@ -1,26 +1,38 @@
 //! `cargo xtask mutants [COUNT] [SEED]`: kernels made wrong one line at a time, each of which the kernels' tests must notice.
 //! What survives changes nothing, or is a test that is missing; the task lists it and fails only if a whole kind of mistake
-//! goes unnoticed more often than not.
+//! goes unnoticed more often than not, or if a kernel has no test at all.
+//!
+//! A mutant is tried on the tests that launch its kernel, the fastest first, until one fails; as many mutants at a time as
+//! there are processors.
 
 mod mutate;
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cargo, output, root};
+use crate::root;
 use mutate::Mutation;
-
-/// Longest that the tests of one mutant may take; the interpreter ends endless kernels long before.
-const PATIENCE: Duration = Duration::from_secs(120);
+use tests::Tests;
 
 /// A changed line of a file.
 struct Mutant {
     file: PathBuf,
+    kernel: String,
     mutation: Mutation,
+}
+
+impl Mutant {
+    /// What it is, with the line before and after.
+    fn describe(&self, before: &str) -> String {
+        let Mutation { kind, line, text } = &self.mutation;
+        let after = if text.is_empty() { "nothing" } else { text };
+        format!("{kind}, {}:{}, {}: {} -> {after}", name_of(&self.file), line + 1, self.kernel, before.trim())
+    }
 }
 
 pub(crate) fn task(arguments: &[String]) -> Result<()> {
@@ -29,26 +41,20 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
         Some(text) => text.parse().with_context(|| format!("{text} is no number")),
     };
     let (count, seed) = (number(0, 300)? as usize, number(1, 1)?);
-    let tests = test_binary()?;
     let mut files = Vec::new();
     for entry in std::fs::read_dir(root().join("kernels/ptx"))? {
         files.push(entry?.path());
     }
     files.sort();
-    let folder = tempfile::tempdir()?;
+    let tests = Tests::find()?;
     for file in &files {
-        std::fs::copy(file, folder.path().join(name_of(file)))?;
+        for kernel in kernels(&std::fs::read_to_string(file)?) {
+            ensure!(tests.of(&kernel).next().is_some(), "no test launches {kernel}");
+        }
     }
-    for file in &files {
-        ensure!(!noticed(&tests, file, folder.path())?, "the tests of {} fail as it is", file.display());
-    }
-    let mut results: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
-    for mutant in chosen(&files, count, seed)? {
-        let killed = try_one(&tests, &mutant, folder.path())?;
-        let (all, dead) = results.entry(mutant.mutation.kind).or_default();
-        *all += 1;
-        *dead += usize::from(killed);
-    }
+    println!("{} tests launch the kernels of {} files", tests.len(), files.len());
+    let chosen = chosen(&files, count, seed)?;
+    let results = all(&tests, &files, &chosen)?;
     println!("\nkind of mistake   noticed");
     for (kind, (all, dead)) in &results {
         println!("{kind:16} {dead:4} of {all}");
@@ -61,28 +67,63 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// By kind: how many there were, and how many were noticed.
+type Results = BTreeMap<&'static str, (usize, usize)>;
+
+/// Tries all mutants, on as many threads as there are processors, each with a copy of the PTX.
+fn all(tests: &Tests, files: &[PathBuf], mutants: &[Mutant]) -> Result<Results> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Results::new()));
+    let work = || -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        for file in files {
+            std::fs::copy(file, folder.path().join(name_of(file)))?;
+        }
+        while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let killed = try_one(tests, mutant, folder.path())?;
+            let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (all, dead) = results.entry(mutant.mutation.kind).or_default();
+            *all += 1;
+            *dead += usize::from(killed);
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    })?;
+    Ok(results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
 fn name_of(file: &Path) -> &str {
     file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Builds the kernels' tests and finds their program.
-fn test_binary() -> Result<PathBuf> {
-    let mut build = cargo(&["test", "-p", "ferrotune-tensor", "--test", "cuda", "--no-run", "--message-format=json"]);
-    let messages = output(build.stderr(Stdio::inherit()))?;
-    let found = String::from_utf8(messages)?.lines().find_map(|line| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let named = message.get("target")?.get("name")? == "cuda";
-        named.then(|| message.get("executable")?.as_str().map(PathBuf::from))?
-    });
-    found.context("cargo names no test program")
+/// The kernel that a line of PTX begins, if it does.
+fn entry(line: &str) -> Option<&str> {
+    line.split_once(".entry ").map(|(_, name)| name.trim_end_matches('('))
+}
+
+fn kernels(ptx: &str) -> Vec<String> {
+    ptx.lines().filter_map(entry).map(str::to_owned).collect()
 }
 
 /// `count` mutants: a kind is drawn, then a place, so that rare kinds aren't drowned.
 fn chosen(files: &[PathBuf], count: usize, seed: u64) -> Result<Vec<Mutant>> {
     let mut kinds: BTreeMap<&str, Vec<Mutant>> = BTreeMap::new();
     for file in files {
-        for mutation in mutate::all(&std::fs::read_to_string(file)?) {
-            kinds.entry(mutation.kind).or_default().push(Mutant { file: file.clone(), mutation });
+        let text = std::fs::read_to_string(file)?;
+        let mut kernel = "";
+        let of_line: Vec<&str> = text
+            .lines()
+            .map(|line| {
+                kernel = entry(line).unwrap_or(kernel);
+                kernel
+            })
+            .collect();
+        for mutation in mutate::all(&text) {
+            let kernel = of_line[mutation.line].to_owned();
+            kinds.entry(mutation.kind).or_default().push(Mutant { file: file.clone(), kernel, mutation });
         }
     }
     let (mut kinds, mut state, mut chosen) = (kinds.into_values().collect::<Vec<_>>(), seed, Vec::new());
@@ -107,45 +148,17 @@ fn below(state: &mut u64, n: usize) -> usize {
 }
 
 /// Writes the mutant over its file, runs its tests, and puts the file back.
-fn try_one(tests: &Path, mutant: &Mutant, folder: &Path) -> Result<bool> {
+fn try_one(tests: &Tests, mutant: &Mutant, folder: &Path) -> Result<bool> {
     let (text, line) = (std::fs::read_to_string(&mutant.file)?, mutant.mutation.line);
     let mut lines: Vec<&str> = text.lines().collect();
-    let (before, after) = (lines[line].trim(), mutant.mutation.text.as_str());
-    lines[line] = after;
+    let before = lines[line];
+    lines[line] = &mutant.mutation.text;
     let place = folder.join(name_of(&mutant.file));
     std::fs::write(&place, lines.join("\n") + "\n")?;
-    let killed = noticed(tests, &mutant.file, folder)?;
+    let killed = tests.notice(&mutant.kernel, folder)?;
     if !killed {
-        let kernel =
-            text.lines().take(line).filter_map(|l| l.split_once(".entry ")).last().map_or("", |(_, name)| name);
-        let (file, kind) = (name_of(&mutant.file), mutant.mutation.kind);
-        let after = if after.is_empty() { "nothing" } else { after };
-        println!("survived: {kind}, {file}:{}, {}: {before} -> {after}", line + 1, kernel.trim_end_matches('('));
+        println!("survived: {}", mutant.describe(before));
     }
     std::fs::copy(&mutant.file, place)?;
     Ok(killed)
-}
-
-/// Whether the tests named after the file fail with the PTX in `folder`.
-fn noticed(tests: &Path, file: &Path, folder: &Path) -> Result<bool> {
-    let module = file.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-    let mut child = Command::new(tests)
-        .args([&format!("{module}::"), "--quiet"])
-        .env("FERROTUNE_TEST_PTX", folder)
-        .env("RUST_BACKTRACE", "0")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(!status.success());
-        }
-        if start.elapsed() > PATIENCE {
-            child.kill()?;
-            child.wait()?;
-            return Ok(true);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

@@ -22,6 +22,11 @@ impl Decoder<'_> {
             ("vote.sync.all.pred", _) => self.vote(Vote::All, operands),
             ("vote.sync.any.pred", _) => self.vote(Vote::Any, operands),
             ("vote.sync.ballot.b32", _) => self.vote(Vote::Ballot, operands),
+            ("match.any.sync.b32", [to, from, mask]) => Ok(Op::Match {
+                to: self.names.word_register(to)?,
+                from: self.names.word(from)?,
+                mask: self.names.word(mask)?,
+            }),
             ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", _) => self.mma(operands, true),
             ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", _) => self.mma(operands, false),
             _ => Err(UNKNOWN.into()),

@@ -107,7 +107,7 @@ impl<'a> Decoder<'a> {
                 self.open.push((self.code.len(), label.to_owned()));
                 Ok(Some(Op::Exit))
             }
-            "ret" | "exit" | "bar" | "barrier" | "shfl" | "vote" | "activemask" | "mma" => {
+            "ret" | "exit" | "bar" | "barrier" | "shfl" | "vote" | "match" | "activemask" | "mma" => {
                 self.control(opcode, operands).map(Some)
             }
             "mov" if operands.iter().any(|o| o.starts_with('{')) => self.halves(opcode, operands).map(Some),

@@ -124,6 +124,12 @@ pub(crate) enum Op {
         from: R,
         mask: R,
     },
+    /// Which lanes have the same word.
+    Match {
+        to: R,
+        from: R,
+        mask: R,
+    },
     ActiveMask {
         to: R,
     },

@@ -50,6 +50,7 @@ fn rows(
     matrix: usize,
 ) -> Result<[[u16; 8]; 8], (usize, Cause)> {
     let mut rows = [[0; 8]; 8];
+    cx.traffic.shared(&std::array::from_fn::<_, 8, _>(|i| warp.address(at, matrix * 8 + i)), 16);
     for (i, row) in rows.iter_mut().enumerate() {
         let lane = matrix * 8 + i;
         let address = warp.address(at, lane);

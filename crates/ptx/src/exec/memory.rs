@@ -2,12 +2,13 @@
 
 use super::Context;
 use crate::Cause;
-use crate::decode::op::{Item, Op, Space};
+use crate::decode::op::{Address, Item, Op, Space};
 use crate::warp::{Copy, Warp, lanes};
 
 pub(super) fn run(cx: &mut Context<'_>, warp: &mut Warp, op: &Op, mask: u32) -> Result<(), (usize, Cause)> {
     match *op {
         Op::Load { space, item, to, at } => {
+            count(cx, warp, space, (at, item), mask);
             for lane in lanes(mask) {
                 let address = warp.address(at, lane);
                 let values = load(cx, warp, space, item, (address, lane)).map_err(|cause| (lane, cause))?;
@@ -21,6 +22,7 @@ pub(super) fn run(cx: &mut Context<'_>, warp: &mut Warp, op: &Op, mask: u32) -> 
             }
         }
         Op::Store { space, item, from, at } => {
+            count(cx, warp, space, (at, item), mask);
             for lane in lanes(mask) {
                 let address = warp.address(at, lane);
                 let value = |r: u16| if item.wide { warp.double(r)[lane] } else { u64::from(warp.word(r)[lane]) };
@@ -29,6 +31,9 @@ pub(super) fn run(cx: &mut Context<'_>, warp: &mut Warp, op: &Op, mask: u32) -> 
             }
         }
         Op::AsyncCopy { to, from, bytes, given } => {
+            let reads = |lane: &usize| given.is_none_or(|r| warp.word(r)[*lane] > 0);
+            cx.traffic.global(&mut lanes(mask).filter(reads).map(|l| warp.address(from, l)).collect(), bytes.into());
+            cx.traffic.shared(&lanes(mask).map(|lane| warp.address(to, lane)).collect::<Vec<_>>(), bytes.into());
             for lane in lanes(mask) {
                 let given = given.map_or(bytes.into(), |r| warp.word(r)[lane] as usize);
                 let (to, from) = (warp.address(to, lane), warp.address(from, lane));
@@ -45,6 +50,17 @@ pub(super) fn run(cx: &mut Context<'_>, warp: &mut Warp, op: &Op, mask: u32) -> 
         _ => {}
     }
     Ok(())
+}
+
+/// Counts what an access costs.
+fn count(cx: &mut Context<'_>, warp: &Warp, space: Space, (at, item): (Address, Item), mask: u32) {
+    let mut addresses: Vec<u64> = lanes(mask).map(|lane| warp.address(at, lane)).collect();
+    let bytes = u64::from(item.bytes) * u64::from(item.count);
+    match space {
+        Space::Global => cx.traffic.global(&mut addresses, bytes),
+        Space::Shared => cx.traffic.shared(&addresses, bytes),
+        Space::Param => {}
+    }
 }
 
 fn load(

@@ -10,7 +10,7 @@ use crate::memory::Accessor;
 use crate::module::Kernel;
 use crate::shared::Shared;
 use crate::warp::Warp;
-use crate::{Cause, Memory};
+use crate::{Cause, Memory, Traffic};
 
 /// What a warp runs in.
 pub(crate) struct Context<'a> {
@@ -19,6 +19,7 @@ pub(crate) struct Context<'a> {
     pub(crate) memory: &'a mut Memory,
     pub(crate) shared: &'a mut Shared,
     pub(crate) block: Accessor,
+    pub(crate) traffic: Traffic,
 }
 
 /// What becomes of the group.
@@ -47,7 +48,7 @@ pub(crate) fn run(cx: &mut Context<'_>, warp: &mut Warp, inst: &Inst, lanes: u32
         Op::Exit => return Ok(Next::End(mask)),
         Op::Barrier { id } => return sync::barrier(warp, lanes, mask, id),
         Op::WarpBarrier { mask: wanted } => return sync::warp_barrier(warp, lanes, mask, wanted),
-        Op::Shuffle { .. } | Op::Vote { .. } => return sync::exchange(warp, &inst.op, lanes, mask),
+        Op::Shuffle { .. } | Op::Vote { .. } | Op::Match { .. } => return sync::exchange(warp, &inst.op, lanes, mask),
         Op::LoadMatrix { .. } | Op::Mma { .. } => {
             // Aligned instructions are for the whole warp.
             if mask != warp.all {

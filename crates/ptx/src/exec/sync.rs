@@ -49,13 +49,17 @@ pub(super) fn warp_barrier(warp: &mut Warp, here: u32, mask: u32, wanted: R) -> 
 }
 
 pub(super) fn exchange(warp: &mut Warp, op: &Op, here: u32, mask: u32) -> Outcome {
-    let (Op::Shuffle { mask: wanted, .. } | Op::Vote { mask: wanted, .. }) = *op else { return Ok(Next::On) };
+    let (Op::Shuffle { mask: wanted, .. } | Op::Vote { mask: wanted, .. } | Op::Match { mask: wanted, .. }) = *op
+    else {
+        return Ok(Next::On);
+    };
     let Some(members) = together(warp, here, mask, wanted)? else { return Ok(Next::Hold) };
     match *op {
         Op::Shuffle { mode, to, valid, from, lane, clamp, .. } => {
             shuffle(warp, (mode, members), (to, valid), [from, lane, clamp])
         }
         Op::Vote { mode, to, from, .. } => vote(warp, mode, to, from, members),
+        Op::Match { to, from, .. } => matching(warp, to, from, members),
         _ => Ok(Next::On),
     }
 }
@@ -88,6 +92,13 @@ fn shuffle(warp: &mut Warp, (mode, members): (Shuffle, u32), (to, valid): (R, Op
     if let Some(valid) = valid {
         warp.set_predicate(valid, within, members);
     }
+    Ok(Next::On)
+}
+
+fn matching(warp: &mut Warp, to: R, from: R, members: u32) -> Outcome {
+    let value = *warp.word(from);
+    let alike = |lane: usize| lanes(members).filter(|other| value[*other] == value[lane]).map(|other| 1 << other).sum();
+    warp.set_word(to, &std::array::from_fn(alike), members);
     Ok(Next::On)
 }
 

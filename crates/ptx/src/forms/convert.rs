@@ -33,6 +33,7 @@ fn floats(opcode: &str) -> Option<Form> {
         "cvt.rpi.f32.f32" => lanes!(W1, |a| f(a).ceil().to_bits()),
         "cvt.rzi.f32.f32" => lanes!(W1, |a| f(a).trunc().to_bits()),
         "cvt.sat.f32.f32" => lanes!(W1, |a| if f(a).is_nan() { 0 } else { f(a).clamp(0.0, 1.0).to_bits() }),
+        "cvt.rpi.f64.f64" => lanes!(D1, |a| d(a).ceil().to_bits()),
         "cvt.rni.f64.f64" => lanes!(D1, |a| d(a).round_ties_even().to_bits()),
         _ => return None,
     })
@@ -51,6 +52,8 @@ fn mixed(opcode: &str) -> Option<Form> {
         "cvt.rni.s32.f32" => lanes!(W1, |a| nearest(f(a)) as i32 as u32),
         "cvt.rzi.s32.f32" => lanes!(W1, |a| f(a) as i32 as u32),
         "cvt.rzi.u32.f32" => lanes!(W1, |a| f(a) as u32),
+        "cvt.rzi.u64.f32" => lanes!(DW, |a| f(a) as u64),
+        "cvt.rzi.u64.f64" => lanes!(D1, |a| d(a) as u64),
         "cvt.rni.s32.f64" => lanes!(WD, |a| d(a).round_ties_even() as i32 as u32),
         _ => return None,
     })

@@ -21,7 +21,7 @@ fn shared(dim: usize) -> [usize; 3] {
 }
 
 /// Output, log-sum-exp, and the gradients of q, k and v.
-fn compute(gpu: &mut Gpu, of: Type, case: &Case) -> [Vec<f64>; 5] {
+pub(crate) fn compute(gpu: &mut Gpu, of: Type, case: &Case) -> [Vec<f64>; 5] {
     let [q, k, v, dout] = case.inputs().map(|x| gpu.array(of, &x));
     let (heads, rows) = (case.heads as u32, case.queries());
     let [o, dq] = [(); 2].map(|()| gpu.empty(of, q.len));

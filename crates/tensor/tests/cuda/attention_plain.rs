@@ -11,7 +11,7 @@ fn quarter(items: usize) -> u32 {
 }
 
 /// Output, log-sum-exp, and the gradients of q, k and v.
-fn compute(gpu: &mut Gpu, case: &Case) -> [Vec<f64>; 5] {
+pub(crate) fn compute(gpu: &mut Gpu, case: &Case) -> [Vec<f64>; 5] {
     let of = Type::F32;
     let [q, k, v, dout] = case.inputs().map(|x| gpu.array(of, &x));
     let rows = case.queries();

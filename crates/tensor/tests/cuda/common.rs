@@ -1,22 +1,12 @@
 //! Device arrays, launches under two schedules, and tolerances.
 
-use ferrotune_ptx::{Arg, Call, Fault, Memory, Module, Options};
+use ferrotune_ptx::{Arg, Call, Fault, Memory, Module, Options, Traffic};
 use half::{bf16, f16};
-use std::collections::HashMap;
-use std::sync::LazyLock;
-
-/// Every kernel's module, parsed once.
-static MODULES: LazyLock<HashMap<String, &'static Module>> = LazyLock::new(|| {
-    let mut kernels = HashMap::new();
-    for text in sources() {
-        let module: &Module = Box::leak(Box::new(Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))));
-        kernels.extend(module.kernels().iter().map(|kernel| (kernel.name().to_owned(), module)));
-    }
-    kernels
-});
+use std::collections::BTreeMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The committed PTX, or what stands in for it while mutants are tried.
-fn sources() -> Vec<String> {
+static SOURCES: LazyLock<Vec<String>> = LazyLock::new(|| {
     let folder = std::env::var_os("FERROTUNE_TEST_PTX")
         .map_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/ptx").into(), std::path::PathBuf::from);
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -25,6 +15,38 @@ fn sources() -> Vec<String> {
         .collect();
     files.sort();
     files.iter().map(|file| std::fs::read_to_string(file).expect("PTX is text")).collect()
+});
+
+/// A kernel by itself, parsed when it is first launched: files are large, and a test needs little of them.
+fn module_of(kernel: &str) -> &'static Module {
+    static PARSED: Mutex<BTreeMap<String, &'static Module>> = Mutex::new(BTreeMap::new());
+    let mut parsed = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = parsed.get(kernel) {
+        return module;
+    }
+    let text = SOURCES.iter().find_map(|text| alone(text, kernel)).unwrap_or_else(|| panic!("no kernel {kernel}"));
+    let module: &Module = Box::leak(Box::new(Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))));
+    parsed.insert(kernel.to_owned(), module);
+    tell(kernel);
+    module
+}
+
+/// Where `FERROTUNE_TEST_LAUNCHES` names a file, kernels are listed there: so that a mutant is tried on the tests of its
+/// kernel only.
+fn tell(kernel: &str) {
+    if let Some(path) = std::env::var_os("FERROTUNE_TEST_LAUNCHES") {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("a list of kernels");
+        std::io::Write::write_all(&mut file, format!("{kernel}\n").as_bytes()).expect("a list of kernels");
+    }
+}
+
+/// The head of a file's text and one kernel's body; lines of the others are empty, so that numbers stay.
+fn alone(text: &str, kernel: &str) -> Option<String> {
+    let entry = text.find(&format!(".visible .entry {kernel}("))?;
+    let end = entry + text[entry..].find("\n}\n")? + 3;
+    let head = text.find(".visible .entry ")?;
+    let between = text[head..entry].matches('\n').count();
+    Some(format!("{}{}{}", &text[..head], "\n".repeat(between), &text[entry..end]))
 }
 
 /// Element types.
@@ -119,9 +141,15 @@ pub(crate) const NULL: Arg = Arg::U64(0);
 pub(crate) struct Gpu {
     pub(crate) memory: Memory,
     seed: u64,
+    /// What launches cost, by kernel.
+    pub(crate) costs: BTreeMap<String, Traffic>,
 }
 
 impl Gpu {
+    pub(crate) fn new(memory: Memory, seed: u64) -> Self {
+        Self { memory, seed, costs: BTreeMap::new() }
+    }
+
     pub(crate) fn array(&mut self, of: Type, values: &[f64]) -> Array {
         let array = self.empty(of, values.len());
         self.memory.write(array.at, &of.bytes(values)).expect("an array of its own");
@@ -178,15 +206,17 @@ impl Gpu {
         (grid, block, shared_bytes): ([u32; 3], [u32; 3], usize),
         args: &[Arg],
     ) -> Result<(), Fault> {
-        let module = MODULES.get(kernel).unwrap_or_else(|| panic!("no kernel {kernel}"));
+        let module = module_of(kernel);
         let call = Call { kernel, grid: grid.into(), block: block.into(), shared_bytes, args };
-        module.launch(&call, &mut self.memory, &Options { seed: self.seed, limit: 1 << 23 }).map(drop)
+        let stats = module.launch(&call, &mut self.memory, &Options { seed: self.seed, limit: 1 << 23 })?;
+        *self.costs.entry(kernel.to_owned()).or_default() += stats.traffic;
+        Ok(())
     }
 }
 
 /// What `work` computes, the same bits under two schedules.
 pub(crate) fn on_gpu<R: PartialEq + std::fmt::Debug>(work: impl Fn(&mut Gpu) -> R) -> R {
-    let [first, second] = [3, 77].map(|seed| work(&mut Gpu { memory: Memory::new(), seed }));
+    let [first, second] = [3, 77].map(|seed| work(&mut Gpu::new(Memory::new(), seed)));
     assert_eq!(first, second, "two schedules");
     first
 }
@@ -209,4 +239,18 @@ pub(crate) fn assert_within(what: &str, of: Type, got: &[f64], want: &[f64], err
 /// Blocks for `n` items of `each` a thread, 256 threads a block; few, so that threads take several.
 pub(crate) fn blocks(n: usize, each: usize) -> [u32; 3] {
     [n.div_ceil(256 * each).clamp(1, 3) as u32, 1, 1]
+}
+
+#[test]
+fn every_kernel_is_understood() {
+    for text in SOURCES.iter() {
+        let module = Module::parse(text).unwrap_or_else(|error| panic!("{error}"));
+        for kernel in module.kernels() {
+            let own = alone(text, kernel.name()).expect("a kernel of the file");
+            let own = Module::parse(&own).unwrap_or_else(|error| panic!("{error}"));
+            let lines =
+                |kernel: &ferrotune_ptx::Kernel| kernel.instructions().map(|(line, _)| line).collect::<Vec<_>>();
+            assert_eq!(lines(&own.kernels()[0]), lines(kernel), "{} alone", kernel.name());
+        }
+    }
 }
