@@ -325,6 +325,8 @@ pub struct ParallelPlan {
     pub join_timeout: Duration,
     /// Each node writes the model's files (`save_on_each_node`).
     pub save_on_each_node: bool,
+    /// Rows of a step that DeepSpeed's `train_batch_size` asks for; they must be what the ranks and the recipe make.
+    pub rows_of_a_step: Option<usize>,
 }
 
 /// What is split over ranks.
@@ -361,6 +363,7 @@ impl Default for ParallelPlan {
             peer_timeout: Duration::from_secs(10),
             join_timeout: Duration::from_secs(15 * 60),
             save_on_each_node: false,
+            rows_of_a_step: None,
         }
     }
 }
@@ -566,6 +569,21 @@ pub struct OutputPlan {
     pub train: bool,
     /// Evaluate at the end (`do_eval`).
     pub evaluate: bool,
+    /// Write down what each rank did when.
+    pub profile: Option<ProfilePlan>,
+}
+
+/// Which steps' time is written down, in rounds as PyTorch's profiler has them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProfilePlan {
+    /// Folder.
+    pub dir: PathBuf,
+    /// Steps of a round that are left out at its beginning.
+    pub skip: u64,
+    /// Steps of a round that are looked at, at least one.
+    pub active: u64,
+    /// Rounds; `None` means until the end.
+    pub rounds: Option<u64>,
 }
 
 /// Where a run goes on.

@@ -107,6 +107,7 @@ fn expected_lora_example() -> Plan {
             shard_bytes: 5_000_000_000,
             train: true,
             evaluate: false,
+            profile: None,
         },
         generation: GenerationPlan {
             do_sample: true,

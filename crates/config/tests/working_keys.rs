@@ -130,6 +130,12 @@ const OTHER: &[(&str, &str)] = &[
     ("fsdp", "full_shard"),
     ("fsdp_config", "{fsdp_offload_params: true}; fsdp: full_shard"),
     ("save_on_each_node", "true"),
+    ("enable_torch_profiler", "true"),
+    ("profiler_output_dir", "p; enable_torch_profiler: true"),
+    ("profiler_wait_steps", "3; enable_torch_profiler: true"),
+    ("profiler_warmup_steps", "3; enable_torch_profiler: true"),
+    ("profiler_active_steps", "3; enable_torch_profiler: true"),
+    ("profiler_repeat", "0; enable_torch_profiler: true"),
     ("export_dir", "e"),
     ("export_size", "2"),
 ];

@@ -1,6 +1,6 @@
 //! Processes and devices, other programs' options, and names that keys had once.
 
-use super::Kind::{Any, Bool, Choice, Float, Int, Map, Text};
+use super::Kind::{Any, Bool, Choice, Float, Int, Map, Path, Text};
 use super::{Choices, Key, Range, alias, no_effect, unsupported, works};
 
 const ONE_PROCESS: &str = "it is an option of PyTorch's DDP, which is not used";
@@ -122,12 +122,17 @@ pub(super) const ELSEWHERE: &[Key] = &[
     no_effect("sglang_tp_size", Any, "-1", SGLANG),
     no_effect("sglang_config", Any, "null", SGLANG),
     no_effect("sglang_lora_backend", Any, "triton", SGLANG),
-    no_effect("enable_torch_profiler", Bool, "false", PROFILER),
-    no_effect("profiler_output_dir", Any, "null", PROFILER),
-    no_effect("profiler_wait_steps", Any, "1", PROFILER),
-    no_effect("profiler_warmup_steps", Any, "1", PROFILER),
-    no_effect("profiler_active_steps", Any, "1", PROFILER),
-    no_effect("profiler_repeat", Any, "1", PROFILER),
+    works(
+        "enable_torch_profiler",
+        Bool,
+        "false",
+        "write down what each rank computed, moved and waited for, for Perfetto or `chrome://tracing`",
+    ),
+    works("profiler_output_dir", Path, "null", "folder of these files; `profile` in `output_dir` if not set"),
+    works("profiler_wait_steps", Int(0), "1", "steps of a round that are left out"),
+    works("profiler_warmup_steps", Int(0), "1", "steps after these that are left out, too"),
+    works("profiler_active_steps", Int(1), "1", "steps of a round that are written down"),
+    works("profiler_repeat", Int(0), "1", "rounds; 0 means until the end"),
     no_effect("profiler_record_shapes", Any, "true", PROFILER),
     no_effect("profiler_profile_memory", Any, "true", PROFILER),
     no_effect("profiler_with_stack", Any, "true", PROFILER),

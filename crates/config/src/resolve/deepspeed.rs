@@ -14,6 +14,7 @@ pub(super) struct Foreign {
     pub(super) offload_optimizer: bool,
     pub(super) offload_parameters: bool,
     pub(super) overlap: Option<bool>,
+    pub(super) rows_of_a_step: Option<usize>,
 }
 
 /// What a key of another program's is here.
@@ -23,13 +24,15 @@ enum Row {
     Obeyed,
     /// It must say what this key of the recipe says, or `auto`.
     As(&'static str),
+    /// It must say what these keys of the recipe say, in a list.
+    AsList(&'static [&'static str]),
     /// Nothing here depends on it.
     NoEffect,
     /// It would change the result: only this value may stand there.
     Only(&'static str, &'static str),
 }
 
-use Row::{As, NoEffect, Obeyed, Only};
+use Row::{As, AsList, NoEffect, Obeyed, Only};
 
 const NOT_HERE: &str = "remove it";
 
@@ -68,7 +71,7 @@ const DEEPSPEED: &[(&str, Row)] = &[
     ("zero_optimization.zero_quantized_gradients", Only("false", "remove it: reductions are exact")),
     ("zero_optimization.mics_shard_size", Only("-1", "write `zero_hpz_partition_size`, or `strategy: hybrid`")),
     ("zero_optimization.mics_hierarchical_params_gather", NoEffect),
-    ("train_batch_size", NoEffect),
+    ("train_batch_size", Obeyed),
     ("train_micro_batch_size_per_gpu", As("per_device_train_batch_size")),
     ("gradient_accumulation_steps", As("gradient_accumulation_steps")),
     ("gradient_clipping", As("max_grad_norm")),
@@ -77,15 +80,21 @@ const DEEPSPEED: &[(&str, Row)] = &[
     ("bf16.*", NoEffect),
     ("fp16.enabled", Only("false", "write `bf16: true`: fp16 is not supported")),
     ("fp16.*", NoEffect),
+    ("fp8.enabled", Only("false", "write `bf16: true`: fp8 is not supported")),
+    ("fp8.*", NoEffect),
     ("optimizer.type", Obeyed),
     ("optimizer.params.lr", As("learning_rate")),
     ("optimizer.params.eps", As("adam_epsilon")),
     ("optimizer.params.weight_decay", As("weight_decay")),
-    ("optimizer.params.betas", NoEffect),
+    ("optimizer.params.betas", AsList(&["adam_beta1", "adam_beta2"])),
     ("optimizer.params.torch_adam", NoEffect),
     ("optimizer.params.adam_w_mode", NoEffect),
-    ("scheduler.type", NoEffect),
-    ("scheduler.params.*", NoEffect),
+    ("scheduler.type", Obeyed),
+    ("scheduler.params.warmup_min_lr", Only("0", "remove it: the rate rises from 0")),
+    ("scheduler.params.warmup_max_lr", As("learning_rate")),
+    ("scheduler.params.warmup_num_steps", As("warmup_steps")),
+    ("scheduler.params.total_num_steps", As("max_steps")),
+    ("scheduler.params.warmup_type", Only("linear", "write `linear`: the rate rises in a straight line")),
     (
         "tensor_parallel.autotp_size",
         Only("1", "remove it: models are cut by blocks (`strategy: pipeline`), not within matrices"),
@@ -146,11 +155,24 @@ struct Leaf<'a> {
 
 impl Leaf<'_> {
     fn text(&self) -> &str {
-        if let Data::Scalar { text, .. } = &self.node.data { text.trim() } else { "" }
+        scalar(self.node)
     }
 
     fn is(&self, value: &str) -> bool {
         self.text().eq_ignore_ascii_case(value)
+    }
+}
+
+fn scalar(node: &Node) -> &str {
+    if let Data::Scalar { text, .. } = &node.data { text.trim() } else { "" }
+}
+
+/// Whether two values are the same number, or the same word.
+fn same(a: &str, b: &str) -> bool {
+    let number = |text: &str| text.parse::<f64>().ok();
+    match (number(a), number(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => a.eq_ignore_ascii_case(b),
     }
 }
 
@@ -202,9 +224,10 @@ impl Reader<'_, '_, '_> {
         match row {
             Obeyed => return Some(leaf),
             NoEffect => self.idle.push(name.to_owned()),
-            As(key) if !leaf.is("auto") => self.compare(leaf, key),
-            As(_) => {}
-            Only(value, instead) if !leaf.is("auto") && !leaf.is(value) => {
+            As(_) | AsList(_) | Only(..) if leaf.is("auto") => {}
+            As(key) => self.compare(leaf, key),
+            AsList(keys) => self.compare_list(leaf, keys),
+            Only(value, instead) if !same(leaf.text(), value) => {
                 self.error(leaf, format!("`{name}: {}` of {} is not supported", leaf.text(), self.of()), instead);
             }
             Only(..) => {}
@@ -219,15 +242,50 @@ impl Reader<'_, '_, '_> {
     /// A value that the recipe has as well.
     fn compare(&mut self, leaf: &Leaf<'_>, key: &'static str) {
         let ours = self.s.shown(key);
-        let number = |text: &str| text.parse::<f64>().ok();
-        let same = match (number(leaf.text()), number(&ours)) {
-            (Some(a), Some(b)) => a == b,
-            _ => leaf.is(&ours),
+        if !same(leaf.text(), &ours) {
+            self.contradiction(leaf, leaf.text(), &format!("{key}: {ours}"));
+        }
+    }
+
+    /// Several values that the recipe has one by one.
+    fn compare_list(&mut self, leaf: &Leaf<'_>, keys: &[&'static str]) {
+        let ours: Vec<String> = keys.iter().map(|key| self.s.shown(key)).collect();
+        let theirs: Vec<&str> = match &leaf.node.data {
+            Data::List(items) => items.iter().map(scalar).collect(),
+            _ => vec![leaf.text()],
         };
-        if !same {
-            let message =
-                format!("`{}: {}` of {} contradicts the recipe's `{key}: {ours}`", leaf.name, leaf.text(), self.of());
-            self.error(leaf, message, "write `auto` there, and the value in the recipe");
+        if theirs.len() != ours.len() || !theirs.iter().zip(&ours).all(|(a, b)| same(a, b)) {
+            let ours: Vec<String> = keys.iter().zip(&ours).map(|(key, value)| format!("{key}: {value}")).collect();
+            self.contradiction(leaf, &format!("[{}]", theirs.join(", ")), &ours.join(", "));
+        }
+    }
+
+    fn contradiction(&mut self, leaf: &Leaf<'_>, theirs: &str, ours: &str) {
+        let message = format!("`{}: {theirs}` of {} contradicts the recipe's `{ours}`", leaf.name, self.of());
+        self.error(leaf, message, "write `auto` there, and the value in the recipe");
+    }
+
+    /// DeepSpeed's own schedules take the place of the recipe's, in DeepSpeed.
+    fn schedule(&mut self, leaf: &Leaf<'_>) {
+        let same = match leaf.text() {
+            "auto" => return,
+            "WarmupLR" => "constant_with_warmup",
+            "WarmupDecayLR" => "linear",
+            "WarmupCosineLR" => "cosine",
+            other => {
+                let message = format!("scheduler `{other}` of {} is not supported", self.of());
+                return self.error(leaf, message, "remove `scheduler`, and write `lr_scheduler_type` in the recipe");
+            }
+        };
+        let ours = self.s.shown("lr_scheduler_type");
+        if ours != same {
+            let message = format!(
+                "`{}: {}` of {} contradicts the recipe's `lr_scheduler_type: {ours}`",
+                leaf.name,
+                leaf.text(),
+                self.of()
+            );
+            self.error(leaf, message, &format!("remove `scheduler`, or write `lr_scheduler_type: {same}`"));
         }
     }
 
@@ -253,6 +311,15 @@ pub(super) fn deepspeed(s: &mut Settings<'_>) -> Foreign {
                 return shipped(&path).unwrap_or_default();
             }
             Err(message) => {
+                let path = s.shown("deepspeed");
+                if let Some((what, instead)) = refused(&path) {
+                    s.error(
+                        "deepspeed",
+                        format!("{path} is not there, and asks for {what}, which is not supported"),
+                        instead,
+                    );
+                    return Foreign::default();
+                }
                 s.error(
                     "deepspeed",
                     message,
@@ -280,6 +347,12 @@ pub(super) fn deepspeed(s: &mut Settings<'_>) -> Foreign {
                 "3" => found.strategy = Some(Strategy::Zero3),
                 other => reader.error(leaf, format!("`stage: {other}` is no stage of ZeRO"), "write 0, 1, 2 or 3"),
             },
+            "train_batch_size" if leaf.is("auto") => {}
+            "train_batch_size" => match leaf.text().parse::<usize>() {
+                Ok(rows) if rows > 0 => found.rows_of_a_step = Some(rows),
+                _ => reader.error(leaf, format!("`{}` is no number of rows", leaf.text()), "write `auto`"),
+            },
+            "scheduler.type" => reader.schedule(leaf),
             "zero_optimization.overlap_comm" => found.overlap = Some(!leaf.is("false")),
             "zero_optimization.zero_hpz_partition_size" => match leaf.text().parse::<usize>() {
                 Ok(size) if size > 0 => shards = Some(size).filter(|&size| size > 1),
@@ -314,6 +387,7 @@ fn shipped(path: &str) -> Option<Foreign> {
         offload_optimizer: offload,
         offload_parameters: offload && strategy == Strategy::Zero3,
         overlap: None,
+        rows_of_a_step: None,
     };
     match name {
         "ds_z0_config.json" => Some(of(Strategy::Replicate, false)),
@@ -321,6 +395,15 @@ fn shipped(path: &str) -> Option<Foreign> {
         "ds_z2_offload_config.json" => Some(of(Strategy::Zero2, true)),
         "ds_z3_config.json" => Some(of(Strategy::Zero3, false)),
         "ds_z3_offload_config.json" => Some(of(Strategy::Zero3, true)),
+        _ => None,
+    }
+}
+
+/// Those of LLaMA-Factory's own files that ask for what there isn't here, and what to do instead.
+fn refused(path: &str) -> Option<(&'static str, &'static str)> {
+    match path.rsplit('/').next().unwrap_or(path) {
+        "ds_z2_autotp_config.json" => Some(("tensor parallelism", "write `strategy: pipeline`, which cuts by blocks")),
+        "ds_z3_fp8_config.json" => Some(("fp8", "write `deepspeed: ds_z3_config.json`, and `bf16: true`")),
         _ => None,
     }
 }
@@ -404,104 +487,4 @@ pub(super) fn fsdp(s: &mut Settings<'_>) -> Foreign {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::plan::{ParallelPlan, Plan, Strategy};
-    use crate::{Recipe, Verb};
-
-    const BASE: &str = "model_name_or_path: m\ndataset: d\noutput_dir: o\ndo_train: true\nbf16: true\n";
-
-    /// What a recipe with these lines makes of the split, and the notes; or the errors.
-    fn split(more: &str) -> Result<(ParallelPlan, Vec<String>), Vec<String>> {
-        let recipe = Recipe::parse("r.yaml", format!("{BASE}{more}").as_bytes()).unwrap();
-        let resolved = Plan::resolve(&recipe, Verb::Train);
-        let told = |list: Vec<crate::Diagnostic>| list.into_iter().map(|d| d.render(false)).collect::<Vec<_>>();
-        resolved.map(|(plan, notes)| (plan.parallel, told(notes))).map_err(|errors| told(errors.0))
-    }
-
-    fn written(json: &str) -> (tempfile::TempDir, String) {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ds.json");
-        std::fs::write(&path, json).unwrap();
-        (folder, format!("deepspeed: {}\n", path.display()))
-    }
-
-    /// The shape of LLaMA-Factory's files, by stage.
-    fn shipped(stage: u8, more: &str) -> String {
-        format!(
-            r#"{{"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
-                "gradient_clipping": "auto", "zero_allow_untested_optimizer": true,
-                "fp16": {{"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16}}, "bf16": {{"enabled": "auto"}},
-                "zero_optimization": {{"stage": {stage}, "overlap_comm": false, "reduce_bucket_size": "auto"{more}}}}}"#
-        )
-    }
-
-    #[test]
-    fn shipped_files_are_obeyed() {
-        let offload =
-            r#", "offload_optimizer": {"device": "cpu", "pin_memory": true}, "offload_param": {"device": "cpu"}"#;
-        let hpz = r#", "zero_hpz_partition_size": 8"#;
-        let cases = [
-            (0, "", Strategy::Replicate, false),
-            (2, "", Strategy::Zero2, false),
-            (3, "", Strategy::Zero3, false),
-            (3, offload, Strategy::Zero3, true),
-            (3, hpz, Strategy::Hybrid { shards: Some(8) }, false),
-        ];
-        for (stage, more, strategy, offloads) in cases {
-            let (_folder, line) = written(&shipped(stage, more));
-            let (plan, notes) = split(&line).unwrap();
-            assert_eq!((plan.strategy, plan.overlap), (Some(strategy), false));
-            assert_eq!([plan.offload_optimizer, plan.offload_parameters], [offloads; 2]);
-            assert_eq!(notes.len(), 1, "{notes:?}");
-            assert!(notes[0].contains("without effect in DeepSpeed: train_batch_size"), "{notes:?}");
-        }
-    }
-
-    #[test]
-    fn what_contradicts_or_is_not_there_is_told_with_its_line() {
-        let json = "{\n\"zero_optimization\": {\"stage\": 3, \"stag3_prefetch_bucket_size\": 1},\n\
-                    \"train_micro_batch_size_per_gpu\": 4,\n\"fp16\": {\"enabled\": true},\n\
-                    \"tensor_parallel\": {\"autotp_size\": 2}\n}";
-        let (_folder, line) = written(json);
-        let errors = split(&line).unwrap_err();
-        assert_eq!(errors.len(), 4, "{errors:?}");
-        let has =
-            |what: &str, line: &str| errors.iter().any(|e| e.contains(what) && e.contains(&format!("ds.json:{line}:")));
-        assert!(has("unknown key `zero_optimization.stag3_prefetch_bucket_size`", "2"), "{errors:?}");
-        assert!(errors[0].contains("did you mean `zero_optimization.stage3_prefetch_bucket_size`?"), "{errors:?}");
-        assert!(has("contradicts the recipe's `per_device_train_batch_size: ", "3"), "{errors:?}");
-        assert!(has("`fp16.enabled: true` of DeepSpeed is not supported", "4"), "{errors:?}");
-        assert!(has("autotp_size: 2", "5"), "{errors:?}");
-        let (plan, notes) = split("deepspeed: examples/deepspeed/ds_z3_config.json\n").unwrap();
-        assert_eq!((plan.strategy, notes.len()), (Some(Strategy::Zero3), 1), "{notes:?}");
-        assert!(split("deepspeed: nowhere.json\n").unwrap_err()[0].contains("cannot read nowhere.json"));
-        let (_folder, line) = written("{broken");
-        assert!(!split(&line).unwrap_err().is_empty());
-        assert!(
-            split("deepspeed: {zero_optimization: {stage: 9}}\n").unwrap_err()[0].contains("`stage: 9` is no stage")
-        );
-    }
-
-    #[test]
-    fn fsdp_says_the_same_in_its_own_words() {
-        let of = |lines: &str| split(lines).unwrap().0;
-        assert_eq!(of("fsdp: full_shard auto_wrap\n").strategy, Some(Strategy::Zero3));
-        assert_eq!(of("fsdp: [shard_grad_op, offload]\n").strategy, Some(Strategy::Zero2));
-        assert!(of("fsdp: [shard_grad_op, offload]\n").offload_parameters);
-        assert_eq!(of("fsdp: hybrid_shard\n").strategy, Some(Strategy::Hybrid { shards: None }));
-        let config = "fsdp: full_shard\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: false}\n";
-        assert_eq!(of(config).strategy, Some(Strategy::Zero2));
-        assert!(split("fsdp: half_shard\n").unwrap_err()[0].contains("`half_shard` is not known"));
-    }
-
-    #[test]
-    fn two_ways_to_say_it_are_one_too_many() {
-        let errors = split("strategy: zero2\ndeepspeed: {zero_optimization: {stage: 3}}\n").unwrap_err();
-        assert!(errors[0].contains("`strategy` and `deepspeed` both say how the run is split"), "{errors:?}");
-        assert!(split("pipeline_stages: 2\n").unwrap_err()[0].contains("belongs to `strategy: pipeline`"));
-        assert!(split("strategy: pipeline\noffload_parameters: true\n").is_err());
-        let (plan, notes) = split("ddp_timeout: 180000000\n").unwrap();
-        assert_eq!(plan.peer_timeout.as_secs(), 10);
-        assert!(notes[0].contains("no dead rank is waited for"), "{notes:?}");
-    }
-}
+mod tests;

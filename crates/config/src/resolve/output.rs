@@ -1,8 +1,9 @@
 //! What is written, how text is generated, what is exported.
 
 use super::{Verb, model, train};
-use crate::plan::{ExportPlan, GenerationPlan, Interval, OutputPlan, Resume};
+use crate::plan::{ExportPlan, GenerationPlan, Interval, OutputPlan, ProfilePlan, Resume};
 use crate::settings::Settings;
+use std::path::Path;
 
 /// Largest file of a model that a full fine-tune saves: five gigabytes, as hubs like them.
 const SHARD_BYTES: u64 = 5_000_000_000;
@@ -38,6 +39,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
         shard_bytes: SHARD_BYTES,
         train: trains,
         evaluate: evaluates,
+        profile: profile(s, &dir),
         dir,
     }
 }
@@ -49,6 +51,32 @@ fn check_task(s: &mut Settings<'_>, trains: bool, evaluates: bool) {
     } else if !trains && !evaluates && !s.bool("do_predict") {
         s.error("do_train", "the recipe asks for nothing: `do_train` and `do_eval` are off", "write `do_train: true`");
     }
+}
+
+fn profile(s: &mut Settings<'_>, output: &Path) -> Option<ProfilePlan> {
+    const OPTIONS: [&str; 5] = [
+        "profiler_output_dir",
+        "profiler_wait_steps",
+        "profiler_warmup_steps",
+        "profiler_active_steps",
+        "profiler_repeat",
+    ];
+    if !s.bool("enable_torch_profiler") {
+        for name in OPTIONS {
+            if s.says(name) {
+                s.note(name, format!("`{name}` is not used: `enable_torch_profiler` is off"), "");
+            }
+        }
+        return None;
+    }
+    let steps = |s: &Settings<'_>, name| s.int(name).unsigned_abs();
+    Some(ProfilePlan {
+        dir: s.opt_path("profiler_output_dir").unwrap_or_else(|| output.join("profile")),
+        // Nothing has to warm up here: these steps are left out as well.
+        skip: steps(s, "profiler_wait_steps") + steps(s, "profiler_warmup_steps"),
+        active: steps(s, "profiler_active_steps"),
+        rounds: Some(steps(s, "profiler_repeat")).filter(|&rounds| rounds > 0),
+    })
 }
 
 fn resume(s: &Settings<'_>) -> Resume {

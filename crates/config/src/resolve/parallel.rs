@@ -18,6 +18,7 @@ pub(super) fn parallel(s: &mut Settings<'_>) -> ParallelPlan {
         peer_timeout: seconds(s, "peer_timeout"),
         join_timeout: seconds(s, "rendezvous_timeout"),
         save_on_each_node: s.bool("save_on_each_node"),
+        rows_of_a_step: foreign.rows_of_a_step,
     };
     check(s, &plan);
     plan
