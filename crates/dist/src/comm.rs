@@ -5,6 +5,7 @@
 //! where the result is needed.
 
 use crate::Pulse;
+use crate::trace::Lane;
 use ferrotune_tensor::Tensor;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -89,10 +90,11 @@ impl Ticket {
         let result = match self.state {
             State::Ready(result) => result,
             State::Pending { done, pulse } => {
-                let start = Instant::now();
+                let (start, span) = (Instant::now(), pulse.trace().begin());
                 let ended = || Err(CommError::Ended("its communication thread ended".into()));
                 let result = done.recv().unwrap_or_else(|_| ended());
                 pulse.waited(start.elapsed());
+                pulse.trace().end(span, Lane::Waiting, 0, || "wait");
                 result
             }
         };

@@ -14,6 +14,7 @@ mod schedule;
 mod solo;
 mod tcp;
 pub mod threads;
+pub mod trace;
 pub mod transport;
 mod worker;
 

@@ -15,7 +15,7 @@ use crate::Comm;
 use std::rc::Rc;
 
 /// How many ranks lie along each axis.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Layout {
     /// Ranks that hold one model (or one stage of it) together, each a part of every sharded buffer.
     pub shards: usize,

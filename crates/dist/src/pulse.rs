@@ -1,6 +1,7 @@
 //! What a rank is doing: written by the loop and its collectives, read by the heart-beat that tells the others. Plain
 //! atomics, so that writing costs nothing.
 
+use crate::trace::Trace;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -121,9 +122,15 @@ pub struct Pulse {
     memory: AtomicU64,
     communicating: AtomicU64,
     waiting: AtomicU64,
+    trace: Trace,
 }
 
 impl Pulse {
+    /// What ran when, if somebody asks for it.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// Step `step` begins (from 1).
     pub fn step(&self, step: u64) {
         self.step.store(step, Ordering::Relaxed);

@@ -41,6 +41,11 @@ impl Op {
         (Self::Barrier, "barrier"),
     ];
 
+    /// Its name in messages.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
     /// From its number, as it came over the wire.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).map(|(op, _)| *op)
@@ -63,7 +68,7 @@ pub struct Call {
 impl std::fmt::Display for Call {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { op, group, sequence, bytes } = *self;
-        write!(f, "{} number {sequence} of {bytes} bytes in group {group:016x}", Op::ALL[op as usize].1)
+        write!(f, "{} number {sequence} of {bytes} bytes in group {group:016x}", op.name())
     }
 }
 

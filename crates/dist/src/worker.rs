@@ -3,6 +3,7 @@
 
 use crate::abort::Abort;
 use crate::ring::Round;
+use crate::trace::Lane;
 use crate::transport::{Call, Head, Incoming, Transport};
 use crate::{CommError, Pulse};
 use ferrotune_tensor::Lent;
@@ -105,7 +106,8 @@ impl<T: Transport> Worker<T> {
     fn carry_out(&mut self, job: Job) {
         let Job { call, ranks, rank, work, done } = job;
         self.pulse.begin();
-        let start = Instant::now();
+        let (start, span) = (Instant::now(), self.pulse.trace().begin());
+        let name = if matches!(work, Work::Recv(..)) { "recv" } else { call.op.name() };
         let result = match work {
             Work::Send(loan, to) => {
                 let bytes = loan.bytes().len();
@@ -113,6 +115,7 @@ impl<T: Transport> Worker<T> {
                 let head = Head { call, step: 0, length: bytes as u64 };
                 let finish = Box::new(move |result| drop(done.send(result)));
                 self.transport.post(ranks[to], head, loan, finish);
+                self.pulse.trace().end(span, Lane::Moving, call.bytes, || "send");
                 return self.pulse.end(start.elapsed());
             }
             Work::Recv(mut loan, from) => {
@@ -127,6 +130,7 @@ impl<T: Transport> Worker<T> {
             }
         };
         self.pulse.end(start.elapsed());
+        self.pulse.trace().end(span, Lane::Moving, call.bytes, || name);
         let result = result.map_err(|error| {
             self.abort.set(error.clone());
             self.abort.get().unwrap_or(error)
