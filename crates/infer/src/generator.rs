@@ -1,8 +1,8 @@
 //! Feeds tokens through the model and picks the next one, keeping what earlier tokens left behind.
 
 use crate::Sampler;
-use ferrotune_model::{Batch, KvCache, Model};
-use ferrotune_tensor::{Device, Fault, Host, Kind, Tape, Tensor};
+use ferrotune_model::{Batch, KvCache, Model, Stages};
+use ferrotune_tensor::{DType, Device, Fault, Kind, Tape, Tensor, Var};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
@@ -45,7 +45,7 @@ pub enum Stop {
 /// Continues token sequences with one model.
 pub struct Generator<'a> {
     model: &'a Model,
-    host: &'a dyn Host,
+    stages: &'a dyn Stages,
     device: Device,
     cache: Rc<KvCache>,
     /// The tokens whose keys and values the cache holds.
@@ -53,10 +53,11 @@ pub struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// Allocates a cache for sequences of up to `capacity` tokens.
-    pub fn new(model: &'a Model, host: &'a dyn Host, device: &Device, capacity: usize) -> Self {
-        let cache = Rc::new(KvCache::new(device, model.config(), model.activations(), capacity));
-        Self { model, host, device: device.clone(), cache, held: Vec::new() }
+    /// Allocates a cache for sequences of up to `capacity` tokens. Where the model lies on several ranks, all of them
+    /// do with their generators what one does, in the same order: each step passes through all.
+    pub fn new(model: &'a Model, stages: &'a dyn Stages, device: &Device, capacity: usize) -> Self {
+        let cache = Rc::new(KvCache::new(device, model.config(), model.activations(), stages.here(), capacity));
+        Self { model, stages, device: device.clone(), cache, held: Vec::new() }
     }
 
     /// Logits of the token after `ids`. Tokens that the cache still holds from earlier calls are not computed again.
@@ -109,13 +110,32 @@ impl<'a> Generator<'a> {
     /// Goes on with `ids`; logits behind those of them that `rows` names.
     fn rows_of(&mut self, ids: &[u32], rows: &[u32]) -> Result<Vec<f32>, InferError> {
         let batch = Rc::new(Batch::continuing(&self.device, self.model.config(), ids, self.cache.clone()));
-        let tape = Tape::forward_only(&self.device, self.host);
-        let rows = Tensor::from_u32(&self.device, rows, Kind::Input);
-        let logits = self.model.logits(&tape, &batch, &rows);
+        let logits = self.pass(&batch, rows);
         self.device.check()?;
         self.cache.advance(ids.len());
         self.held.extend_from_slice(ids);
         Ok(logits.to_f32())
+    }
+
+    /// One pass through all stages.
+    fn pass(&self, batch: &Rc<Batch>, rows: &[u32]) -> Tensor {
+        let (model, device, here) = (self.model, &self.device, self.stages.here());
+        let tape = Tape::forward_only(device, self.stages);
+        let input = (here.start > 0).then(|| {
+            let stream = device.empty([batch.tokens(), model.config().hidden_size], model.activations(), Kind::Act);
+            self.stages.receive(&stream);
+            Var::constant(stream)
+        });
+        let wanted = Tensor::from_u32(device, rows, Kind::Input);
+        let output = model.predict(&tape, batch, here.clone(), input, &wanted);
+        let logits = if here.end < model.segments() {
+            self.stages.hand_on(&output);
+            device.empty([rows.len(), model.config().vocab_size], DType::F32, Kind::Act)
+        } else {
+            output
+        };
+        self.stages.share(&logits);
+        logits
     }
 
     /// Continues `prompt` until a token of `ends`, the sampler's limit, the cache's end or the listener's word. `hear` is

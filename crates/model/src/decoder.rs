@@ -235,9 +235,27 @@ impl Model {
         (name, x)
     }
 
-    /// Logits in f32 of the given rows of the batch, `[rows, vocab_size]`.
+    /// The logits of the whole model: [`predict`](Self::predict) over all segments.
     pub fn logits(&self, t: &Tape<'_>, batch: &Rc<Batch>, rows: &Tensor) -> Tensor {
-        let x = self.stream(t, batch, 0..self.blocks.len() + 1, None, |_, _| {});
+        self.predict(t, batch, self.span(), None, rows)
+    }
+
+    /// The segments of `span` on top of `x`, as [`forward`](Self::forward) has them. The result is the residual stream,
+    /// or the logits in f32 of the given rows of the batch, `[rows, vocab_size]`, where the span ends with the head.
+    pub fn predict(
+        &self,
+        t: &Tape<'_>,
+        batch: &Rc<Batch>,
+        span: Range<usize>,
+        x: Option<Var>,
+        rows: &Tensor,
+    ) -> Tensor {
+        let head = self.blocks.len() + 1;
+        let x = self.stream(t, batch, span.start..span.end.min(head), x, |_, _| {});
+        if span.end > head { self.head_logits(t, x, rows) } else { x.value }
+    }
+
+    fn head_logits(&self, t: &Tape<'_>, x: Var, rows: &Tensor) -> Tensor {
         let (norm, head, eps) = (self.norm.clone(), self.head.clone(), self.config.rms_norm_eps);
         let rows = rows.clone();
         let segment = Segment(self.blocks.len() + 1);

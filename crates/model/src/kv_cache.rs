@@ -3,21 +3,28 @@
 use crate::Config;
 use ferrotune_tensor::{DType, Device, Kind, Tensor, ops};
 use std::cell::Cell;
+use std::ops::Range;
 
-/// Room for `capacity` tokens in every block.
+/// Room for `capacity` tokens in every block of a stage.
 pub struct KvCache {
+    /// The block whose room is the first.
+    first: usize,
     layers: Vec<(Tensor, Tensor)>,
     len: Cell<usize>,
     capacity: usize,
 }
 
 impl KvCache {
-    /// Allocates the room.
-    pub fn new(device: &Device, config: &Config, dtype: DType, capacity: usize) -> Self {
+    /// Allocates the room for the blocks among the segments of `span`.
+    pub fn new(device: &Device, config: &Config, dtype: DType, span: Range<usize>, capacity: usize) -> Self {
+        // The first segment is the embedding, the last one the head.
+        let block = |segment: usize| segment.clamp(1, config.num_hidden_layers + 1) - 1;
+        let blocks = block(span.start)..block(span.end);
         let width = config.num_key_value_heads * config.head_dim;
         let room = || device.empty([capacity, width], dtype, Kind::Act);
-        let layers = (0..config.num_hidden_layers).map(|_| (room(), room())).collect();
-        Self { layers, len: Cell::new(0), capacity }
+        let first = blocks.start;
+        let layers = blocks.map(|_| (room(), room())).collect();
+        Self { first, layers, len: Cell::new(0), capacity }
     }
 
     /// Tokens whose pass through all blocks is over.
@@ -56,7 +63,7 @@ impl KvCache {
             ops::copy(&room.rows(old, new), rows);
             room.rows(0, old + new)
         };
-        let (keys, values) = &self.layers[layer];
+        let (keys, values) = &self.layers[layer - self.first];
         (put(keys, k), put(values, v))
     }
 }

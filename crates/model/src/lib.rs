@@ -12,6 +12,7 @@ mod experts;
 mod kv_cache;
 mod parameters;
 mod rope;
+mod stages;
 mod tuning;
 
 pub use batch::{Batch, NoiseSettings, Sequence};
@@ -22,4 +23,5 @@ pub use experts::{expert_name, stack_name};
 pub use kv_cache::KvCache;
 pub use parameters::{Parameter, Role, Source};
 pub use rope::{RopeConfig, Scaling};
+pub use stages::Stages;
 pub use tuning::{ATTENTION_LINEARS, Trainables};

@@ -49,7 +49,7 @@ fn every_setting_gives_transformers_logits_at_once_and_token_by_token() {
 
         // Dynamic scaling changes its frequencies with the length, so a cache of earlier keys is another computation.
         if name != "dynamic" {
-            let cache = Rc::new(KvCache::new(&device, &config, DType::F32, ids.len()));
+            let cache = Rc::new(KvCache::new(&device, &config, DType::F32, model.span(), ids.len()));
             for (place, id) in ids.iter().enumerate() {
                 let batch = Rc::new(Batch::continuing(&device, &config, &[*id], cache.clone()));
                 let row = Tensor::from_u32(&device, &[0], Kind::Input);

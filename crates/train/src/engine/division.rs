@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 /// What the ranks of a shard group hold in parts instead of whole. Each level contains those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Sharding {
     /// Nothing.
     Whole,

@@ -8,7 +8,10 @@
 use super::Engine;
 use super::group::{Group, Live};
 use ferrotune_dist::Activity;
+use ferrotune_dist::trace::Lane;
+use ferrotune_model::Stages;
 use ferrotune_tensor::{Host, Kind, Param, Phase, Segment, Tensor, ops};
+use std::ops::Range;
 
 impl Engine {
     /// The whole of a group's weights; brings them together if they aren't.
@@ -100,6 +103,7 @@ impl Host for Engine {
 
     fn enter(&self, segment: Segment, phase: Phase) {
         let world = &self.division.mesh.world;
+        self.entered.set(world.pulse().trace().begin());
         world.pulse().does(match phase {
             Phase::Forward => Activity::Forward,
             Phase::Backward => Activity::Backward,
@@ -132,5 +136,30 @@ impl Host for Engine {
         if phase == Phase::Backward {
             self.reduce(segment);
         }
+        let trace = self.comm().pulse().trace();
+        trace.end(self.entered.take(), Lane::Computing, 0, || self.visit_name(segment, phase));
+    }
+}
+
+impl Stages for Engine {
+    fn here(&self) -> Range<usize> {
+        self.division.span()
+    }
+
+    fn receive(&self, stream: &Tensor) {
+        let pipe = &self.division.mesh.pipe;
+        self.heed(pipe.recv(stream, pipe.rank() - 1).wait());
+    }
+
+    fn hand_on(&self, stream: &Tensor) {
+        let pipe = &self.division.mesh.pipe;
+        self.heed(pipe.send(stream, pipe.rank() + 1).wait());
+    }
+
+    fn share(&self, logits: &Tensor) {
+        let mesh = &self.division.mesh;
+        self.heed(mesh.pipe.broadcast(logits, mesh.pipe.world() - 1).wait());
+        // Processors of two kinds round differently; what follows from a token must follow on all ranks.
+        self.heed(mesh.shard.broadcast(logits, 0).wait());
     }
 }

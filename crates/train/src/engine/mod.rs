@@ -22,6 +22,7 @@ use ferrotune_model::{Model, Parameter};
 use ferrotune_tensor::{DType, Device, Param, Phase, Segment, Tensor, ops};
 use group::{ALIGN, Class, Group, Place};
 use std::cell::{Cell, RefCell};
+use std::time::Instant;
 
 /// Weights, gradients and optimiser states of one rank.
 pub struct Engine {
@@ -38,6 +39,8 @@ pub struct Engine {
     /// Segments with a trained parameter, on whatever rank.
     trains: Vec<bool>,
     visit: Cell<(Segment, Phase)>,
+    /// When it began, if somebody wants to know.
+    entered: Cell<Option<Instant>>,
     last_micro_batch: Cell<bool>,
     /// Collectives on the whole of a group.
     flying: RefCell<Vec<Ticket>>,
@@ -89,6 +92,7 @@ impl Engine {
             by_segment,
             trains,
             visit: Cell::new((Segment(0), Phase::Forward)),
+            entered: Cell::default(),
             last_micro_batch: Cell::new(true),
             flying: RefCell::default(),
             parts: RefCell::default(),
@@ -128,6 +132,16 @@ impl Engine {
             of.map(|p| p.param.shape.numel()).sum()
         };
         (count(true), count(false))
+    }
+
+    /// A visit as pictures call it.
+    fn visit_name(&self, segment: Segment, phase: Phase) -> String {
+        let way = if phase == Phase::Forward { "forward" } else { "backward" };
+        match segment.0.checked_sub(1) {
+            None => format!("embedding {way}"),
+            Some(_) if segment.0 + 1 == self.trains.len() => format!("head {way}"),
+            Some(block) => format!("block {block} {way}"),
+        }
     }
 
     /// Whether a gradient goes back to the stage before this one: something trains there.
