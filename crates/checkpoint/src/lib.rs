@@ -32,5 +32,7 @@ pub use error::{Error, Result};
 pub use folder::{FolderWriter, StreamError, random, write_atomic};
 pub use model::{OpenModel, Origin, TokenizerFiles, open_model, open_tokenizer};
 pub use safetensors::{OutTensor, SafetensorsFile, SaveModel, ShardedSafetensors, write_model};
-pub use snapshot::{Draft, FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots};
+pub use snapshot::{
+    DONE, Draft, FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots,
+};
 pub use source::{TensorInfo, TensorSource};

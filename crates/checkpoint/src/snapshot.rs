@@ -27,7 +27,7 @@ use crate::folder::{FolderWriter, TEMP, marked, random, sync_folder, with_suffix
 use crate::safetensors::SafetensorsFile;
 
 /// The marker of a whole snapshot.
-const DONE: &str = "DONE";
+pub const DONE: &str = "DONE";
 /// Marks a snapshot whose name is being taken by a new one.
 const OLD: &str = ".old-";
 /// Marks a snapshot that is being removed.

@@ -4,10 +4,12 @@ use crate::failure::Failure;
 use crate::prepare::{Fitted, Resolved};
 use crate::world::World;
 use crate::{environment, ui};
-use ferrotune_config::plan::Interval;
+use anyhow::anyhow;
+use ferrotune_config::plan::{Interval, Plan};
 use ferrotune_data::prepare::Prepared;
 use ferrotune_tensor::Device;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
+use ferrotune_train::save::split_before;
 use ferrotune_train::{Circumstances, Load, Split, divide, longest_batch, step_options};
 use serde_json::Value;
 
@@ -28,6 +30,7 @@ pub(crate) fn split(
     let rows = prepared.train.as_ref().filter(|_| fitted.trains());
     let lengths = rows.map_or_else(Vec::new, |rows| longest_batch(rows, plan.train.micro_batch, budget));
     let ranks = world.comm.world();
+    check_rows(plan, world.ranks_of_a_step.unwrap_or(ranks))?;
     let load = Load {
         model: fitted.model(),
         options: &options,
@@ -43,7 +46,9 @@ pub(crate) fn split(
     let probe = Probe::new(&*world.comm, &device, per_node)?;
     // One rank has nothing to choose from.
     let rates = if ranks > 1 { measure_rates(load.model, &device, &lengths, &*world.comm)? } else { Rates::even(1.0) };
-    let among = Circumstances { world: ranks, per_node, available, links: probe.links, rates };
+    let before = split_before(&*world.comm, plan, world.local_rank == 0)?;
+    let (links, before) = (probe.links, before.as_ref());
+    let among = Circumstances { world: ranks, per_node, available, links, rates, before };
     let split = divide(&load, &plan.parallel, &among).map_err(|error| resolved.place(error))?;
     if world.is_first() && ranks > 1 {
         ui::say(&measured(&probe, &rates));
@@ -57,11 +62,25 @@ pub(crate) fn split(
             ));
         }
         ui::say(&format!("strategy: {}", split.shape.candidate));
-        if plan.parallel.strategy.is_none() {
+        // A run that goes on has no choice.
+        if plan.parallel.strategy.is_none() && split.choices.len() > 1 {
             ui::say(&table(&split.choices));
         }
     }
     Ok(split)
+}
+
+/// DeepSpeed's `train_batch_size` follows from what else is said, and must not contradict it.
+fn check_rows(plan: &Plan, ranks: usize) -> Result<(), Failure> {
+    let (micro_batch, accumulation) = (plan.train.micro_batch, plan.train.accumulation);
+    let rows = micro_batch * accumulation * ranks;
+    match plan.parallel.rows_of_a_step {
+        Some(asked) if asked != rows => Err(Failure::Other(anyhow!(
+            "`train_batch_size: {asked}` of DeepSpeed contradicts per_device_train_batch_size {micro_batch} x \
+             gradient_accumulation_steps {accumulation} x {ranks} ranks, which are {rows} rows a step; write `auto` there"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What was measured, in two lines.

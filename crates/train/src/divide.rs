@@ -11,7 +11,7 @@ use std::cell::RefCell;
 
 /// What the ranks have found out about themselves, and agreed on.
 #[derive(Debug, Clone, Copy)]
-pub struct Circumstances {
+pub struct Circumstances<'a> {
     /// Ranks.
     pub world: usize,
     /// Ranks on a node.
@@ -22,6 +22,8 @@ pub struct Circumstances {
     pub links: Links,
     /// Speed of a rank.
     pub rates: Rates,
+    /// How the run was split before that now goes on.
+    pub before: Option<&'a Candidate>,
 }
 
 /// What is to be split.
@@ -55,8 +57,8 @@ pub struct Split {
 ///
 /// # Errors
 /// If the recipe's wish doesn't fit the number of ranks, or nothing that it allows fits into memory.
-pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances) -> Result<Split> {
-    let Circumstances { world, per_node, available, links, rates } = *among;
+pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances<'_>) -> Result<Split> {
+    let Circumstances { world, per_node, available, links, rates, before } = *among;
     let recompute = load.recompute == Recompute::On;
     let demand = Demand::of(load.model, load.lengths, recompute, load.options.plus.is_some(), rates)?;
     let all = candidates(&demand, world, per_node, load.micro_batches, available);
@@ -64,6 +66,13 @@ pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances) -> Re
     if allowed.is_empty() {
         return Err(Error::NoSplit { wish: words(plan), world, segments: demand.segments.len() - 2 });
     }
+    // Measurements differ from start to start; a run that goes on must not sum in another order because of that.
+    let before = before.filter(|c| c.is_sound(world, demand.segments.len()) && is_wished(c, plan, among));
+    let fits = |c: &&Candidate| -> bool {
+        let memory = decide(load, &Shape::new((*c).clone(), plan), available);
+        memory.is_ok_and(|memory| available.is_none_or(|available| memory.needed() <= available))
+    };
+    let allowed = before.filter(fits).map_or(allowed, |before| vec![before.clone()]);
     // What was predicted once needn't be again.
     let seen: RefCell<Vec<(Candidate, MemoryPlan)>> = RefCell::default();
     let needed = |candidate: &Candidate| {
@@ -89,7 +98,7 @@ pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances) -> Re
 }
 
 /// Whether a candidate is what the recipe asks for. A single rank is every strategy.
-fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circumstances) -> bool {
+fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circumstances<'_>) -> bool {
     let Circumstances { world, per_node, .. } = *among;
     let layout = candidate.layout;
     if world == 1 {

@@ -163,6 +163,15 @@ pub enum Error {
         /// Steps between checkpoints.
         save: u64,
     },
+    /// The best model has to be read by ranks that don't see it.
+    #[error(
+        "load_best_model_at_end needs the best checkpoint's model on every node, and {} isn't one folder for all of them: write save_on_each_node: true, or save_only_model: false",
+        path.display()
+    )]
+    BestElsewhere {
+        /// The output folder.
+        path: PathBuf,
+    },
     /// The number that decides on the best checkpoint was not measured.
     #[error("metric_for_best_model: {metric} was not measured; this run measures {}", available.join(", "))]
     NoSuchMetric {

@@ -25,6 +25,13 @@ pub enum Event {
     },
     /// A checkpoint is whole.
     Saved(PathBuf),
+    /// What this rank did in some steps is written down.
+    Profiled {
+        /// Where.
+        path: PathBuf,
+        /// Share of its collectives' time that its computing didn't wait for; none if there were no collectives.
+        hidden: Option<f64>,
+    },
     /// The run goes on from a checkpoint.
     Resumed(PathBuf),
     /// The output folder holds this run already, done to its end; nothing is changed.

@@ -15,6 +15,7 @@ mod order;
 mod outputs;
 mod passes;
 pub mod plan;
+mod profile;
 pub mod report;
 mod resume;
 mod run;

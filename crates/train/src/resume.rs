@@ -3,7 +3,13 @@
 //! Weights and moments fit whatever the settings. A run's position is counted in rows seen; where a step has
 //! more or fewer rows than before, it is the last border of a step before those rows, so no row is left out.
 
-use crate::save::RunState;
+use crate::event::Event;
+use crate::report::state::TRAINER_STATE;
+use crate::save::{Found, RunState, Snapshots, holds_model};
+use crate::track::BestState;
+use crate::{Error, Result};
+use ferrotune_checkpoint::{FoundSnapshot, SnapshotState, list_snapshots};
+use ferrotune_config::plan::{Plan, Resume};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -84,6 +90,73 @@ pub(crate) fn changes(read: &RunState, run: &RunState, path: &Path) -> Vec<Strin
         lines.push(format!("learning_rate: {:e} until now, {:e} from here", old.learning_rate, new.learning_rate));
     }
     lines
+}
+
+/// The checkpoint to go on from.
+pub(crate) fn to_resume(plan: &Plan, snapshots: &Snapshots) -> Result<Option<Found>> {
+    let dir = &plan.output.dir;
+    match &plan.output.resume {
+        Resume::Never => Ok(None),
+        Resume::From(path) => Ok(Some(snapshots.at(path)?)),
+        Resume::Auto => match snapshots.newest()? {
+            Some(found) => Ok(Some(found)),
+            None => {
+                let used = || match holds_model(dir) && !plan.output.overwrite {
+                    true => Err(Error::OutputInUse { path: dir.clone() }),
+                    false => Ok(()),
+                };
+                snapshots.first_tells(used).map(|()| None)
+            }
+        },
+    }
+}
+
+/// What was read of a run, with the place of its best checkpoint: beside the one at `path` that it goes on from. If it isn't
+/// there any more, what comes is compared with nothing earlier.
+pub(crate) fn with_best(
+    read: RunState,
+    path: &Path,
+    snapshots: &Snapshots,
+    hear: &mut dyn FnMut(Event),
+) -> Result<RunState> {
+    let Some(best) = read.best.best else { return Ok(read) };
+    let elsewhere = path.parent().filter(|folder| *folder != snapshots.dir());
+    let best_in = read.best_in.clone().or_else(|| elsewhere.map(Path::to_path_buf));
+    let folder = best_in.as_deref().unwrap_or(snapshots.dir()).join(format!("checkpoint-{}", best.step));
+    if snapshots.is_seen(&folder)? {
+        return Ok(RunState { best_in, ..read });
+    }
+    if snapshots.is_first() {
+        hear(Event::Warning(format!(
+            "the best checkpoint so far, {}, is not there any more: load_best_model_at_end takes the best of those to come",
+            folder.display()
+        )));
+    }
+    Ok(RunState { best: BestState::default(), best_in: None, ..read })
+}
+
+/// Checkpoints in the output folder beyond `step`, where the run stands: they are of a run that this one replaces.
+pub(crate) fn replaced(plan: &Plan, snapshots: &Snapshots, step: u64, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
+    let dir = &plan.output.dir;
+    let look = || -> Result<Vec<u64>> {
+        let state = dir.join(TRAINER_STATE);
+        if step == 0 && state.exists() {
+            // It would say of this run what was true of the other.
+            std::fs::remove_file(&state).map_err(Error::io("remove", &state))?;
+        }
+        let beyond = |found: &FoundSnapshot| found.state == SnapshotState::Whole && found.step > step;
+        Ok(list_snapshots(dir)?.into_iter().filter(beyond).map(|found| found.step).collect())
+    };
+    let replaced = snapshots.first_tells(look)?;
+    // All know of it; one says it.
+    if let Some(last) = replaced.last().filter(|_| snapshots.is_first()) {
+        hear(Event::Warning(format!(
+            "{} holds checkpoints of an earlier run up to step {last}; this run begins after step {step} and replaces them \
+             when it saves its own",
+            dir.display()
+        )));
+    }
+    Ok(replaced)
 }
 
 #[cfg(test)]

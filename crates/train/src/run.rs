@@ -10,19 +10,21 @@ use crate::intervals::{self, Intervals};
 use crate::memory::MemoryPlan;
 use crate::order::{Order, Share};
 use crate::outputs::Outputs;
+use crate::plan::Candidate;
+use crate::profile::{Profile, Profiler};
 use crate::report::state::TRAINER_STATE;
 use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
-use crate::resume::{Pacing, changes, position};
-use crate::save::{Found, Pending, RunState, Saver, Snapshots, holds_model};
+use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
+use crate::save::{Pending, RunState, Saver, Snapshots};
 use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{FoundSnapshot, SnapshotState, list_snapshots};
-use ferrotune_config::plan::{Interval, Plan, Resume, Tuning};
+use ferrotune_config::plan::{Interval, Plan, ProfilePlan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
 use ferrotune_model::Model;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -170,6 +172,7 @@ struct Session<'a, 'h> {
     /// A checkpoint that threads are writing.
     pending: Option<Pending>,
     pace: Pace,
+    profiler: Option<Profiler>,
     start: Instant,
     /// Seconds of earlier sessions.
     earlier: f64,
@@ -182,6 +185,9 @@ struct Session<'a, 'h> {
 impl<'a, 'h> Session<'a, 'h> {
     fn begin(job: &'a Job<'a>, snapshots: Snapshots, hear: &'h mut dyn FnMut(Event)) -> Result<Self> {
         let plan = job.plan;
+        if plan.eval.load_best && plan.output.save_only_model && !snapshots.model_is_everywhere() {
+            return Err(Error::BestElsewhere { path: plan.output.dir.clone() });
+        }
         let found = to_resume(plan, &snapshots)?;
         let read = found.as_ref().map(|found| snapshots.restore(job.engine, found)).transpose()?;
         let order = order_of(job);
@@ -190,23 +196,25 @@ impl<'a, 'h> Session<'a, 'h> {
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
         let mut best = BestTracker::new(&plan.eval);
         let (recipe, pace) = (job.recipe.to_owned(), pacing_of(job, &order));
-        let mut run = RunState { rows: job.train.len() as u64, recipe, pace, ..RunState::default() };
+        let split = Some(Candidate::of(job.engine.division()));
+        let mut run = RunState { rows: job.train.len() as u64, recipe, pace, split, ..RunState::default() };
         let mut state = fresh_state(plan, &order, every);
         if let (Some(found), Some(read)) = (found, read) {
             for change in changes(&read, &run, &found.path) {
                 hear(Event::Warning(change));
             }
+            let read = if plan.eval.load_best { with_best(read, &found.path, &snapshots, hear)? } else { read };
             let step = position(&read, &run.pace);
             state = TrainerState { log_history: snapshots.logs(&found)?.log_history, ..state };
             state.log_history.retain(|row| row.when.step <= step);
             best.iter_mut().for_each(|tracker| tracker.restore(read.best));
             read.plateau.iter().for_each(|plateau| rates.restore(*plateau));
-            run = RunState { recipe: run.recipe, rows: run.rows, pace: run.pace, step, ..read };
+            run = RunState { recipe: run.recipe, rows: run.rows, pace: run.pace, split: run.split, step, ..read };
             hear(Event::Resumed(found.path));
         }
         let replaced = replaced(plan, &snapshots, run.step, hear)?;
-        let first = job.engine.comm().rank() == 0;
-        let outputs = first.then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
+        let rank = job.engine.comm().rank();
+        let outputs = (rank == 0).then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
         let earlier = run.seconds;
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
         let options = step_options(plan, job.memory.recompute);
@@ -221,6 +229,8 @@ impl<'a, 'h> Session<'a, 'h> {
             rows: job.train.len(),
             rows_per_step: order.rows_per_step(),
         }));
+        let of = |plan: &ProfilePlan| Profiler::new(plan.clone(), rank, job.engine.comm().pulse().clone());
+        let profiler = plan.output.profile.as_ref().map(of);
         let start = Instant::now();
         let evaluated = state.log_history.last().filter(|row| row.when.step == run.step && is_evaluation(row));
         let evaluated = evaluated.map(|row| row.when.step);
@@ -239,6 +249,7 @@ impl<'a, 'h> Session<'a, 'h> {
             flops: 0.0,
             pending: None,
             pace,
+            profiler,
             start,
             earlier,
             evaluated,
@@ -293,6 +304,7 @@ impl<'a, 'h> Session<'a, 'h> {
             ready: self.pending.as_ref().is_some_and(Pending::is_written),
         };
         let work = Work { step: number, rate, micro_batches: &micro_batches, votes: &votes };
+        self.profiler.iter_mut().for_each(|profiler| profiler.step_begins(number));
         let outcome = step(self.job.model, self.job.engine, &self.options, &work);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
@@ -309,6 +321,7 @@ impl<'a, 'h> Session<'a, 'h> {
             )));
         }
         self.run.step = number;
+        self.profiled(number);
         let tokens = micro_batches.iter().flatten().map(|sample| sample.row.input_ids.len() as u64).sum();
         let memory = self.job.engine.device().track().peak;
         self.job.engine.comm().pulse().trained(tokens, memory);
@@ -318,6 +331,16 @@ impl<'a, 'h> Session<'a, 'h> {
         self.pace.step(self.start.elapsed(), outcome.tokens);
         (self.hear)(Event::Stepped(self.pace.progress(self.start.elapsed()), outcome.loss));
         Ok((outcome, rate))
+    }
+
+    /// Ends a step of the profile; that it can't be written ends no run.
+    fn profiled(&mut self, number: u64) {
+        let last = number == self.order.shape().total_steps();
+        match self.profiler.as_mut().map(|profiler| profiler.step_ends(number, last)) {
+            Some(Ok(Some(Profile { path, hidden }))) => (self.hear)(Event::Profiled { path, hidden }),
+            Some(Err(error)) => (self.hear)(Event::Warning(format!("no profile was written: {error}"))),
+            Some(Ok(None)) | None => {}
+        }
     }
 
     fn when(&self) -> When {
@@ -373,9 +396,21 @@ impl<'a, 'h> Session<'a, 'h> {
         }
         let (step, best) = (self.run.step, &mut self.best);
         match best {
-            Some(tracker) if step > 0 && !rows.is_empty() => Ok(tracker.observe(step, &rows)?.stop),
+            Some(tracker) if step > 0 && !rows.is_empty() => {
+                let verdict = tracker.observe(step, &rows)?;
+                if verdict.improved {
+                    self.run.best_in = None;
+                }
+                Ok(verdict.stop)
+            }
             _ => Ok(false),
         }
+    }
+
+    /// The folder of the best checkpoint so far.
+    fn best_checkpoint(&self) -> Option<PathBuf> {
+        let folder = self.run.best_in.as_deref().unwrap_or(self.snapshots.dir());
+        self.run.best.best.map(|best| folder.join(format!("checkpoint-{}", best.step)))
     }
 
     /// Brings the trainer state up to where the run stands. All ranks call it.
@@ -391,7 +426,7 @@ impl<'a, 'h> Session<'a, 'h> {
         if let Some(best) = &self.best {
             best.describe(&mut self.state);
             self.run.best = best.state();
-            let folder = self.run.best.best.map(|b| self.snapshots.dir().join(format!("checkpoint-{}", b.step)));
+            let folder = self.best_checkpoint();
             self.state.best_model_checkpoint =
                 folder.filter(|f| f.exists()).and_then(|f| f.to_str().map(str::to_owned));
         }
@@ -470,9 +505,8 @@ impl<'a, 'h> Session<'a, 'h> {
         self.prune()?;
         self.settle()?;
         if plan.eval.load_best
-            && let Some(best) = self.run.best.best
+            && let Some(path) = self.best_checkpoint()
         {
-            let path = self.snapshots.dir().join(format!("checkpoint-{}", best.step));
             if plan.output.save_only_model {
                 self.job.engine.reload(&path, matches!(plan.tuning, Tuning::Lora(_)))?;
             } else {
@@ -543,30 +577,6 @@ fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finish
     }))
 }
 
-/// Checkpoints in the output folder beyond `step`, where the run stands: they are of a run that this one replaces.
-fn replaced(plan: &Plan, snapshots: &Snapshots, step: u64, hear: &mut dyn FnMut(Event)) -> Result<Vec<u64>> {
-    let dir = &plan.output.dir;
-    let look = || -> Result<Vec<u64>> {
-        let state = dir.join(TRAINER_STATE);
-        if step == 0 && state.exists() {
-            // It would say of this run what was true of the other.
-            std::fs::remove_file(&state).map_err(Error::io("remove", &state))?;
-        }
-        let beyond = |found: &FoundSnapshot| found.state == SnapshotState::Whole && found.step > step;
-        Ok(list_snapshots(dir)?.into_iter().filter(beyond).map(|found| found.step).collect())
-    };
-    let replaced = snapshots.first_tells(look)?;
-    // All know of it; one says it.
-    if let Some(last) = replaced.last().filter(|_| snapshots.is_first()) {
-        hear(Event::Warning(format!(
-            "{} holds checkpoints of an earlier run up to step {last}; this run begins after step {step} and replaces them \
-             when it saves its own",
-            dir.display()
-        )));
-    }
-    Ok(replaced)
-}
-
 fn fresh_state(plan: &Plan, order: &Order, every: Intervals) -> TrainerState {
     let mut state = TrainerState {
         max_steps: order.shape().total_steps(),
@@ -578,23 +588,4 @@ fn fresh_state(plan: &Plan, order: &Order, every: Intervals) -> TrainerState {
     state.eval_steps = intervals::steps(every.eval).unwrap_or(state.eval_steps);
     state.save_steps = intervals::steps(every.save).unwrap_or(state.save_steps);
     state
-}
-
-/// The checkpoint to go on from.
-fn to_resume(plan: &Plan, snapshots: &Snapshots) -> Result<Option<Found>> {
-    let dir = &plan.output.dir;
-    match &plan.output.resume {
-        Resume::Never => Ok(None),
-        Resume::From(path) => Ok(Some(snapshots.at(path)?)),
-        Resume::Auto => match snapshots.newest()? {
-            Some(found) => Ok(Some(found)),
-            None => {
-                let used = || match holds_model(dir) && !plan.output.overwrite {
-                    true => Err(Error::OutputInUse { path: dir.clone() }),
-                    false => Ok(()),
-                };
-                snapshots.first_tells(used).map(|()| None)
-            }
-        },
-    }
 }

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 use ferrotune_config::plan::{AdamWPlan, LoraPlus};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::Activity;
+use ferrotune_dist::trace::Lane;
 use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings, Sequence};
 use ferrotune_tensor::Tape;
 use std::rc::Rc;
@@ -118,6 +119,7 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     let passes = Passes { model, engine, loss, noise, recompute: options.recompute };
     outcome.loss = passes.run(work.micro_batches)?;
     world.pulse().does(Activity::Updating);
+    let span = world.pulse().trace().begin();
     tally(engine, work, &mut outcome)?;
     outcome.grad_norm = engine.reduce_grads()?;
     if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
@@ -126,6 +128,7 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     let update = Update { rate: work.rate, step: work.step, max_norm: options.max_norm, plus: options.plus };
     engine.update(&options.optimizer, &update, outcome.grad_norm)?;
     engine.check()?;
+    world.pulse().trace().end(span, Lane::Computing, 0, || "update");
     outcome.updated = true;
     Ok(outcome)
 }

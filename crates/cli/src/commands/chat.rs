@@ -22,7 +22,7 @@ pub(crate) fn chat(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Chat)?;
     let plan = &resolved.plan;
     let open = prepare::open_for_answers(&resolved)?;
-    let mut talk = Talk::new(plan, &open.model, &open.engine, &open.tokenizer, &open.template);
+    let mut talk = Talk::new(plan, &open.model, &open.engine, (&open.tokenizer, &open.template), LONGEST);
     ui::say("Type a message; `clear` forgets the conversation, `exit` ends it.");
     loop {
         if stdin().is_terminal() {
@@ -61,14 +61,16 @@ pub(crate) struct Talk<'a> {
 }
 
 impl<'a> Talk<'a> {
+    /// A conversation of up to `longest` tokens, or as many as the model takes.
     pub(crate) fn new(
         plan: &'a Plan,
         model: &'a Model,
         engine: &'a Engine,
-        tokenizer: &'a Tokenizer,
-        template: &'a Template,
+        words: (&'a Tokenizer, &'a Template),
+        longest: usize,
     ) -> Self {
-        let capacity = model.config().max_position_embeddings.min(LONGEST);
+        let (tokenizer, template) = words;
+        let capacity = model.config().max_position_embeddings.min(longest);
         let generator = Generator::new(model, engine, engine.device(), capacity);
         let mut talk = Self { plan, tokenizer, template, generator, conversation: Conversation::default() };
         talk.clear();

@@ -165,16 +165,20 @@ impl Session<'_> {
     /// Answers to the recipe's sample prompts, with the likeliest token each time.
     fn samples(&self) -> Result<Vec<String>, Failure> {
         let plan = &self.resolved.plan;
-        // A stage has only its own blocks.
-        if plan.output.sample_prompts.is_empty() || self.engine.division().spans.len() > 1 {
+        if plan.output.sample_prompts.is_empty() {
             return Ok(Vec::new());
         }
         let generation = GenerationPlan { do_sample: false, max_new_tokens: SAMPLE_TOKENS, ..plan.generation.clone() };
         let greedy = Plan { generation, ..plan.clone() };
-        let mut talk = Talk::new(&greedy, self.model, self.engine, self.tokenizer, &self.prepared.template);
+        // No more than a row and an answer: what training takes has been counted, room for long talks hasn't.
+        let longest = plan.data.cutoff_len + SAMPLE_TOKENS;
+        let mut talk = Talk::new(&greedy, self.model, self.engine, (self.tokenizer, &self.prepared.template), longest);
         let mut answer = |prompt: &String| {
             talk.clear();
-            talk.answer(prompt, |_| Ok(()))
+            let answer = talk.answer(prompt, |_| Ok(()));
+            // A rank that is lost stops the device, which knows less about it.
+            self.engine.check()?;
+            answer
         };
         plan.output.sample_prompts.iter().map(&mut answer).collect()
     }
@@ -245,6 +249,9 @@ impl Session<'_> {
         let several = plan.data.eval_each && self.prepared.eval.len() > 1;
         for (name, rows) in &self.prepared.eval {
             let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch)?;
+            if !self.first {
+                continue;
+            }
             let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.eval.accuracy), ..found };
             let row = LogRow::evaluation(When { step: 0, epoch: 0.0 }, several.then_some(name.as_str()), &found);
             write_results(folder.path(), "eval", &row)?;
@@ -254,6 +261,9 @@ impl Session<'_> {
                 found.loss.exp(),
                 found.samples
             ))?;
+        }
+        if !self.first {
+            return Ok(());
         }
         Ok(ui::line(&format!("The numbers are in {}.", plan.output.dir.join("eval_results.json").display()))?)
     }
@@ -388,6 +398,11 @@ impl Screen {
                 self.last_eval = Some(found.loss);
             }
             Event::Saved(path) => self.say(&format!("saved {}", path.display())),
+            Event::Profiled { path, hidden } => {
+                let share = hidden
+                    .map(|share| format!("; computing didn't wait for {:.0} % of the collectives", 100.0 * share));
+                self.say(&format!("what this rank did when is in {}{}", path.display(), share.unwrap_or_default()));
+            }
             Event::Resumed(path) => self.say(&format!("going on from {}", path.display())),
             Event::AlreadyFinished { steps } => {
                 self.finished_before = true;

@@ -52,6 +52,46 @@ fn finished(place: &Place) -> Vec<String> {
     names
 }
 
+/// Machines with folders of their own, each with a part of the state or none: the best checkpoint is read at the end, and one
+/// that is named is gone on from.
+#[test]
+fn machines_with_disks_of_their_own_read_what_the_others_have() {
+    let best = "max_steps: 12\nsave_steps: 2\nsave_total_limit: 9\nlearning_rate: 0.05\nval_size: 6\neval_strategy: steps\n\
+                eval_steps: 2\nload_best_model_at_end: true\nlr_scheduler_type: constant\n";
+    for split in ["finetuning_type: full\nstrategy: zero3\n", "strategy: replicate\n"] {
+        let recipe = format!("{best}{split}");
+        let (calm, first, second) = (trainable(&recipe), trainable(&recipe), trainable(&recipe));
+        run(&calm, 2, &[]);
+        let both = |args: &[&str]| {
+            let port = port();
+            vec![node(&first, 0, 2, port, args).spawn().unwrap(), node(&second, 1, 2, port, args).spawn().unwrap()]
+        };
+        end(&first, both(&[])).into_iter().for_each(|run| drop(run.ok()));
+        assert!(adapter(&first) == adapter(&calm), "{split}: the best one");
+        let file = if split.contains("full") { "model.safetensors" } else { "adapter_model.safetensors" };
+        for kept in finished(&first) {
+            assert!(first.path(&format!("output/{kept}/{file}")).exists(), "{split}: {kept} is still a model");
+        }
+        // The second machine is a new one with nothing on it, and the checkpoint isn't where the run writes.
+        fs::rename(first.path("output"), first.path("earlier")).unwrap();
+        fs::rename(second.path("output"), second.path("earlier")).unwrap();
+        if split.contains("replicate") {
+            fs::remove_dir_all(second.path("earlier")).unwrap();
+        }
+        end(&first, both(&["resume_from_checkpoint=earlier/checkpoint-6"])).into_iter().for_each(|run| drop(run.ok()));
+        assert_eq!(losses(&first), losses(&calm), "{split}");
+        assert!(adapter(&first) == adapter(&calm), "{split}: the same bits");
+    }
+    let (first, second) = (trainable(best), trainable(best));
+    let port = port();
+    let alone = ["save_only_model=true"];
+    let children =
+        vec![node(&first, 0, 2, port, &alone).spawn().unwrap(), node(&second, 1, 2, port, &alone).spawn().unwrap()];
+    for told in end(&first, children) {
+        assert!(told.code == Some(1) && told.error().contains("write save_on_each_node: true"), "{}", told.err);
+    }
+}
+
 #[test]
 fn a_full_disk_of_one_machine_ends_all_and_costs_no_finished_checkpoint() {
     let steps = "max_steps: 12\nsave_steps: 2\nsave_total_limit: 9\nfinetuning_type: full\nstrategy: zero3\n";

@@ -13,4 +13,5 @@ mod network;
 mod outputs;
 mod resume;
 mod serve;
+mod splits;
 mod verbs;

@@ -3,13 +3,13 @@
 use super::balance::{Load, balance};
 use super::traffic::uses;
 use super::{Cost, Demand, Group, GroupKind};
-use crate::engine::Sharding;
+use crate::engine::{Division, Sharding};
 use ferrotune_dist::Layout;
 use std::fmt;
 use std::ops::Range;
 
 /// One way to split a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Candidate {
     /// Ranks along each axis.
     pub layout: Layout,
@@ -20,6 +20,25 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// The split that a rank is part of.
+    pub fn of(division: &Division) -> Self {
+        let (layout, sharded) = (division.mesh.layout(), division.sharding);
+        Self { layout, sharded, spans: division.spans.clone() }
+    }
+
+    /// Whether it is a split of so many segments over so many ranks; one that was read may be anything.
+    pub fn is_sound(&self, world: usize, segments: usize) -> bool {
+        let Layout { shards, stages, replicas } = self.layout;
+        let ranks = shards.checked_mul(stages).and_then(|ranks| ranks.checked_mul(replicas));
+        let mut end = 0;
+        let follows = self.spans.iter().all(|span| {
+            let follows = span.start == end && span.end > span.start;
+            end = span.end;
+            follows
+        });
+        ranks == Some(world) && self.spans.len() == stages && follows && end == segments
+    }
+
     /// Micro-batches that each rank sees of a step's `all`.
     pub fn micro_batches(&self, all: usize) -> usize {
         all.div_ceil(self.layout.data_ranks())

@@ -301,3 +301,24 @@ fn the_fastest_that_fits_is_chosen() {
     let nothing = Question { capacity: Some(100), ..question };
     assert_eq!(best(&choose(&nothing, all, &needed).expect("looked at")), None);
 }
+
+#[test]
+fn a_split_that_was_read_is_taken_only_if_it_covers_ranks_and_segments() {
+    let split = |shards, stages, replicas, spans: &[std::ops::Range<usize>]| Candidate {
+        layout: Layout { shards, stages, replicas },
+        sharded: Sharding::Whole,
+        spans: spans.to_vec(),
+    };
+    assert!(split(1, 2, 2, &[0..3, 3..6]).is_sound(4, 6) && split(4, 1, 1, &[0..6; 1]).is_sound(4, 6));
+    for (odd, why) in [
+        (split(1, 2, 2, &[0..3, 3..6]), "six ranks"),
+        (split(1, 2, 3, &[0..3, 3..5]), "a segment left out at the end"),
+        (split(1, 2, 3, &[0..3, 4..6]), "one left out in between"),
+        (split(1, 2, 3, &[0..6, 6..6]), "an empty stage"),
+        (split(1, 3, 2, &[0..3, 3..6]), "a stage without a span"),
+        (split(usize::MAX, 1, 2, &[0..6; 1]), "more ranks than there are numbers"),
+        (split(0, 1, 6, &[0..6; 1]), "no rank at all"),
+    ] {
+        assert!(!odd.is_sound(6, 6), "{why}");
+    }
+}

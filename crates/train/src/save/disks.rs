@@ -60,9 +60,9 @@ impl Disks {
         }
     }
 
-    /// The first rank of each disk.
-    pub(super) fn leaders(&self) -> Vec<usize> {
-        (0..self.leaders.len()).filter(|&rank| self.leaders[rank] == rank).collect()
+    /// The first rank of a rank's disk.
+    pub(super) fn leader(&self, rank: usize) -> usize {
+        self.leaders[rank]
     }
 
     /// Whether all ranks see the same folder.

@@ -13,14 +13,15 @@ mod restore;
 mod store;
 
 pub use model::{ModelFiles, Saver, saved_bytes};
-pub use restore::Found;
+pub use restore::{Found, split_before};
 pub use store::{Pending, Snapshots};
 
+use crate::plan::Candidate;
 use crate::resume::Pacing;
 use crate::schedule::PlateauState;
 use crate::track::{BestState, LossMeter};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a checkpoint holds of the run besides weights and logs.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -32,6 +33,8 @@ pub struct RunState {
     pub losses: LossMeter,
     /// The best evaluation.
     pub best: BestState,
+    /// The folder of its checkpoint, if that isn't the run's own.
+    pub best_in: Option<PathBuf>,
     /// ReduceOnPlateau's memory.
     pub plateau: Option<PlateauState>,
     /// Tokens trained on.
@@ -46,6 +49,8 @@ pub struct RunState {
     pub recipe: String,
     /// What decides which rows a step trains on, and at what rate.
     pub pace: Pacing,
+    /// How it was split over its ranks: as many split it alike when it goes on, whatever they measure then.
+    pub split: Option<Candidate>,
 }
 
 /// The run's state, beside its tensors.

@@ -320,7 +320,15 @@ impl<'a> Gathered<'a> {
     }
 }
 
-/// A tensor's values as `dtype`, copied by all threads: they fault the copy's pages in as well.
+/// A copy made by all threads: they fault its pages in as well.
+pub(super) fn copied(source: &[u8]) -> Vec<u8> {
+    const CHUNK: usize = 1 << 20;
+    let mut bytes = vec![0; source.len()];
+    bytes.par_chunks_mut(CHUNK).zip(source.par_chunks(CHUNK)).for_each(|(to, from)| to.copy_from_slice(from));
+    bytes
+}
+
+/// A tensor's values as `dtype`, copied by all threads.
 pub(super) fn encoded(tensor: &Tensor, dtype: Dtype) -> Vec<u8> {
     const CHUNK: usize = 1 << 18;
     let width = dtype.block().1;

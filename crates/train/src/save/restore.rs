@@ -8,10 +8,13 @@ use super::parts::{Index, Part, file_name, index, meet};
 use super::store::Snapshots;
 use super::{MAX_WORLD, RUN, RunState, Saved};
 use crate::engine::{Engine, Piece};
+use crate::plan::Candidate;
 use crate::report::TrainerState;
 use crate::report::state::TRAINER_STATE;
 use crate::{Error, Result};
-use ferrotune_checkpoint::{Draft, FolderWriter, Snapshot, SnapshotState, list_snapshots, random};
+use ferrotune_checkpoint::{DONE, Draft, FolderWriter, FoundSnapshot, Snapshot, SnapshotState, list_snapshots, random};
+use ferrotune_config::plan::{Plan, Resume};
+use ferrotune_dist::Comm;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,8 +32,8 @@ pub struct Found {
     world: usize,
     /// Ranks that hold a part of the state.
     parts: Vec<usize>,
-    /// Ranks, first of their disks, and the files that are there.
-    holders: Vec<(usize, Vec<String>)>,
+    /// For each rank the files that it sees there.
+    seen: Vec<Vec<String>>,
 }
 
 /// What a disk has of a checkpoint.
@@ -49,6 +52,16 @@ impl Found {
         let parts = self.parts.iter().map(|&rank| file_name(rank, self.world));
         [RUN, TRAINER_STATE].map(str::to_owned).into_iter().chain(parts).collect()
     }
+
+    /// The first rank that sees a file.
+    fn holder(&self, file: &str) -> Option<usize> {
+        self.seen.iter().position(|files| files.iter().any(|seen| seen == file))
+    }
+
+    /// Whether a rank doesn't see all that it needs.
+    fn is_lacked_by(&self, rank: usize) -> bool {
+        !self.needed().iter().all(|file| self.seen[rank].contains(file))
+    }
 }
 
 impl Snapshots {
@@ -66,32 +79,48 @@ impl Snapshots {
             if world == 0 {
                 return Err(without_state(&self.dir.join(format!("checkpoint-{step}"))));
             }
-            let holders = told.iter().enumerate().filter_map(|(rank, list)| {
-                let found = list.iter().find(|listed| listed.step == step && listed.save == save);
-                found.map(|listed| (rank, listed.files.clone()))
-            });
-            let holders = holders.collect();
+            // What the first rank of a disk sees there, all its ranks see.
+            let sees = |rank: usize| {
+                let mut list = told[self.disks.leader(rank)].iter();
+                let found = list.find(|listed| listed.step == step && listed.save == save);
+                found.map(|listed| listed.files.clone()).unwrap_or_default()
+            };
+            let seen = (0..told.len()).map(sees).collect();
             let path = self.dir.join(format!("checkpoint-{step}"));
-            let found = Found { step, path, save, world, parts, holders };
-            let there = |file: &String| found.holders.iter().any(|(_, files)| files.contains(file));
-            if found.needed().iter().all(there) {
+            let found = Found { step, path, save, world, parts, seen };
+            if found.needed().iter().all(|file| found.holder(file).is_some()) {
                 return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
-    /// The checkpoint in this folder, which all ranks see. All ranks call it.
+    /// The checkpoint in this folder. Every rank looks for itself: the folder may lie on other disks than the run's, and
+    /// nodes may each have a part of it. All ranks call it.
     ///
     /// # Errors
     /// If it isn't a whole checkpoint that a run can go on from.
     pub fn at(&self, path: &Path) -> Result<Found> {
-        let mine = Snapshot::open(path).map_err(Error::from).and_then(|snapshot| described(snapshot.path()));
-        let told = self.tell(mine.map(|listed| vec![listed]))?;
-        let first = told.into_iter().flatten().next();
-        let Some(Listed { step, save, world, parts, files }) = first else { return Err(without_state(path)) };
-        let holders = (0..self.comm.world()).map(|rank| (rank, files.clone())).collect();
-        Ok(Found { step, path: path.to_path_buf(), save, world, parts, holders })
+        let here = || -> Result<Listed> { described(Snapshot::open(path)?.path()) };
+        // Where it isn't, it may be on another node.
+        let mine = if path.is_dir() { here().map(Some) } else { Ok(None) };
+        let told = self.tell(mine.map(|listed| listed.into_iter().collect()))?;
+        let Some(first) = told.iter().flatten().next() else {
+            return Err(here().err().unwrap_or_else(|| without_state(path)));
+        };
+        let sees = |list: &Vec<Listed>| {
+            let same = list.iter().find(|listed| listed.save == first.save);
+            same.map(|listed| listed.files.clone()).unwrap_or_default()
+        };
+        let Listed { step, save, world, parts, .. } = first.clone();
+        let found = Found { step, path: path.to_path_buf(), save, world, parts, seen: told.iter().map(sees).collect() };
+        match found.needed().into_iter().find(|file| found.holder(file).is_none()) {
+            None => Ok(found),
+            Some(file) => {
+                let reason = format!("{file} is missing, and no rank has it");
+                Err(Error::CannotResume { path: path.to_path_buf(), reason })
+            }
+        }
     }
 
     fn tell(&self, listed: Result<Vec<Listed>>) -> Result<Vec<Vec<Listed>>> {
@@ -114,10 +143,10 @@ impl Snapshots {
     /// # Errors
     /// If they can't be read.
     pub fn logs(&self, found: &Found) -> Result<TrainerState> {
-        let (holder, _) = found.holders.first().ok_or_else(|| without_state(&found.path))?;
+        let holder = found.holder(TRAINER_STATE).ok_or_else(|| without_state(&found.path))?;
         let read = || std::fs::read(found.path.join(TRAINER_STATE)).map_err(Error::io("read", &found.path));
-        let mine = (self.comm.rank() == *holder).then(read);
-        let bytes = share(&*self.comm, DOING, *holder, mine)?;
+        let mine = (self.comm.rank() == holder).then(read);
+        let bytes = share(&*self.comm, DOING, holder, mine)?;
         TrainerState::parse(&bytes, &found.path.join(TRAINER_STATE))
     }
 
@@ -127,7 +156,9 @@ impl Snapshots {
     /// If the checkpoint is of a run that trained other parameters, or can't be read.
     pub fn restore(&self, engine: &Engine, found: &Found) -> Result<RunState> {
         self.complete(found)?;
-        let read = read(engine, found);
+        let lacked = found.is_lacked_by(self.comm.rank());
+        let path = if lacked { self.copy_of(found) } else { found.path.clone() };
+        let read = read(engine, found, &path);
         let (run, read) = match read {
             Ok(run) => (Some(run), Ok(())),
             Err(error) => (None, Err(error)),
@@ -137,23 +168,21 @@ impl Snapshots {
         run.ok_or_else(|| without_state(&found.path))
     }
 
-    /// Sends files to the disks that lack them.
+    /// Where a disk that lacked something of a checkpoint has it.
+    fn copy_of(&self, found: &Found) -> PathBuf {
+        self.dir.join(format!("checkpoint-{}", found.step))
+    }
+
+    /// Sends files to the disks with ranks that lack them.
     fn complete(&self, found: &Found) -> Result<()> {
-        let leaders = self.disks.leaders();
-        let has = |rank: usize, file: &String| {
-            found.holders.iter().any(|(holder, files)| *holder == rank && files.contains(file))
-        };
-        let lacks = |rank: &usize| found.needed().iter().any(|file| !has(*rank, file));
-        if !leaders.iter().any(lacks) {
+        if !(0..self.comm.world()).any(|rank| found.is_lacked_by(rank)) {
             return Ok(());
         }
-        let receives = self.leads() && lacks(&self.comm.rank());
+        let receives = self.leads() && self.disks.here().any(|rank| found.is_lacked_by(rank));
         let draft = Draft::new(&self.dir, found.step, random());
-        let mut kept = Ok(());
+        let mut kept = if receives { keep_others(found, &draft) } else { Ok(()) };
         for file in found.needed() {
-            let Some(from) = leaders.iter().copied().find(|rank| has(*rank, &file)) else {
-                return Err(without_state(&found.path));
-            };
+            let Some(from) = found.holder(&file) else { return Err(without_state(&found.path)) };
             let path = found.path.join(&file);
             let mine = (self.comm.rank() == from).then(|| std::fs::read(&path).map_err(Error::io("read", &path)));
             let bytes = share(&*self.comm, DOING, from, mine)?;
@@ -170,6 +199,51 @@ impl Snapshots {
         }
         settle(&*self.comm, "keep a checkpoint of the others", kept)
     }
+}
+
+/// How the run was split that goes on as `plan` says, as far as a rank that `looks` for it finds out. Nothing is read for good
+/// yet: what is wrong with a checkpoint is told when it is. All ranks call it.
+///
+/// # Errors
+/// If a rank is lost.
+pub fn split_before(comm: &dyn Comm, plan: &Plan, looks: bool) -> Result<Option<Candidate>> {
+    let newest = || {
+        let whole = |found: &FoundSnapshot| found.state == SnapshotState::Whole && found.path.join(RUN).exists();
+        let found = list_snapshots(&plan.output.dir).unwrap_or_default();
+        found.into_iter().rfind(whole).map(|found| found.path)
+    };
+    let path = match &plan.output.resume {
+        Resume::Auto if looks => newest(),
+        Resume::From(path) if looks => Some(path.clone()),
+        Resume::Auto | Resume::From(_) | Resume::Never => None,
+    };
+    let mine = path.and_then(|path| saved(&path).ok()).map(|saved| (saved.run.step, saved.run.split));
+    let told = comm.exchange(&serde_json::to_vec(&mine).unwrap_or_default())?;
+    let all = told.iter().filter_map(|bytes| serde_json::from_slice::<Option<(u64, Option<Candidate>)>>(bytes).ok()?);
+    // Of equals the first rank's: the same everywhere.
+    let newest = all.reduce(|a, b| if b.0 > a.0 { b } else { a });
+    Ok(newest.and_then(|(_, split)| split))
+}
+
+/// Takes the model's files of a checkpoint, where they are on this disk, into the folder that takes its place.
+fn keep_others(found: &Found, draft: &Draft) -> Result<()> {
+    let folder = draft.folder()?;
+    let needed = found.needed();
+    let entries = match std::fs::read_dir(&found.path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io("read", &found.path)(error)),
+    };
+    let saved = saved(&found.path).is_ok_and(|saved| saved.save == found.save);
+    for entry in entries.flatten().filter(|_| saved) {
+        let (name, path) = (entry.file_name(), entry.path());
+        let of_state = name == DONE || needed.iter().any(|file| name == file.as_str());
+        if !of_state && path.is_file() {
+            let to = folder.path().join(&name);
+            std::fs::copy(&path, &to).map_err(Error::io("write", &to))?;
+        }
+    }
+    Ok(())
 }
 
 fn without_state(path: &Path) -> Error {
@@ -207,14 +281,14 @@ fn described(path: &Path) -> Result<Listed> {
     Ok(Listed { step, save, world, parts, files })
 }
 
-/// Reads what this rank wants.
-fn read(engine: &Engine, found: &Found) -> Result<RunState> {
-    let Found { path, save, world, parts, .. } = found;
+/// Reads what this rank wants of a checkpoint that lies at `path`.
+fn read(engine: &Engine, found: &Found, path: &Path) -> Result<RunState> {
+    let Found { save, world, parts, .. } = found;
     let run = saved(path)?.run;
     let open = |&rank: &usize| Part::open(path, save, rank, *world);
     let parts: Vec<Part> = parts.iter().map(open).collect::<ferrotune_checkpoint::Result<_>>()?;
     let misfit = |reason: String| Error::CannotResume {
-        path: path.clone(),
+        path: path.to_path_buf(),
         reason: format!("{reason}; take the recipe it was made with, or overwrite_output_dir: true to begin anew"),
     };
     let index = index(parts.iter().map(Part::stretches)).map_err(misfit)?;

@@ -2,7 +2,7 @@
 
 use super::agree::{exchange, settle, share};
 use super::disks::Disks;
-use super::model::{Gathered, ModelFiles};
+use super::model::{Gathered, ModelFiles, copied};
 use super::parts::{About, file_name, layout};
 use super::{RUN, RunState, Saved};
 use crate::engine::{Engine, Piece};
@@ -93,6 +93,15 @@ impl Snapshots {
         found.map(|(found,)| found).ok_or_else(silent)
     }
 
+    /// Whether a rank sees this folder. All ranks call it.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn is_seen(&self, folder: &Path) -> Result<bool> {
+        let told = exchange(&*self.comm, DOING_LOOK, Ok(vec![u8::from(folder.is_dir())]))?;
+        Ok(told.iter().any(|seen| seen == &[1]))
+    }
+
     /// Whether this rank speaks for the run.
     pub fn is_first(&self) -> bool {
         self.comm.rank() == 0
@@ -101,6 +110,11 @@ impl Snapshots {
     /// Whether this rank writes what there is once on a disk.
     pub fn leads(&self) -> bool {
         self.disks.leads()
+    }
+
+    /// Whether every rank can read the model's files of a checkpoint.
+    pub fn model_is_everywhere(&self) -> bool {
+        self.everywhere || self.disks.is_shared()
     }
 
     /// Whether this rank writes the model's files.
@@ -136,7 +150,7 @@ impl Snapshots {
         let (about, pieces) = layout(about, owned);
         let copy = |(key, piece): (String, Piece)| {
             let mut bytes = Vec::new();
-            piece.tensor.with_bytes(|source| bytes = source.to_vec());
+            piece.tensor.with_bytes(|source| bytes = copied(source));
             (key, bytes)
         };
         let mut others = Vec::new();
