@@ -30,7 +30,7 @@ pub(crate) fn split(
     let rows = prepared.train.as_ref().filter(|_| fitted.trains());
     let lengths = rows.map_or_else(Vec::new, |rows| longest_batch(rows, plan.train.micro_batch, budget));
     let ranks = world.comm.world();
-    check_rows(plan, world.ranks_of_a_step.unwrap_or(ranks))?;
+    check_rows(plan, world.ranks_of_a_step.unwrap_or(ranks)).inspect_err(|_| world.all_know())?;
     let load = Load {
         model: fitted.model(),
         options: &options,
@@ -49,7 +49,8 @@ pub(crate) fn split(
     let before = split_before(&*world.comm, plan, world.local_rank == 0)?;
     let (links, before) = (probe.links, before.as_ref());
     let among = Circumstances { world: ranks, per_node, available, links, rates, before };
-    let split = divide(&load, &plan.parallel, &among).map_err(|error| resolved.place(error))?;
+    let split = divide(&load, &plan.parallel, &among).inspect_err(|_| world.all_know());
+    let split = split.map_err(|error| resolved.place(error))?;
     if world.is_first() && ranks > 1 {
         ui::say(&measured(&probe, &rates));
         for (hop, middle) in probe.slow() {

@@ -11,6 +11,7 @@ use ferrotune_data::prepare::Prepared;
 use ferrotune_dist::rendezvous::{Allowed, Claim, Facts, JoinEvent, JoinSettings, Member, Patience, Seat, Token, join};
 use ferrotune_dist::{Comm, Pulse, Solo};
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
@@ -30,6 +31,8 @@ pub(crate) struct World {
     pub(crate) ranks_of_a_step: Option<usize>,
     /// The machine of each rank.
     hosts: Vec<String>,
+    /// The run ends for a reason that every rank finds by itself, at the same place: nobody need be told.
+    all_know: Cell<bool>,
 }
 
 /// Bytes of a file that are looked at whole; of longer ones, as many again in pieces.
@@ -42,7 +45,8 @@ const PIECES: u64 = 64;
 impl World {
     /// One process.
     fn solo() -> Self {
-        Self { comm: Rc::new(Solo::default()), local_rank: 0, per_node: 1, ranks_of_a_step: None, hosts: Vec::new() }
+        let (comm, all_know) = (Rc::new(Solo::default()), Cell::default());
+        Self { comm, local_rank: 0, per_node: 1, ranks_of_a_step: None, hosts: Vec::new(), all_know }
     }
 
     /// Meets the other ranks, if there are any.
@@ -98,12 +102,25 @@ impl World {
         }
         let hosts = joined.members.iter().map(|member| member.facts.host.clone()).collect();
         let comm = joined.connect(Arc::<Pulse>::default(), plan.peer_timeout)?;
-        Ok(Self { comm, local_rank, per_node, ranks_of_a_step, hosts })
+        Ok(Self { comm, local_rank, per_node, ranks_of_a_step, hosts, all_know: Cell::default() })
     }
 
     /// Whether this rank speaks for the run.
     pub(crate) fn is_first(&self) -> bool {
         self.comm.rank() == 0
+    }
+
+    /// Takes note that the run ends for a reason that every rank finds by itself at this place. Telling the others would only
+    /// reach those that are about to find it, and make them say that this one stopped.
+    pub(crate) fn all_know(&self) {
+        self.all_know.set(true);
+    }
+
+    /// Tells the others why this rank ends its part, unless they know.
+    pub(crate) fn fail(&self, reason: &str) {
+        if !self.all_know.get() {
+            self.comm.fail(reason);
+        }
     }
 
     /// A rank as messages call it.
@@ -143,6 +160,7 @@ impl World {
         if more > 0 {
             text += &format!("\n  and {more} more");
         }
+        self.all_know();
         Err(Failure::Other(anyhow!(
             "the ranks don't have the same:{text}\nThe run would not be one: make them equal and start again"
         )))

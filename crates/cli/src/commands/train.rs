@@ -48,7 +48,7 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     if let Err(Failure::Recipe(_) | Failure::Other(_)) = &result {
         // A rank that ends must not be waited for; what the others ended with was told already.
         let reason = result.as_ref().err().map(Failure::words).unwrap_or_default();
-        world.comm.fail(&reason);
+        world.fail(&reason);
     }
     result
 }
