@@ -375,7 +375,7 @@ fn open_merged(resolved: &Resolved, plan: &Plan, merged: Vec<LoadedAdapter>) -> 
     let config = configuration(resolved, &mut files, &tokenizer, &merged)?;
     let fitted = fitted(resolved, plan, &files, &config, Wanted { tuning: None, merged, continued: None })?;
     let division = Division::solo(fitted.model());
-    let Training { model, engine, .. } = fitted.load(resolved, &files, division)?;
+    let Training { model, engine, .. } = fitted.load(resolved, &files, division, &Device::cpu())?;
     Ok(Answering { located, files, tokenizer, template: found.template, model, engine })
 }
 
@@ -520,12 +520,18 @@ impl Fitted {
         self.wanted.tuning.as_ref().map_or(0, |tuning| saved_bytes(tuning, config, self.model.parameters()))
     }
 
-    /// Reads this rank's part of the weights.
-    pub(crate) fn load(self, resolved: &Resolved, files: &OpenModel, division: Division) -> Result<Training, Failure> {
+    /// Reads this rank's part of the weights onto its device.
+    pub(crate) fn load(
+        self,
+        resolved: &Resolved,
+        files: &OpenModel,
+        division: Division,
+        device: &Device,
+    ) -> Result<Training, Failure> {
         let Self { model, wanted: Wanted { tuning, merged, continued } } = self;
         let plan = &resolved.plan;
         let plus = matches!(&tuning, Some(Tuning::Lora(lora)) if lora.plus.is_some());
-        let engine = Engine::new(&Device::cpu(), &model, division, plus);
+        let engine = Engine::new(device, &model, division, plus);
         let weights = weights(plan, files, &model);
         let loaded = engine.load(&*weights, &merged, continued.as_ref(), plan.train.seed);
         loaded.map_err(|error| resolved.place(error))?;

@@ -7,7 +7,6 @@ use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_config::plan::{Interval, Plan};
 use ferrotune_data::prepare::Prepared;
-use ferrotune_tensor::Device;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::save::split_before;
 use ferrotune_train::{Circumstances, Load, Split, divide, longest_batch, step_options};
@@ -38,14 +37,16 @@ pub(crate) fn split(
         lengths: &lengths,
         micro_batches: plan.train.accumulation * world.ranks_of_a_step.unwrap_or(ranks),
         saved: (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config)),
+        profile: world.device.profile(),
     };
-    // The processes of a machine share its memory.
-    let available = world.least(environment::available_memory().map(|free| free / world.per_node as u64))?;
+    // A GPU is one process's; the processes of a machine share its memory.
+    let shared = || environment::available_memory().map(|free| free / world.per_node as u64);
+    let available = world.least(world.device.free_memory().or_else(shared))?;
     let per_node = world.per_node.min(ranks);
-    let device = Device::cpu();
-    let probe = Probe::new(&*world.comm, &device, per_node)?;
+    let device = &world.device;
+    let probe = Probe::new(&*world.comm, device, per_node)?;
     // One rank has nothing to choose from.
-    let rates = if ranks > 1 { measure_rates(load.model, &device, &lengths, &*world.comm)? } else { Rates::even(1.0) };
+    let rates = if ranks > 1 { measure_rates(load.model, device, &lengths, &*world.comm)? } else { Rates::even(1.0) };
     let before = split_before(&*world.comm, plan, world.local_rank == 0)?;
     let (links, before) = (probe.links, before.as_ref());
     let among = Circumstances { world: ranks, per_node, available, links, rates, before };

@@ -3,13 +3,14 @@
 
 use crate::failure::Failure;
 use crate::prepare::Resolved;
-use crate::{environment, liveness, ui};
+use crate::{environment, gpus, liveness, ui};
 use anyhow::anyhow;
 use ferrotune_config::env;
 use ferrotune_config::launcher::{Agent, Launch, Nodes, Role, Worker};
 use ferrotune_data::prepare::Prepared;
 use ferrotune_dist::rendezvous::{Allowed, Claim, Facts, JoinEvent, JoinSettings, Member, Patience, Seat, Token, join};
 use ferrotune_dist::{Comm, Pulse, Solo};
+use ferrotune_tensor::Device;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::fs::File;
@@ -23,6 +24,8 @@ use std::sync::Arc;
 pub(crate) struct World {
     /// All ranks.
     pub(crate) comm: Rc<dyn Comm>,
+    /// What it computes on.
+    pub(crate) device: Device,
     /// This process on its machine, from 0.
     pub(crate) local_rank: usize,
     /// Processes on a machine.
@@ -44,9 +47,9 @@ const PIECES: u64 = 64;
 
 impl World {
     /// One process.
-    fn solo() -> Self {
-        let (comm, all_know) = (Rc::new(Solo::default()), Cell::default());
-        Self { comm, local_rank: 0, per_node: 1, ranks_of_a_step: None, hosts: Vec::new(), all_know }
+    fn solo(use_cpu: bool) -> Result<Self, Failure> {
+        let (comm, device, all_know) = (Rc::new(Solo::default()), gpus::device(0, use_cpu)?, Cell::default());
+        Ok(Self { comm, device, local_rank: 0, per_node: 1, ranks_of_a_step: None, hosts: Vec::new(), all_know })
     }
 
     /// Meets the other ranks, if there are any.
@@ -54,10 +57,10 @@ impl World {
     /// # Errors
     /// If the run can't start, with the reason; all ranks that were reached get the same one.
     pub(crate) fn join(resolved: &Resolved) -> Result<Self, Failure> {
-        let launch = &resolved.launch;
+        let (launch, use_cpu) = (&resolved.launch, resolved.plan.parallel.use_cpu);
         let (seat, local_rank, per_node, ranks_of_a_step) = match &launch.role {
-            Role::Alone => return Ok(Self::solo()),
-            Role::Worker(Worker { world: 1, .. }) => return Ok(Self::solo()),
+            Role::Alone => return Self::solo(use_cpu),
+            Role::Worker(Worker { world: 1, .. }) => return Self::solo(use_cpu),
             Role::Worker(Worker { rank, world, local_rank, local_world, .. }) => {
                 (Seat::Numbered { rank: *rank, world: *world }, *local_rank, *local_world, None)
             }
@@ -68,6 +71,7 @@ impl World {
                 "MASTER_ADDR and MASTER_PORT are not set, and there are several processes"
             )));
         };
+        let device = gpus::device(local_rank, use_cpu)?;
         let plan = &resolved.plan.parallel;
         let claims = claims(resolved);
         let token = launch.token.as_ref().map_or_else(
@@ -102,7 +106,7 @@ impl World {
         }
         let hosts = joined.members.iter().map(|member| member.facts.host.clone()).collect();
         let comm = joined.connect(Arc::<Pulse>::default(), plan.peer_timeout)?;
-        Ok(Self { comm, local_rank, per_node, ranks_of_a_step, hosts, all_know: Cell::default() })
+        Ok(Self { comm, device, local_rank, per_node, ranks_of_a_step, hosts, all_know: Cell::default() })
     }
 
     /// Whether this rank speaks for the run.

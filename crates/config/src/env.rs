@@ -175,8 +175,14 @@ variables! {
     NCCL_IB_DISABLE,
     /// What every connection of a run proves to know; if not set, it follows from the recipe and the data.
     FERROTUNE_JOB_TOKEN,
-    /// Graphics processors that may be used.
+    /// Graphics processors that may be used; empty for none.
     CUDA_VISIBLE_DEVICES,
+    /// Folder in which the driver's library, cublasLt and NCCL are looked for first.
+    FERROTUNE_CUDA_LIBRARIES,
+    /// Folder of the active conda environment, whose libraries are looked through.
+    CONDA_PREFIX,
+    /// Folder of the active Python environment, whose libraries are looked through.
+    VIRTUAL_ENV,
     /// `1`: unknown recipe keys are left out with a note instead of being errors.
     ALLOW_EXTRA_ARGS,
     /// Home folder, for `~/` in paths.

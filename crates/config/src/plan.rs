@@ -311,6 +311,8 @@ pub struct TrainPlan {
 pub struct ParallelPlan {
     /// What is split; `None` leaves it to the memory and the links that are found.
     pub strategy: Option<Strategy>,
+    /// Compute on the processor even where there is a GPU.
+    pub use_cpu: bool,
     /// Optimiser states lie in host memory (`offload_optimizer`).
     pub offload_optimizer: bool,
     /// Shards of weights lie in host memory (`offload_param`).
@@ -356,6 +358,7 @@ impl Default for ParallelPlan {
     fn default() -> Self {
         Self {
             strategy: None,
+            use_cpu: false,
             offload_optimizer: false,
             offload_parameters: false,
             overlap: true,

@@ -1,12 +1,13 @@
 //! Devices: where tensors lie and whether work is executed or only counted.
 //!
-//! `meta` is not a third set of ops but the same device with `executes() == false`: it allocates nothing,
-//! counts every byte and operation as the device it imitates would, and so predicts it exactly. A fault (no
+//! `meta` is not a third set of ops but a device that executes nothing: it allocates nothing, counts every byte and
+//! operation as the device it imitates would (its [`Profile`]), and so predicts it exactly. A fault (no
 //! memory) makes a device behave like that too: the rest of the step runs through without touching data, and
 //! [`Device::check`] reports the first fault. So ops and models need no `Result`, as on a GPU, where errors are
 //! sticky as well.
 
-use crate::heap::{Block, Heap};
+use crate::cuda::{self, Gpu};
+use crate::heap::{Block, Heap, HostRanges};
 use crate::tensor::Storage;
 use crate::{DType, Shape, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -76,19 +77,70 @@ pub enum Fault {
     /// Whoever drives the device ended its work: another rank is lost, say.
     #[error("work was stopped: {0}")]
     Stopped(String),
+    /// A call of the GPU's libraries failed.
+    #[error("the GPU: {0}")]
+    Gpu(#[from] cuda::CallError),
+    /// There is no kernel for it.
+    #[error("{0} has no kernel for GPUs yet")]
+    NoKernel(String),
 }
 
 /// A device. Clones share it.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
 
+/// Which device's workspaces an op allocates: the device's own, or that which `meta` imitates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A GPU.
+    Cuda,
+}
+
+/// Who executes an op.
+pub(crate) enum On<'a> {
+    Cpu,
+    Cuda(&'a Gpu),
+}
+
+enum Backend {
+    Cpu,
+    Meta(Profile),
+    Cuda(Arc<Gpu>),
+}
+
 struct Inner {
-    executes: bool,
+    // Before the GPU: its ranges are given back while there is one.
     state: Mutex<State>,
+    backend: Backend,
+}
+
+enum Memory {
+    Heap(Heap),
+    /// Each tensor is an allocation of the driver's own.
+    Separate(Arc<Gpu>),
+}
+
+impl Memory {
+    fn take(&mut self, bytes: usize) -> Option<Block> {
+        match self {
+            Self::Heap(heap) => heap.take(bytes),
+            Self::Separate(gpu) => gpu.allocate_one(bytes).map(Block::alone),
+        }
+    }
+
+    fn give(&mut self, block: Block) {
+        match self {
+            Self::Heap(heap) => heap.give(block),
+            Self::Separate(gpu) => gpu.free_one(block.ptr),
+        }
+    }
 }
 
 struct State {
-    heap: Heap,
+    memory: Memory,
     track: Track,
     fault: Option<Fault>,
 }
@@ -99,17 +151,35 @@ const RESERVE: usize = 1 << 36;
 impl Device {
     /// The processor.
     pub fn cpu() -> Self {
-        Self::new(true)
+        Self::new(Backend::Cpu, Memory::Heap(Heap::new(HostRanges { reserve: RESERVE })))
     }
 
     /// Imitates the processor: counts and executes nothing.
     pub fn meta() -> Self {
-        Self::new(false)
+        Self::imitating(Profile::Cpu)
     }
 
-    fn new(executes: bool) -> Self {
-        let state = State { heap: Heap::new(RESERVE), track: Track::default(), fault: None };
-        Self(Arc::new(Inner { executes, state: Mutex::new(state) }))
+    /// Imitates a device of this profile: counts and executes nothing.
+    pub fn imitating(profile: Profile) -> Self {
+        Self::new(Backend::Meta(profile), Memory::Heap(Heap::new(HostRanges { reserve: RESERVE })))
+    }
+
+    /// A GPU.
+    ///
+    /// # Errors
+    /// If it can't be used.
+    pub fn cuda(libraries: &cuda::Libraries, options: &cuda::Options) -> Result<Self, cuda::CallError> {
+        let gpu = Arc::new(Gpu::new(libraries, options)?);
+        let memory = match options.separate {
+            true => Memory::Separate(gpu.clone()),
+            false => Memory::Heap(Heap::new(cuda::GpuRanges::new(gpu.clone(), options.reserve))),
+        };
+        Ok(Self::new(Backend::Cuda(gpu), memory))
+    }
+
+    fn new(backend: Backend, memory: Memory) -> Self {
+        let state = State { memory, track: Track::default(), fault: None };
+        Self(Arc::new(Inner { backend, state: Mutex::new(state) }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -119,12 +189,53 @@ impl Device {
 
     /// Whether kernels run: false on meta and after a fault.
     pub fn executes(&self) -> bool {
-        self.0.executes && self.state().fault.is_none()
+        !matches!(self.0.backend, Backend::Meta(_)) && self.check().is_ok()
     }
 
-    /// The first fault, if there was one.
+    /// Whose workspaces ops allocate.
+    pub fn profile(&self) -> Profile {
+        match &self.0.backend {
+            Backend::Cpu => Profile::Cpu,
+            Backend::Meta(profile) => *profile,
+            Backend::Cuda(_) => Profile::Cuda,
+        }
+    }
+
+    /// The GPU, if this is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.0.backend {
+            Backend::Cuda(gpu) => Some(gpu),
+            _ => None,
+        }
+    }
+
+    /// Who executes; `None` where nobody does.
+    pub(crate) fn runs_on(&self) -> Option<On<'_>> {
+        self.executes().then(|| self.gpu().map_or(On::Cpu, On::Cuda))
+    }
+
+    /// The first fault, if there was one. A GPU's work may not be done yet: a fault that only shows when it is comes later.
     pub fn check(&self) -> Result<(), Fault> {
-        self.state().fault.clone().map_or(Ok(()), Err)
+        let own = self.state().fault.clone();
+        own.or_else(|| self.gpu()?.fault()).map_or(Ok(()), Err)
+    }
+
+    /// Takes the memory that a plan says a GPU will need at once, so that it isn't in pieces. Elsewhere memory is found as it
+    /// is needed.
+    pub fn reserve(&self, bytes: u64) {
+        let mut state = self.state();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if let (Some(_), Memory::Heap(heap)) = (self.gpu(), &mut state.memory)
+            && !heap.reserve(bytes)
+        {
+            let (asked, live) = (bytes as u64, state.track.total());
+            state.fault.get_or_insert(Fault::OutOfMemory { asked, kind: Kind::Work, live });
+        }
+    }
+
+    /// Bytes that a GPU has left; `None` where memory is the system's.
+    pub fn free_memory(&self) -> Option<u64> {
+        self.gpu()?.free_memory()
     }
 
     /// Lets all further work run through without touching data; [`check`](Self::check) gives `reason` from now on.
@@ -132,10 +243,13 @@ impl Device {
         self.state().fault.get_or_insert(Fault::Stopped(reason));
     }
 
-    /// Another device like this one, with memory and counters of its own: the host's, where states that the device has no
-    /// room for are kept.
-    pub fn another(&self) -> Self {
-        Self::new(self.0.executes)
+    /// The host beside this device, with memory and counters of its own: where states are kept that the device has no room
+    /// for.
+    pub fn host(&self) -> Self {
+        match self.0.backend {
+            Backend::Meta(_) => Self::meta(),
+            _ => Self::cpu(),
+        }
     }
 
     /// Whether both are the same device.
@@ -178,8 +292,9 @@ impl Device {
     fn allocate(&self, bytes: usize, kind: Kind) -> Option<Block> {
         let mut state = self.state();
         let asked = bytes as u64;
-        let block = if self.0.executes && state.fault.is_none() {
-            let block = state.heap.take(bytes);
+        let executes = !matches!(self.0.backend, Backend::Meta(_));
+        let block = if executes && state.fault.is_none() && self.gpu().is_none_or(|gpu| gpu.fault().is_none()) {
+            let block = state.memory.take(bytes);
             if block.is_none() {
                 let live = state.track.total();
                 state.fault = Some(Fault::OutOfMemory { asked, kind, live });
@@ -203,13 +318,18 @@ impl Device {
         let mut state = self.state();
         state.track.live[kind as usize] -= bytes as u64;
         if let Some(block) = block {
-            state.heap.give(block);
+            state.memory.give(block);
         }
     }
 }
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.executes { "cpu" } else { "meta" })
+        f.write_str(match &self.0.backend {
+            Backend::Cpu => "cpu",
+            Backend::Meta(Profile::Cpu) => "meta",
+            Backend::Meta(Profile::Cuda) => "meta of a GPU",
+            Backend::Cuda(_) => "cuda",
+        })
     }
 }

@@ -11,6 +11,8 @@ pub enum DType {
     U32,
     /// Labels; -100 means no loss.
     I32,
+    /// Sums of squares, on devices that keep them.
+    F64,
 }
 
 impl DType {
@@ -20,6 +22,7 @@ impl DType {
             * match self {
                 DType::F32 | DType::U32 | DType::I32 => 4,
                 DType::Bf16 => 2,
+                DType::F64 => 8,
             }
     }
 }
@@ -31,6 +34,7 @@ impl std::fmt::Display for DType {
             DType::Bf16 => "bf16",
             DType::U32 => "u32",
             DType::I32 => "i32",
+            DType::F64 => "f64",
         })
     }
 }

@@ -1,24 +1,48 @@
-//! The CPU device's memory: best fit with merging of neighbours inside one reserved range of addresses.
+//! A device's memory: best fit with merging of neighbours inside reserved ranges of addresses.
 //!
-//! A training step frees its activations in the reverse order of their allocation, step after step; giving
+//! On the CPU a training step frees its activations in the reverse order of their allocation, step after step; giving
 //! them back to the system would mean a page fault for every page of every step (measured: 6 to 12 % of a
 //! step). So blocks are kept, neighbours merged, and the lowest fitting address wins among equals, which keeps
 //! the resident peak near the live peak. Addresses are reserved without memory behind them; a page becomes
 //! resident when it is first written.
+//!
+//! On a GPU the ranges are the driver's ([`Ranges`]), the first as large as the plan says. A block may be given out again at once
+//! there too: all work on blocks is in one stream, so the next owner's work comes after the last one's.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Blocks begin at multiples of this: a cache line, and the width of the widest vector.
-pub(crate) const ALIGN: usize = 64;
+/// Where ranges of addresses come from.
+pub(crate) trait Ranges: Send {
+    /// A range of at least `least` bytes; `None` if there is no more.
+    fn range(&mut self, least: usize) -> Option<Range>;
+    /// What blocks begin at multiples of.
+    fn align(&self) -> usize;
+}
 
-/// One reserved range with its free blocks.
+/// A range of addresses, and what keeps it.
+pub(crate) struct Range {
+    pub(crate) begin: *mut u8,
+    pub(crate) bytes: usize,
+    pub(crate) _hold: Box<dyn Send>,
+}
+
+// SAFETY: an address, which says nothing of who may use what is there.
+unsafe impl Send for Range {}
+
+/// The processor's: address ranges of the system, without memory behind them until they are written.
+pub(crate) struct HostRanges {
+    /// Bytes of a range, unless the system allows no more.
+    pub(crate) reserve: usize,
+}
+
+/// Reserved ranges with their free blocks.
 pub(crate) struct Heap {
     arenas: Vec<Arena>,
-    reserve: usize,
+    ranges: Box<dyn Ranges>,
 }
 
 struct Arena {
-    map: memmap2::MmapMut,
+    range: Range,
     /// Offset to size of each free block; neighbours are always merged.
     by_offset: BTreeMap<usize, usize>,
     /// The same blocks as (size, offset), for best fit.
@@ -34,24 +58,39 @@ pub(crate) struct Block {
     size: usize,
 }
 
+impl Block {
+    /// An allocation that belongs to no heap.
+    pub(crate) fn alone(ptr: *mut u8) -> Self {
+        Self { ptr, arena: usize::MAX, offset: 0, size: 0 }
+    }
+}
+
 impl Heap {
-    /// `reserve`: bytes of address range taken at a time.
-    pub(crate) fn new(reserve: usize) -> Self {
-        Self { arenas: Vec::new(), reserve }
+    pub(crate) fn new(ranges: impl Ranges + 'static) -> Self {
+        Self { arenas: Vec::new(), ranges: Box::new(ranges) }
     }
 
-    /// A block of at least `bytes`, aligned to [`ALIGN`]; `None` if the system refuses.
+    /// A block of at least `bytes`, aligned as the ranges say; `None` if there is no more.
     pub(crate) fn take(&mut self, bytes: usize) -> Option<Block> {
-        let size = bytes.max(1).checked_next_multiple_of(ALIGN)?;
+        let align = self.ranges.align();
+        let size = bytes.max(1).checked_next_multiple_of(align)?;
         let fit = |(arena, a): (usize, &Arena)| a.best(size).map(|offset| (arena, offset));
         let (arena, offset) = match self.arenas.iter().enumerate().find_map(fit) {
             Some(found) => found,
             None => {
-                self.arenas.push(Arena::reserve(self.reserve, size)?);
+                self.arenas.push(Arena::new(self.ranges.range(size)?, align));
                 (self.arenas.len() - 1, 0)
             }
         };
         Some(self.arenas[arena].cut(arena, offset, size))
+    }
+
+    /// Takes a range of at least `bytes` at once, so that blocks up to that sum lie side by side; false if there is none.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
+        let align = self.ranges.align();
+        let Some(range) = self.ranges.range(bytes) else { return false };
+        self.arenas.push(Arena::new(range, align));
+        true
     }
 
     /// Takes a block back.
@@ -60,24 +99,36 @@ impl Heap {
     }
 }
 
-impl Arena {
+impl Ranges for HostRanges {
     /// The wanted address range, or a smaller one if the system allows no more, but never below `least`.
-    fn reserve(wanted: usize, least: usize) -> Option<Self> {
-        let mut len = wanted.max(least);
-        let map = loop {
+    fn range(&mut self, least: usize) -> Option<Range> {
+        let mut bytes = self.reserve.max(least);
+        let mut map = loop {
             let mut options = memmap2::MmapOptions::new();
-            match options.len(len).no_reserve_swap().map_anon() {
+            match options.len(bytes).no_reserve_swap().map_anon() {
                 Ok(map) => break map,
-                Err(_) if len > least => len = (len / 2).max(least),
+                Err(_) if bytes > least => bytes = (bytes / 2).max(least),
                 Err(_) => return None,
             }
         };
         // Fewer faults and address look-ups; a system without huge pages says no, which changes nothing.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
-        let mut arena = Self { map, by_offset: BTreeMap::new(), by_size: BTreeSet::new() };
-        arena.insert(0, len / ALIGN * ALIGN);
-        Some(arena)
+        Some(Range { begin: map.as_mut_ptr(), bytes, _hold: Box::new(map) })
+    }
+
+    /// A cache line, and the width of the widest vector.
+    fn align(&self) -> usize {
+        64
+    }
+}
+
+impl Arena {
+    fn new(range: Range, align: usize) -> Self {
+        let bytes = range.bytes / align * align;
+        let mut arena = Self { range, by_offset: BTreeMap::new(), by_size: BTreeSet::new() };
+        arena.insert(0, bytes);
+        arena
     }
 
     fn best(&self, size: usize) -> Option<usize> {
@@ -91,7 +142,7 @@ impl Arena {
             self.by_offset.insert(offset + size, whole - size);
             self.by_size.insert((whole - size, offset + size));
         }
-        let ptr = self.map.as_mut_ptr().wrapping_add(offset);
+        let ptr = self.range.begin.wrapping_add(offset);
         Block { ptr, arena, offset, size }
     }
 
@@ -118,7 +169,7 @@ mod tests {
 
     #[test]
     fn blocks_never_overlap_and_merge_back_into_one() {
-        let mut heap = Heap::new(1 << 20);
+        let mut heap = Heap::new(HostRanges { reserve: 1 << 20 });
         let mut live: Vec<Block> = Vec::new();
         let mut state = 7u64;
         for _ in 0..4000 {
@@ -132,7 +183,7 @@ mod tests {
             let mut spans: Vec<_> = live.iter().map(|b| (b.arena, b.offset, b.size)).collect();
             spans.sort_unstable();
             assert!(spans.windows(2).all(|w| w[0].0 != w[1].0 || w[0].1 + w[0].2 <= w[1].1));
-            assert!(live.iter().all(|b| (b.ptr as usize).is_multiple_of(ALIGN)));
+            assert!(live.iter().all(|b| (b.ptr as usize).is_multiple_of(64)));
         }
         live.into_iter().for_each(|b| heap.give(b));
         assert!(heap.arenas.iter().all(|a| a.by_offset.len() == 1 && a.by_size.len() == 1));
@@ -140,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_block_larger_than_the_reserve_gets_its_own_range() {
-        let mut heap = Heap::new(4096);
+        let mut heap = Heap::new(HostRanges { reserve: 4096 });
         assert!(heap.take(100_000).is_some());
         assert!(heap.take(usize::MAX).is_none());
     }

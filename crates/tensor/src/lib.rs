@@ -1,6 +1,6 @@
 //! Arrays, fused ops with their gradients, and the tape: what a transformer is made of, without knowing one.
 //!
-//! [`Device`] is `cpu` or `meta` (which imitates `cpu`: counts all, executes nothing). [`Tape`] records ops; a
+//! [`Device`] is `cpu`, `cuda`, or `meta` (which imitates one of them: counts all, executes nothing). [`Tape`] records ops; a
 //! parameter's data and gradient are asked of its [`Host`].
 
 pub mod cpu;
@@ -13,7 +13,7 @@ mod shape;
 mod tape;
 mod tensor;
 
-pub use device::{Device, Fault, Kind, Track};
+pub use device::{Device, Fault, Kind, Profile, Track};
 pub use dtype::DType;
 pub use shape::Shape;
 pub use tape::{Grads, Host, Param, ParamInfo, Phase, Segment, Tape, Var};

@@ -4,11 +4,17 @@
 //! so two tensors may name the same bytes. What keeps this sound: a tensor stays on its thread (the raw pointer
 //! makes it neither `Send` nor `Sync`), the unsafe accessors are private to this crate, each op takes its slices
 //! once and no kernel is given the same bytes as input and output unless its contract says so.
+//!
+//! On a GPU the pointer is a device address, which nothing here follows: what reads or writes bytes is then a copy to or
+//! from the host, and waits for it.
 
 use crate::cpu::{Data, DataMut};
+use crate::device::On;
 use crate::heap::Block;
 use crate::{DType, Device, Kind, Shape};
 use half::bf16;
+use std::cell::OnceCell;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes on a device, freed when the last tensor over them dies.
@@ -27,11 +33,16 @@ impl Drop for Storage {
 
 /// A tensor's bytes on loan to another thread: a collective under way.
 ///
-/// The lender keeps the tensor alive and unread until the loan ends (a collective's ticket sees to both).
+/// The lender keeps the tensor alive and unread until the loan ends (a collective's ticket sees to both). Bytes of a GPU are
+/// copied to the host when they are first asked for, by the borrower's thread, and back at the loan's end if they were to be
+/// written.
 pub struct Lent {
     storage: Arc<Storage>,
     ptr: Option<*mut u8>,
     bytes: usize,
+    /// The host's copy of a GPU's bytes.
+    copy: OnceCell<Vec<u8>>,
+    written: bool,
 }
 
 // SAFETY: the bytes stay where they are as long as the storage lives; freeing it goes through the device's lock; and
@@ -41,19 +52,39 @@ unsafe impl Send for Lent {}
 impl Lent {
     /// The bytes; none where the device doesn't execute.
     pub fn bytes(&self) -> &[u8] {
+        let Some(ptr) = self.ptr else { return &[] };
+        if let Some(gpu) = self.device().gpu() {
+            return self.copy.get_or_init(|| gpu.downloaded(ptr as u64, self.bytes));
+        }
         // SAFETY: in bounds by the tensor's construction, alive through `storage`, and lent to this thread alone.
-        self.ptr.map_or(&[], |ptr| unsafe { std::slice::from_raw_parts(ptr, self.bytes) })
+        unsafe { std::slice::from_raw_parts(ptr, self.bytes) }
     }
 
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let Some(ptr) = self.ptr else { return &mut [] };
+        if self.device().gpu().is_some() {
+            self.bytes();
+            self.written = true;
+            return self.copy.get_mut().map_or(&mut [], Vec::as_mut_slice);
+        }
         // SAFETY: as above.
-        self.ptr.map_or(&mut [], |ptr| unsafe { std::slice::from_raw_parts_mut(ptr, self.bytes) })
+        unsafe { std::slice::from_raw_parts_mut(ptr, self.bytes) }
     }
 
     /// The device the bytes lie on.
     pub fn device(&self) -> &Device {
         &self.storage.device
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let (Some(gpu), Some(ptr), Some(copy), true) =
+            (self.storage.device.gpu(), self.ptr, self.copy.get(), self.written)
+        {
+            gpu.upload(ptr as u64, copy);
+        }
     }
 }
 
@@ -150,31 +181,74 @@ impl Tensor {
 
     /// Fills it with zeros.
     pub fn zero(&self) {
-        self.with_bytes_mut(|bytes| bytes.fill(0));
+        match self.runs_on() {
+            None => {}
+            Some(On::Cpu) => self.with_bytes_mut(|bytes| bytes.fill(0)),
+            Some(On::Cuda(gpu)) => gpu.fill(self.address(), 0, self.bytes()),
+        }
     }
 
-    /// Lets the caller write its bytes; does nothing where the device doesn't execute.
+    /// Lets the caller write all of its bytes; does nothing where the device doesn't execute.
     ///
-    /// The closure must not touch tensors over the same bytes; it is given nothing to do so with but what it captures.
+    /// The closure must not touch tensors over the same bytes; it is given nothing to do so with but what it captures. On a
+    /// GPU it is given zeros to write over.
     pub fn with_bytes_mut(&self, write: impl FnOnce(&mut [u8])) {
-        if let Some(ptr) = self.ptr() {
-            // SAFETY: the storage holds `bytes()` bytes from `ptr` on (checked when the view was made), written or
-            // zeroed by the system; tensors stay on one thread and no other slice of them is alive here.
-            write(unsafe { std::slice::from_raw_parts_mut(ptr, self.bytes()) });
+        match self.runs_on() {
+            None => {}
+            Some(On::Cpu) => write(self.host_bytes()),
+            Some(On::Cuda(gpu)) => {
+                let mut bytes = vec![0; self.bytes()];
+                write(&mut bytes);
+                gpu.upload(self.address(), &bytes);
+            }
         }
     }
 
-    /// Lets the caller read its bytes; does nothing where the device doesn't execute.
-    pub fn with_bytes(&self, read: impl FnOnce(&[u8])) {
-        if let Some(ptr) = self.ptr() {
-            // SAFETY: as in `with_bytes_mut`.
-            read(unsafe { std::slice::from_raw_parts(ptr, self.bytes()) });
+    /// The same in parts, so that a GPU's tensor never lies in the host's memory as a whole: the closure is given a range of
+    /// elements and their bytes, in order, until all are written or it fails.
+    ///
+    /// # Errors
+    /// The closure's.
+    pub fn write_parts<E>(&self, mut write: impl FnMut(Range<usize>, &mut [u8]) -> Result<(), E>) -> Result<(), E> {
+        match self.runs_on() {
+            None => Ok(()),
+            Some(On::Cpu) => write(0..self.numel(), self.host_bytes()),
+            Some(On::Cuda(gpu)) => {
+                let (width, address) = (self.dtype.bytes(1), self.address());
+                gpu.upload_parts(address, self.bytes(), width, |range, bytes| {
+                    write(range.start / width..range.end / width, bytes)
+                })
+            }
         }
+    }
+
+    /// Lets the caller read its bytes; does nothing where the device doesn't execute. On a GPU this waits for all its work.
+    pub fn with_bytes(&self, read: impl FnOnce(&[u8])) {
+        match self.runs_on() {
+            None => {}
+            Some(On::Cpu) => read(self.host_bytes()),
+            Some(On::Cuda(gpu)) => {
+                let bytes = gpu.downloaded(self.address(), self.bytes());
+                // What a failed copy left behind is nobody's data.
+                if self.executes() {
+                    read(&bytes);
+                }
+            }
+        }
+    }
+
+    #[expect(clippy::mut_from_ref, reason = "as for f32_mut")]
+    fn host_bytes(&self) -> &mut [u8] {
+        let ptr = self.host_ptr();
+        // SAFETY: the storage holds `bytes()` bytes from `ptr` on (checked when the view was made), written or
+        // zeroed by the system; tensors stay on one thread and no other slice of them is alive here.
+        unsafe { std::slice::from_raw_parts_mut(ptr, self.bytes()) }
     }
 
     /// Lends its bytes to another thread. Nobody else may touch them until the loan is dropped.
     pub fn lend(&self) -> Lent {
-        Lent { storage: self.storage.clone(), ptr: self.ptr(), bytes: self.bytes() }
+        let (storage, ptr, bytes) = (self.storage.clone(), self.ptr(), self.bytes());
+        Lent { storage, ptr, bytes, copy: OnceCell::new(), written: false }
     }
 
     /// Copies values in, converted to its dtype.
@@ -183,26 +257,41 @@ impl Tensor {
     /// If their number differs, or if this is a tensor of integers.
     pub fn write_f32(&self, values: &[f32]) {
         assert_eq!(values.len(), self.numel(), "values for {self:?}");
-        if self.executes() {
-            match self.data_mut() {
-                DataMut::F32(dst) => dst.copy_from_slice(values),
-                DataMut::Bf16(dst) => dst.iter_mut().zip(values).for_each(|(d, &v)| *d = bf16::from_f32(v)),
-            }
+        match self.dtype {
+            DType::F32 => self.with_bytes_mut(|bytes| bytes.copy_from_slice(bytemuck::cast_slice(values))),
+            DType::Bf16 => self.with_bytes_mut(|bytes| {
+                let pairs = bytes.chunks_exact_mut(2).zip(values);
+                pairs.for_each(|(to, &value)| to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()));
+            }),
+            other => panic!("write_f32 into {other}"),
         }
     }
 
-    /// Its values as f32; empty where the device doesn't execute.
+    /// Its values as f32; empty where the device doesn't execute. On a GPU this waits for all its work.
     ///
     /// # Panics
     /// If this is a tensor of integers.
     pub fn to_f32(&self) -> Vec<f32> {
-        if !self.executes() {
-            return Vec::new();
-        }
-        match self.data() {
-            Data::F32(src) => src.to_vec(),
-            Data::Bf16(src) => src.iter().map(|v| v.to_f32()).collect(),
-        }
+        let mut values = Vec::new();
+        self.with_bytes(|bytes| {
+            values = match self.dtype {
+                DType::F32 => bytemuck::pod_collect_to_vec(bytes),
+                DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+                other => panic!("to_f32 of {other}"),
+            }
+        });
+        values
+    }
+
+    /// Its values; empty where the device doesn't execute. On a GPU this waits for all its work.
+    ///
+    /// # Panics
+    /// Unless this is a tensor of u32.
+    pub fn to_u32(&self) -> Vec<u32> {
+        assert_eq!(self.dtype, DType::U32, "to_u32 of {self:?}");
+        let mut values = Vec::new();
+        self.with_bytes(|bytes| values = bytemuck::pod_collect_to_vec(bytes));
+        values
     }
 
     /// Its single value.
@@ -245,6 +334,21 @@ impl Tensor {
         self.storage.block.is_some() && self.device().executes()
     }
 
+    /// Who runs kernels on it; `None` where nobody does.
+    pub(crate) fn runs_on(&self) -> Option<On<'_>> {
+        self.storage.block.as_ref().and_then(|_| self.device().runs_on())
+    }
+
+    /// Where a GPU has it.
+    pub(crate) fn address(&self) -> u64 {
+        self.ptr().expect("kernels run only where somebody executes") as u64
+    }
+
+    fn host_ptr(&self) -> *mut u8 {
+        assert!(self.device().gpu().is_none(), "the processor reads {self:?}");
+        self.ptr().expect("kernels run only where executes() holds")
+    }
+
     fn ptr(&self) -> Option<*mut u8> {
         let block = self.storage.block.as_ref().filter(|_| self.device().executes())?;
         Some(block.ptr.wrapping_add(self.offset))
@@ -252,7 +356,7 @@ impl Tensor {
 
     fn typed<T: bytemuck::Pod>(&self, of: DType) -> *mut T {
         assert_eq!(self.dtype, of, "element type of {self:?}");
-        self.ptr().expect("kernels run only where executes() holds").cast()
+        self.host_ptr().cast()
     }
 
     /// Its f32 elements.

@@ -1,56 +1,11 @@
 //! Each op's gradient against finite differences of its own forward pass, kept and recomputed, and `meta` against `cpu`.
 
+mod support;
+
 use ferrotune_tensor::ops::{self, GroupedLinear, Heads, Linear, Lora, Noise, Rotary, Route, Spans, Targets};
-use ferrotune_tensor::{DType, Device, Host, Kind, Param, ParamInfo, Phase, Segment, Tape, Tensor, Var};
+use ferrotune_tensor::{DType, Device, Kind, Param, Segment, Tape, Tensor, Var};
 use std::rc::Rc;
-
-/// Parameters of a test, each with a gradient.
-struct Weights {
-    device: Device,
-    values: Vec<(Param, Tensor, Tensor)>,
-}
-
-impl Weights {
-    fn new(device: &Device) -> Self {
-        Self { device: device.clone(), values: Vec::new() }
-    }
-
-    fn add<const N: usize>(&mut self, shape: [usize; N], trainable: bool) -> Param {
-        let id = self.values.len();
-        let (shape, name) = (shape.into(), format!("p{id}"));
-        let info = ParamInfo { id, name, shape, dtype: DType::F32, trainable, segments: vec![Segment(0)] };
-        let param = Param::new(info);
-        let value = Tensor::from_f32(&self.device, &random(shape.numel(), id as u64 + 100), shape, Kind::Weight);
-        self.values.push((param.clone(), value, self.device.zeros(shape, DType::F32, Kind::Grad)));
-        param
-    }
-}
-
-impl Host for Weights {
-    fn weight(&self, param: &Param) -> Tensor {
-        self.values[param.id].1.clone()
-    }
-    fn grad(&self, param: &Param) -> Tensor {
-        self.values[param.id].2.clone()
-    }
-    fn trains(&self, _: Segment) -> bool {
-        self.values.iter().any(|(p, ..)| p.trainable)
-    }
-    fn enter(&self, _: Segment, _: Phase) {}
-    fn leave(&self, _: Segment, _: Phase) {}
-}
-
-/// Values in (-1, 1).
-fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(n).collect()
-}
+use support::{Weights, lora, noise, random};
 
 type Net<'a> = Rc<dyn Fn(&Tape<'_>, Var) -> Var + 'a>;
 
@@ -102,23 +57,6 @@ fn check(weights: &Weights, x: &Param, net: Net<'static>, loss_root: bool) {
         let gap = (measured - computed).abs() / computed.abs().max(1e-2);
         assert!(gap < 2e-3, "{}: {measured} by differences, {computed} by the tape", param.name);
     }
-}
-
-fn lora(w: &mut Weights, out: usize, inputs: usize, rank: usize, dropout: f32, dora: bool) -> Lora {
-    let (a, b) = (w.add([rank, inputs], true), w.add([out, rank], true));
-    Lora { a, b, scale: 0.7, dropout, magnitude: dora.then(|| w.add([out], true)) }
-}
-
-fn noise(device: &Device, tokens: usize, embedding_alpha: f32) -> Rc<Noise> {
-    let up = |f: &dyn Fn(usize) -> u32| Tensor::from_u32(device, &(0..tokens).map(f).collect::<Vec<_>>(), Kind::Input);
-    Rc::new(Noise {
-        seed: 3,
-        step: 5,
-        samples: up(&|i| i as u32 / 3),
-        positions: up(&|i| i as u32 % 3),
-        lengths: up(&|_| 3),
-        embedding_alpha,
-    })
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_dist::Layout;
 use ferrotune_model::{Config, Model};
-use ferrotune_tensor::DType;
+use ferrotune_tensor::{DType, Profile};
 use ferrotune_train::engine::{Offload, Sharding};
 use ferrotune_train::plan::{
     Candidate, Choice, Demand, Link, Links, Question, Rates, balance_of, candidates, choose, simulate,
@@ -112,7 +112,8 @@ fn memory(model: &Model, candidate: &Candidate, tokens: usize) -> String {
         recompute: true,
     };
     let shape = Shape { candidate: candidate.clone(), overlap: true, offload: Offload::default() };
-    let bytes = predict(model, &options, &shape, &[tokens]).expect("counting needs no memory").device.peak;
+    let bytes =
+        predict(model, &options, &shape, &[tokens], Profile::Cpu).expect("counting needs no memory").device.peak;
     let fits = if bytes <= CAPACITY { "" } else { " (doesn't fit)" };
     format!("{:.1}{fits}", bytes as f64 / f64::from(1 << 30))
 }

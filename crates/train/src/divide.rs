@@ -7,6 +7,7 @@ use crate::step::StepOptions;
 use crate::{Error, Result};
 use ferrotune_config::plan::{ParallelPlan, Recompute, Strategy};
 use ferrotune_model::Model;
+use ferrotune_tensor::Profile;
 use std::cell::RefCell;
 
 /// What the ranks have found out about themselves, and agreed on.
@@ -40,6 +41,8 @@ pub struct Load<'a> {
     pub micro_batches: usize,
     /// Bytes of the model's files in a checkpoint; `None` if none is written while the run goes on.
     pub saved: Option<u64>,
+    /// What the ranks' devices are.
+    pub profile: Profile,
 }
 
 /// A run's split.

@@ -10,7 +10,7 @@ use ferrotune_config::plan::{ParallelPlan, Recompute};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Comm, Imagined, Mesh, Place};
 use ferrotune_model::Model;
-use ferrotune_tensor::{Device, Track, cpu};
+use ferrotune_tensor::{Device, Profile, Track, cpu};
 use std::rc::Rc;
 
 /// How a run is split, before there is anything to split.
@@ -58,26 +58,44 @@ impl Bytes {
     }
 }
 
-/// Bytes of a step over `lengths`, one row each, in every micro-batch: those of the fullest rank.
-pub fn predict(model: &Model, options: &StepOptions, shape: &Shape, lengths: &[usize]) -> Result<Bytes> {
-    let stages = by_stage(model, options, shape, lengths)?;
+/// Bytes of a step over `lengths`, one row each, in every micro-batch, on devices of a profile: those of the fullest rank.
+pub fn predict(
+    model: &Model,
+    options: &StepOptions,
+    shape: &Shape,
+    lengths: &[usize],
+    profile: Profile,
+) -> Result<Bytes> {
+    let stages = by_stage(model, options, shape, lengths, profile)?;
     Ok(stages.into_iter().max_by_key(Bytes::live).unwrap_or_default())
 }
 
 /// The bytes of the first rank of each stage, the first stage's first.
-fn by_stage(model: &Model, options: &StepOptions, shape: &Shape, lengths: &[usize]) -> Result<Vec<Bytes>> {
+fn by_stage(
+    model: &Model,
+    options: &StepOptions,
+    shape: &Shape,
+    lengths: &[usize],
+    profile: Profile,
+) -> Result<Vec<Bytes>> {
     let layout = shape.candidate.layout;
     let of = |stage| {
         let rank = layout.rank(Place { shard: 0, stage, replica: 0 });
-        count(model, options, shape.division(Rc::new(Imagined::new(rank, layout.world()))), lengths)
+        let device = Device::imitating(profile);
+        count(model, options, shape.division(Rc::new(Imagined::new(rank, layout.world()))), lengths, &device)
     };
     (0..layout.stages).map(of).collect()
 }
 
-fn count(model: &Model, options: &StepOptions, division: Division, lengths: &[usize]) -> Result<Bytes> {
-    let device = Device::meta();
+fn count(
+    model: &Model,
+    options: &StepOptions,
+    division: Division,
+    lengths: &[usize],
+    device: &Device,
+) -> Result<Bytes> {
     let stages = division.spans.len();
-    let engine = Engine::new(&device, model, division, options.plus.is_some());
+    let engine = Engine::new(device, model, division, options.plus.is_some());
     let rows: Vec<Flat> = lengths.iter().map(|&len| Flat::new(len)).collect();
     let samples: Vec<Sample<'_>> =
         rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect();
@@ -87,7 +105,7 @@ fn count(model: &Model, options: &StepOptions, division: Division, lengths: &[us
         let work = Work { step: number, rate: 0.0, micro_batches: &micro_batches, votes: &Votes::default };
         step(model, &engine, options, &work)?;
     }
-    let host = if engine.host_memory().is(&device) { 0 } else { engine.host_memory().track().peak };
+    let host = if engine.host_memory().is(device) { 0 } else { engine.host_memory().track().peak };
     let owned = engine.owned().iter().map(|piece| piece.tensor.bytes() as u64).sum();
     Ok(Bytes { device: device.track(), host, owned })
 }
@@ -116,7 +134,9 @@ pub struct MemoryPlan {
     pub recompute: bool,
     /// The step as it will be run, on the rank with the most.
     pub predicted: Track,
-    /// What that rank keeps in host memory, which on this device is the same memory.
+    /// Whose memory it is.
+    pub profile: Profile,
+    /// What that rank keeps in host memory, which is the device's own where the processor computes.
     pub host: u64,
     /// Copies of what that rank saves, which threads write while the run goes on.
     pub copies: u64,
@@ -129,7 +149,11 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All bytes of the fullest rank.
     pub fn needed(&self) -> u64 {
-        self.predicted.peak + self.host + self.copies + self.constant
+        let beside = match self.profile {
+            Profile::Cpu => self.host + self.copies,
+            Profile::Cuda => 0,
+        };
+        self.predicted.peak + self.constant + beside
     }
 
     /// Whether they can be had.
@@ -156,15 +180,20 @@ impl MemoryPlan {
 /// # Errors
 /// If the step itself can't be run.
 pub fn decide(load: &Load<'_>, shape: &Shape, available: Option<u64>) -> Result<MemoryPlan> {
-    let constant = (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64;
+    let profile = load.profile;
+    let constant = match profile {
+        Profile::Cpu => (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64,
+        // Products' scratch memory is there before anybody asks what is free.
+        Profile::Cuda => 0,
+    };
     let plan = |recompute| -> Result<MemoryPlan> {
         let options = StepOptions { recompute, ..load.options.clone() };
-        let stages = by_stage(load.model, &options, shape, load.lengths)?;
+        let stages = by_stage(load.model, &options, shape, load.lengths, profile)?;
         let of = |(stage, bytes): (usize, Bytes)| {
             // The first rank of all writes the model's files besides its part of the state.
             let files = load.saved.filter(|_| stage == 0).unwrap_or(0);
             let copies = load.saved.map_or(0, |_| bytes.owned) + files;
-            MemoryPlan { recompute, predicted: bytes.device, host: bytes.host, copies, constant, available }
+            MemoryPlan { recompute, predicted: bytes.device, profile, host: bytes.host, copies, constant, available }
         };
         let plans = stages.into_iter().enumerate().map(of);
         Ok(plans.max_by_key(MemoryPlan::needed).unwrap_or_default())
@@ -206,7 +235,8 @@ mod tests {
             let candidate = Candidate { layout, sharded, spans: vec![0..model.segments(); 1] };
             let shape = Shape { candidate, overlap: true, offload: Offload::default() };
             let (recompute, lengths) = (Recompute::Off, &[8][..]);
-            let load = Load { model: &model, options: &options, recompute, lengths, micro_batches: 1, saved };
+            let profile = Profile::Cpu;
+            let load = Load { model: &model, options: &options, recompute, lengths, micro_batches: 1, saved, profile };
             decide(&load, &shape, None).unwrap()
         };
         let never = plan(1, Sharding::Whole, None);

@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::step::{Sample, batch};
 use ferrotune_dist::Ticket;
 use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings};
-use ferrotune_tensor::{DType, Kind, Segment, Tape, Tensor, Var};
+use ferrotune_tensor::{DType, Kind, Segment, Tape, Tensor, Var, ops};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
@@ -40,19 +40,19 @@ struct Flight<'t> {
 
 impl Passes<'_> {
     /// Adds the gradients of all micro-batches and returns this rank's share of the loss, which is 0 on all stages but
-    /// the last.
+    /// the last. The losses stay on the device until all work is begun: nobody waits for it in between.
     ///
     /// # Errors
     /// If memory runs out or a rank is lost.
     pub(crate) fn run(&self, micro_batches: &[Vec<Sample<'_>>]) -> Result<f64> {
         let behind = self.engine.division().spans.len() - 1 - self.engine.division().mesh.place().stage;
         let recompute = |segment: Segment| self.recompute && self.model.is_block(segment);
-        let (mut flying, mut loss) = (VecDeque::new(), 0.0);
-        let mut sent = Vec::new();
+        let losses = self.engine.device().zeros([micro_batches.len()], DType::F32, Kind::Act);
+        let (mut flying, mut sent) = (VecDeque::new(), Vec::new());
         let mut done = 0;
         for (number, samples) in micro_batches.iter().enumerate() {
             let tape = Tape::new(self.engine.device(), self.engine, &recompute);
-            flying.push_back(self.forward(tape, samples, &mut sent, &mut loss)?);
+            flying.push_back(self.forward(tape, samples, &mut sent, &losses.view(4 * number, [1], DType::F32))?);
             if number >= behind {
                 done += 1;
                 self.backward(flying.pop_front(), done == micro_batches.len(), &mut sent)?;
@@ -63,7 +63,7 @@ impl Passes<'_> {
             self.backward(flying.pop_front(), done == micro_batches.len(), &mut sent)?;
         }
         sent.into_iter().try_for_each(Ticket::wait)?;
-        Ok(loss)
+        Ok(losses.to_f32().into_iter().fold(0.0, |sum, loss| sum + f64::from(loss)))
     }
 
     fn forward<'t>(
@@ -71,7 +71,7 @@ impl Passes<'_> {
         tape: Tape<'t>,
         samples: &[Sample<'_>],
         sent: &mut Vec<Ticket>,
-        loss: &mut f64,
+        loss: &Tensor,
     ) -> Result<Flight<'t>> {
         let batch = batch(self.model, self.engine, samples, Some(self.noise));
         let input = receive(self.model, self.engine, &batch)?
@@ -80,7 +80,7 @@ impl Passes<'_> {
         let output = self.model.forward(&tape, &batch, span, input.clone(), self.loss);
         if self.engine.division().is_last() {
             self.engine.check()?;
-            *loss += f64::from(output.value.item());
+            ops::copy(loss, &output.value);
         } else {
             sent.push(pass_on(self.engine, &output));
         }

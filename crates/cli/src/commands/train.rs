@@ -73,7 +73,8 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let split = split(resolved, world, &fitted, &files.config, &prepared)?;
     let division = split.shape.division(world.comm.clone());
     world.comm.pulse().does(Activity::Loading);
-    let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division)?;
+    world.device.reserve(split.memory.needed());
+    let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division, &world.device)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     let saver = Saver {
         tuning: &tuning,

@@ -20,7 +20,7 @@ const TORCH: &str = "belongs to PyTorch or to a device that is not used";
 const GONE: &str = "newer versions of transformers have dropped it";
 
 pub(super) const KEYS: &[Key] = &[
-    no_effect("use_cpu", Bool, "false", "this build computes on the processor in any case"),
+    works("use_cpu", Bool, "false", "computes on the processor even where there is a GPU"),
     works(
         "strategy",
         Choice(&STRATEGY),

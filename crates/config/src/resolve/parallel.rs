@@ -11,6 +11,7 @@ pub(super) fn parallel(s: &mut Settings<'_>) -> ParallelPlan {
     let seconds = |s: &Settings<'_>, name| Duration::from_secs_f64(s.float(name).min(1e9));
     let plan = ParallelPlan {
         strategy,
+        use_cpu: s.bool("use_cpu"),
         offload_optimizer: s.bool("offload_optimizer") || foreign.offload_optimizer,
         offload_parameters: s.bool("offload_parameters") || foreign.offload_parameters,
         overlap: s.bool("overlap_communication") && foreign.overlap.unwrap_or(true),

@@ -36,6 +36,7 @@ pub use gemm::{Gemm, Mat, Product, gemm};
 pub use level::{Level, features, level, with_level};
 pub use norm::{RmsNormGrad, rmsnorm, rmsnorm_apply, rmsnorm_backward, rmsnorm_backward_workspace};
 pub use optimizer::{AdamW, AdamWState, adamw};
+pub(crate) use rng::step_key;
 pub use rng::{NoiseKey, add_embedding_noise, dropout, fill_normal, fill_uniform};
 pub use rope::rope;
 pub use rows::{gather_rows, scatter_add_rows, scatter_rows};

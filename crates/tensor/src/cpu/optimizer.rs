@@ -59,6 +59,14 @@ pub fn adamw(step: &AdamW, weight: DataMut<'_>, grad: &[f32], state: AdamWState<
     });
 }
 
+impl AdamW {
+    /// The scalars of a step, in the order in which a GPU's kernel has them.
+    pub(crate) fn factors(&self) -> [f32; 9] {
+        let f = Factors::new(self);
+        [f.grad, f.keep, f.beta1, f.rest1, f.beta2, f.rest2, f.root, f.eps, f.rate]
+    }
+}
+
 /// The scalars of a step, computed in f64 as torch does, used in f32.
 struct Factors {
     grad: f32,

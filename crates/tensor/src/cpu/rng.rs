@@ -65,6 +65,11 @@ fn derive(seed: u64, role: Role, other: u64) -> [u32; 2] {
     [words[0][0], words[1][0]]
 }
 
+/// The key of a step's random numbers, which a GPU's kernels are given.
+pub(crate) fn step_key(seed: u64, step: u64) -> [u32; 2] {
+    derive(seed, Role::Step, step)
+}
+
 /// Calls `f(column, word)` for each column of a row.
 #[inline(always)]
 fn for_columns(width: usize, rest: [u32; 3], key: [u32; 2], mut f: impl FnMut(usize, u32)) {

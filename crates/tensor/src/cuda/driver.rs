@@ -146,18 +146,14 @@ pub mod flag {
     pub const PINNED_PORTABLE: u32 = 1;
 }
 
-/// Opens the driver's library and initialises it.
+/// Opens the driver's library; [`Driver::init`] must be the first call.
 ///
 /// # Errors
 /// With every place where it was looked for.
 pub fn open(search: &Search) -> Result<Driver, NotLoaded> {
     let cure = "A GPU needs NVIDIA's driver, version 525 or newer; `nvidia-smi` shows whether it runs.";
-    let wanted = Wanted { name: "the NVIDIA driver", files: &["libcuda.so.1"], cure };
-    search.open(&wanted, |library: Library| {
-        let driver = Driver::load(library)?;
-        // SAFETY: the first call, as it must be.
-        unsafe { driver.init(0) }.map_err(|error| error.to_string())?;
-        Ok(driver)
+    search.open(&Wanted { name: "the NVIDIA driver", files: &["libcuda.so.1"], cure }, |library: Library| {
+        Driver::load(library)
     })
 }
 

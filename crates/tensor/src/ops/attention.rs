@@ -4,8 +4,11 @@
 //! q `[t, heads * head_dim]`, k and v `[t, kv_heads * head_dim]`, each kv head serving heads / kv_heads query heads. Saves q,
 //! k, v, the output and the log-sum-exp a row and head.
 
-use crate::cpu;
-use crate::{DType, Kind, Tape, Var};
+use crate::cuda::kernels::{AttentionCall, attention_tables};
+use crate::device::On;
+use crate::{DType, Device, Kind, Profile, Tape, Tensor, Var};
+use crate::{cpu, cuda};
+use std::cell::OnceCell;
 use std::rc::Rc;
 
 /// Heads of an attention layer.
@@ -29,12 +32,23 @@ impl Heads {
 }
 
 /// Which tokens see each other: query rows `q[i]..q[i + 1]` see keys `k[i]..k[i + 1]`, aligned at their ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Spans {
     /// Borders of the sequences in the queries.
     pub q: Vec<u32>,
     /// Borders of the sequences in the keys.
     pub k: Vec<u32>,
+    /// The same where a GPU reads it.
+    tables: OnceCell<SpanTables>,
+}
+
+/// Borders of the sequences, and for each block of a GPU's grid its sequence and stretch of 64 rows.
+#[derive(Debug, Clone)]
+pub(crate) struct SpanTables {
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) q_tiles: Tensor,
+    pub(crate) k_tiles: Tensor,
 }
 
 impl Spans {
@@ -43,12 +57,25 @@ impl Spans {
         if bounds.is_empty() {
             bounds.push(0);
         }
-        Self { q: bounds.clone(), k: bounds }
+        Self { q: bounds.clone(), k: bounds, tables: OnceCell::new() }
     }
 
     /// `new` tokens at the end of a sequence of `total`.
     pub fn continuing(new: u32, total: u32) -> Self {
-        Self { q: vec![0, new], k: vec![0, total] }
+        Self { q: vec![0, new], k: vec![0, total], tables: OnceCell::new() }
+    }
+
+    /// The tables on a GPU, uploaded at a batch's first attention; `None` where the kernels take the lists as they are.
+    fn tables(&self, device: &Device) -> Option<&SpanTables> {
+        let upload = |list: &[u32]| Tensor::from_u32(device, list, Kind::Input);
+        let make = || {
+            let (q, q_tiles) = (upload(&self.q), upload(&attention_tables(&self.q)));
+            if self.q == self.k {
+                return SpanTables { k: q.clone(), k_tiles: q_tiles.clone(), q, q_tiles };
+            }
+            SpanTables { q, q_tiles, k: upload(&self.k), k_tiles: upload(&attention_tables(&self.k)) }
+        };
+        (device.profile() == Profile::Cuda).then(|| self.tables.get_or_init(make))
     }
 
     /// Pairs of query and key that see each other.
@@ -77,10 +104,18 @@ pub fn attention(t: &Tape<'_>, q: &Var, k: &Var, v: &Var, spans: &Rc<Spans>, hea
     let lse = device.empty([heads.heads, rows], DType::F32, Kind::Act);
     let flops = 4.0 * spans.pairs(heads.window) * width as f64;
     device.count_flops(flops);
-    if o.executes() {
-        let shape = shape(spans, heads);
-        let args = cpu::Attention { shape, q: q.value.data(), k: k.value.data(), v: v.value.data() };
-        cpu::attention_forward(&args, o.data_mut(), lse.f32_mut());
+    let tables = spans.tables(device);
+    match (o.runs_on(), tables) {
+        (Some(On::Cpu), _) => {
+            let shape = shape(spans, heads);
+            let args = cpu::Attention { shape, q: q.value.data(), k: k.value.data(), v: v.value.data() };
+            cpu::attention_forward(&args, o.data_mut(), lse.f32_mut());
+        }
+        (Some(On::Cuda(gpu)), Some(tables)) => {
+            let call = AttentionCall { heads, spans, tables };
+            gpu.attention_forward(&call, [&q.value, &k.value, &v.value], [&o, &lse]);
+        }
+        _ => {}
     }
     let needs = q.needs_grad() || k.needs_grad() || v.needs_grad();
     let (qv, kv, vv) = (q.value.clone(), k.value.clone(), v.value.clone());
@@ -89,13 +124,24 @@ pub fn attention(t: &Tape<'_>, q: &Var, k: &Var, v: &Var, spans: &Rc<Spans>, hea
     t.op(o, needs, move |g, dout| {
         let (dq, dk, dv) = (qv.empty_like(Kind::ActGrad), kv.empty_like(Kind::ActGrad), vv.empty_like(Kind::ActGrad));
         let shape = shape(&spans, heads);
-        let floats = cpu::attention_backward_workspace(&shape);
+        let floats = match g.device().profile() {
+            Profile::Cpu => cpu::attention_backward_workspace(&shape),
+            Profile::Cuda => cuda::kernels::attention_backward_workspace(&shape),
+        };
         let work = g.device().empty([floats], DType::F32, Kind::Work);
         g.device().count_flops(2.5 * flops);
-        if dq.executes() {
-            let args = cpu::Attention { shape, q: qv.data(), k: kv.data(), v: vv.data() };
-            let given = cpu::AttentionGrad { o: out.data(), lse: lse.f32(), dout: dout.data() };
-            cpu::attention_backward(&args, &given, (dq.data_mut(), dk.data_mut(), dv.data_mut()), work.f32_mut());
+        let tables = spans.tables(g.device());
+        match (dq.runs_on(), tables) {
+            (Some(On::Cpu), _) => {
+                let args = cpu::Attention { shape, q: qv.data(), k: kv.data(), v: vv.data() };
+                let given = cpu::AttentionGrad { o: out.data(), lse: lse.f32(), dout: dout.data() };
+                cpu::attention_backward(&args, &given, (dq.data_mut(), dk.data_mut(), dv.data_mut()), work.f32_mut());
+            }
+            (Some(On::Cuda(gpu)), Some(tables)) => {
+                let call = AttentionCall { heads, spans: &spans, tables };
+                gpu.attention_backward(&call, [&qv, &kv, &vv, &out, &lse, &dout], [&dq, &dk, &dv], &work);
+            }
+            _ => {}
         }
         for (id, gradient) in [(q_id, dq), (k_id, dk), (v_id, dv)] {
             if let Some(id) = id {

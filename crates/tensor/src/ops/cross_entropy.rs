@@ -7,6 +7,7 @@
 use super::elementwise::cast;
 use super::matmul::{Term, flipped, matmul, plain};
 use crate::cpu;
+use crate::device::On;
 use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
 
 /// Rows that have a loss, with their labels, and what is counted over them.
@@ -108,36 +109,41 @@ impl Chunk<'_> {
         let losses = device.empty([rows, 2], DType::F32, Kind::Work);
         matmul(&logits, 0.0, Term::new(1.0, plain(&h), flipped(self.weight)), None, None);
         let backward = self.dx.is_some() || self.dw.is_some();
-        if logits.executes() {
-            let labels = self.targets.labels.rows(start, rows);
-            let options = cpu::CrossEntropy {
-                vocab,
-                smoothing: self.options.smoothing,
-                scale: self.options.scale,
-                gradient: backward,
-            };
-            cpu::cross_entropy(&options, logits.f32_mut(), labels.i32(), losses.f32_mut());
-            self.count(losses.f32());
+        // bf16 weights want a bf16 partner, or the product runs at f32's rate.
+        let rounds = backward && self.x.dtype() == DType::Bf16;
+        let rounded = rounds.then(|| device.empty([rows, vocab], DType::Bf16, Kind::Work));
+        let labels = self.targets.labels.rows(start, rows);
+        let CrossEntropy { scale, smoothing } = self.options;
+        match logits.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                let options = cpu::CrossEntropy { vocab, smoothing, scale, gradient: backward };
+                cpu::cross_entropy(&options, logits.f32_mut(), labels.i32(), losses.f32_mut());
+                self.count(losses.f32());
+                if let Some(rounded) = &rounded {
+                    cast(rounded, &logits);
+                }
+            }
+            Some(On::Cuda(gpu)) => {
+                let dz = backward.then(|| rounded.as_ref().unwrap_or(&logits));
+                gpu.cross_entropy([&logits, &labels, &losses], dz, (scale, smoothing));
+                gpu.count_losses(&losses, scale, self.loss, &self.targets.stats);
+            }
         }
         if !backward {
             return;
         }
-        // bf16 weights want a bf16 partner, or the product runs at f32's rate.
-        let dz = if self.x.dtype() == DType::Bf16 {
-            let rounded = device.empty([rows, vocab], DType::Bf16, Kind::Work);
-            cast(&rounded, &logits);
-            rounded
-        } else {
-            logits
-        };
+        let dz = rounded.unwrap_or(logits);
         if let Some(dw) = self.dw {
             matmul(dw, 1.0, Term::new(1.0, flipped(&dz), plain(&h)), None, None);
         }
         if let Some(dx) = self.dx {
             let dh = device.empty([rows, hidden], self.x.dtype(), Kind::Work);
             matmul(&dh, 0.0, Term::new(1.0, plain(&dz), plain(self.weight)), None, None);
-            if dh.executes() {
-                cpu::scatter_rows(dh.data(), index.u32(), dx.data_mut(), hidden);
+            match dh.runs_on() {
+                None => {}
+                Some(On::Cpu) => cpu::scatter_rows(dh.data(), index.u32(), dx.data_mut(), hidden),
+                Some(On::Cuda(gpu)) => gpu.scatter_rows(&dh, &index, dx),
             }
         }
     }
@@ -160,8 +166,10 @@ impl Chunk<'_> {
 fn gathered(x: &Tensor, index: &Tensor, device: &Device) -> Tensor {
     let width = x.shape().last();
     let h = device.empty([index.numel(), width], x.dtype(), Kind::Work);
-    if h.executes() {
-        cpu::gather_rows(x.data(), index.u32(), h.data_mut(), width);
+    match h.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::gather_rows(x.data(), index.u32(), h.data_mut(), width),
+        Some(On::Cuda(gpu)) => gpu.gather_rows(x, index, &h),
     }
     h
 }

@@ -3,10 +3,12 @@
 //!
 //! z `[t, out]`, m and the norm `[out]` in f32. dz = dy c with c = m / norm; dm = sum over rows of dy z / norm.
 
+use super::elementwise::column_parts_workspace;
 use super::elementwise::{add_column_sums, cast};
 use super::linear::Linear;
 use super::matmul::{Term, matmul, plain};
 use crate::cpu;
+use crate::device::On;
 use crate::{DType, Kind, Param, Tape, Tensor, Var};
 
 /// Rows of the merged weight that are in f32 at a time.
@@ -22,8 +24,10 @@ pub fn row_norms(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> Tensor 
         let merged = device.empty([rows, inputs], DType::F32, Kind::Work);
         cast(&merged, &weight.rows(start, rows));
         matmul(&merged, 1.0, Term::new(scale, plain(&b.rows(start, rows)), plain(a)), None, None);
-        if merged.executes() {
-            cpu::row_norms(merged.f32(), &mut norms.f32_mut()[start..start + rows]);
+        match merged.runs_on() {
+            None => {}
+            Some(On::Cpu) => cpu::row_norms(merged.f32(), &mut norms.f32_mut()[start..start + rows]),
+            Some(On::Cuda(gpu)) => gpu.row_norms(&merged, &norms.rows(start, rows)),
         }
     }
     norms
@@ -36,10 +40,17 @@ pub(crate) fn rescale(t: &Tape<'_>, z: Var, layer: &Linear, magnitude: &Param) -
     let factors = t.device().empty(norms.shape(), DType::F32, Kind::Act);
     let bias = layer.bias.as_ref().map(|b| t.weight(b));
     let y = z.value.empty_like(Kind::Act);
-    if y.executes() {
-        let m = t.weight(magnitude);
-        factors.f32_mut().iter_mut().zip(m.f32().iter().zip(norms.f32())).for_each(|(c, (m, n))| *c = m / n);
-        cpu::scale_columns(z.value.data(), factors.f32(), bias.as_ref().map(Tensor::data), y.data_mut());
+    match y.runs_on() {
+        None => {}
+        Some(On::Cpu) => {
+            let m = t.weight(magnitude);
+            factors.f32_mut().iter_mut().zip(m.f32().iter().zip(norms.f32())).for_each(|(c, (m, n))| *c = m / n);
+            cpu::scale_columns(z.value.data(), factors.f32(), bias.as_ref().map(Tensor::data), y.data_mut());
+        }
+        Some(On::Cuda(gpu)) => {
+            gpu.quotients(&factors, &t.weight(magnitude), &norms);
+            gpu.scale_columns(&z.value, &factors, bias.as_ref(), &y);
+        }
     }
     let (z_id, z_value, bias, magnitude) = (z.id(), z.value.clone(), layer.bias.clone(), magnitude.clone());
     t.op(y, z.needs_grad() || t.trains(&magnitude), move |g, dy| {
@@ -48,9 +59,17 @@ pub(crate) fn rescale(t: &Tape<'_>, z: Var, layer: &Linear, magnitude: &Param) -
         }
         let dz = dy.empty_like(Kind::ActGrad);
         let dm = g.grad(&magnitude);
-        if dz.executes() {
-            cpu::add_column_dots(dy.data(), z_value.data(), norms.f32(), dm.f32_mut());
-            cpu::scale_columns(dy.data(), factors.f32(), None, dz.data_mut());
+        let work = g.device().empty([column_parts_workspace(&dy)], DType::F32, Kind::Work);
+        match dz.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                cpu::add_column_dots(dy.data(), z_value.data(), norms.f32(), dm.f32_mut());
+                cpu::scale_columns(dy.data(), factors.f32(), None, dz.data_mut());
+            }
+            Some(On::Cuda(gpu)) => {
+                gpu.add_column_dots([&dy, &z_value], &norms, &dm, &work);
+                gpu.scale_columns(&dy, &factors, None, &dz);
+            }
         }
         if let Some(id) = z_id {
             g.put(id, dz);
@@ -68,14 +87,17 @@ pub fn merge_dora(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f32, magnitude
         let merged = device.empty([rows, inputs], DType::F32, Kind::Work);
         cast(&merged, &band);
         matmul(&merged, 1.0, Term::new(scale, plain(&b.rows(start, rows)), plain(a)), None, None);
-        if merged.executes() {
-            let mut norms = [0f32; BAND];
-            cpu::row_norms(merged.f32(), &mut norms[..rows]);
-            for (row, (norm, m)) in
-                merged.f32_mut().chunks_exact_mut(inputs).zip(norms.iter().zip(&magnitude.f32()[start..]))
-            {
-                row.iter_mut().for_each(|v| *v *= m / norm);
+        match merged.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                let mut norms = [0f32; BAND];
+                cpu::row_norms(merged.f32(), &mut norms[..rows]);
+                let factors = norms.iter().zip(&magnitude.f32()[start..]);
+                for (row, (norm, m)) in merged.f32_mut().chunks_exact_mut(inputs).zip(factors) {
+                    row.iter_mut().for_each(|v| *v *= m / norm);
+                }
             }
+            Some(On::Cuda(gpu)) => gpu.lacks("merging of DoRA"),
         }
         cast(&band, &merged);
     }

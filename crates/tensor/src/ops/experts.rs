@@ -9,6 +9,7 @@ use super::linear::{Lora, operand};
 use super::noise::{Noise, dropped};
 use super::route::Routes;
 use crate::cpu::{self, Stack};
+use crate::device::On;
 use crate::tape::{Grads, Saved};
 use crate::{DType, Kind, Param, Tape, Tensor, Var};
 use std::rc::Rc;
@@ -31,8 +32,10 @@ pub fn dispatch(t: &Tape<'_>, x: &Var, routes: &Rc<Routes>) -> Var {
     let var = t.op(rows, x.needs_grad(), move |g, drows| {
         let Some(id) = id else { return };
         let dx = g.device().empty(shape, dtype, Kind::ActGrad);
-        if dx.executes() {
-            cpu::combine(drows.data(), ways.slots.u32(), None, dx.data_mut(), shape.last());
+        match dx.runs_on() {
+            None => {}
+            Some(On::Cpu) => cpu::combine(drows.data(), ways.slots.u32(), None, dx.data_mut(), shape.last()),
+            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of experts' rows"),
         }
         g.put(id, dx);
     });
@@ -43,8 +46,10 @@ pub fn dispatch(t: &Tape<'_>, x: &Var, routes: &Rc<Routes>) -> Var {
 fn gathered(x: &Tensor, routes: &Routes) -> Tensor {
     let width = x.shape().last();
     let rows = x.device().empty([routes.rows(), width], x.dtype(), Kind::Act);
-    if rows.executes() {
-        cpu::gather_rows(x.data(), routes.sources.u32(), rows.data_mut(), width);
+    match rows.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::gather_rows(x.data(), routes.sources.u32(), rows.data_mut(), width),
+        Some(On::Cuda(gpu)) => gpu.gather_rows(x, &routes.sources, &rows),
     }
     rows
 }
@@ -53,17 +58,25 @@ fn gathered(x: &Tensor, routes: &Routes) -> Tensor {
 pub fn combine(t: &Tape<'_>, rows: &Var, weights: &Var, routes: &Rc<Routes>) -> Var {
     let (width, tokens) = (rows.value.shape().last(), weights.value.shape().rows());
     let y = t.device().empty([tokens, width], rows.value.dtype(), Kind::Act);
-    if y.executes() {
-        let by = Some(weights.value.f32());
-        cpu::combine(rows.value.data(), routes.slots.u32(), by, y.data_mut(), width);
+    match y.runs_on() {
+        None => {}
+        Some(On::Cpu) => {
+            let by = Some(weights.value.f32());
+            cpu::combine(rows.value.data(), routes.slots.u32(), by, y.data_mut(), width);
+        }
+        Some(On::Cuda(gpu)) => gpu.lacks("the sum of experts"),
     }
     let (made, by, ways) = (rows.value.clone(), weights.value.clone(), routes.clone());
     let (rows_id, weights_id) = (rows.id(), weights.id());
     t.op(y, rows.needs_grad() || weights.needs_grad(), move |g, dy| {
         let (drows, dweights) = (made.empty_like(Kind::ActGrad), by.empty_like(Kind::ActGrad));
-        if dy.executes() {
-            let to = (drows.data_mut(), dweights.f32_mut());
-            cpu::combine_backward((dy.data(), made.data()), (ways.slots.u32(), by.f32()), to, width);
+        match dy.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                let to = (drows.data_mut(), dweights.f32_mut());
+                cpu::combine_backward((dy.data(), made.data()), (ways.slots.u32(), by.f32()), to, width);
+            }
+            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of the sum of experts"),
         }
         if let Some(id) = rows_id {
             g.put(id, drows);
@@ -77,7 +90,9 @@ pub fn combine(t: &Tape<'_>, rows: &Var, weights: &Var, routes: &Rc<Routes>) -> 
 /// The keys of the sorted rows' dropout: each expert drops other elements of a token.
 fn noise_of(noise: &Noise, routes: &Routes) -> Noise {
     let (samples, positions) = (routes.sources.empty_like(Kind::Work), routes.sources.empty_like(Kind::Work));
-    if samples.executes() {
+    if let Some(gpu) = samples.device().gpu() {
+        gpu.lacks("dropout of experts");
+    } else if samples.executes() {
         let experts = routes.args.experts as u32;
         let to = (samples.u32_mut(), positions.u32_mut());
         for (i, (&slot, &expert)) in routes.slots.u32().iter().zip(routes.chosen.u32()).enumerate() {
@@ -155,9 +170,13 @@ fn multiply(routes: &Routes, c: &Tensor, beta: f32, first: Term<'_>, second: Opt
         assert_eq!((c.shape().rows(), c.shape().last()), (m, n), "result of a grouped product");
         c.device().count_flops(2.0 * m as f64 * n as f64 * k as f64);
     }
-    if c.executes() {
-        let second = second.as_ref().map(Term::stack);
-        cpu::grouped(routes.offsets.u32(), c.shape().last(), beta, &first.stack(), second.as_ref(), c.data_mut());
+    match c.runs_on() {
+        None => {}
+        Some(On::Cpu) => {
+            let second = second.as_ref().map(Term::stack);
+            cpu::grouped(routes.offsets.u32(), c.shape().last(), beta, &first.stack(), second.as_ref(), c.data_mut());
+        }
+        Some(On::Cuda(gpu)) => gpu.lacks("a product a group of experts' rows"),
     }
 }
 
@@ -165,8 +184,10 @@ fn multiply(routes: &Routes, c: &Tensor, beta: f32, first: Term<'_>, second: Opt
 fn add_outer(routes: &Routes, c: &Tensor, alpha: f32, a: &Tensor, b: &Tensor) {
     let (rows, m, n) = (a.shape().rows(), a.shape().last(), b.shape().last());
     c.device().count_flops(2.0 * rows as f64 * m as f64 * n as f64);
-    if c.executes() {
-        cpu::grouped_outer(routes.offsets.u32(), (m, n), alpha, (a.data(), b.data()), c.f32_mut());
+    match c.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::grouped_outer(routes.offsets.u32(), (m, n), alpha, (a.data(), b.data()), c.f32_mut()),
+        Some(On::Cuda(gpu)) => gpu.lacks("a gradient a group of experts' rows"),
     }
 }
 

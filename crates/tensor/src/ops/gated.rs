@@ -4,6 +4,7 @@
 //! dgate = s (1 - s) (z . dout).
 
 use crate::cpu;
+use crate::device::On;
 use crate::{Kind, Tape, Var};
 
 /// Adds `z` to `y` through its gate.
@@ -11,16 +12,22 @@ pub fn add_gated(t: &Tape<'_>, y: &Var, z: &Var, gate: &Var) -> Var {
     assert_eq!(y.value.shape(), z.value.shape(), "terms of a gated sum");
     let width = y.value.shape().last();
     let out = y.value.empty_like(Kind::Act);
-    if out.executes() {
-        cpu::add_gated(y.value.data(), z.value.data(), gate.value.data(), out.data_mut(), width);
+    match out.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::add_gated(y.value.data(), z.value.data(), gate.value.data(), out.data_mut(), width),
+        Some(On::Cuda(gpu)) => gpu.lacks("a gated sum"),
     }
     let (ids, needs) = ([y.id(), z.id(), gate.id()], [y, z, gate].iter().any(|var| var.needs_grad()));
     let (z, gate) = (z.value.clone(), gate.value.clone());
     t.op(out, needs, move |g, d| {
         let (dz, dgate) = (z.empty_like(Kind::ActGrad), gate.empty_like(Kind::ActGrad));
-        if d.executes() {
-            let to = (dz.data_mut(), dgate.data_mut());
-            cpu::add_gated_backward(d.data(), (z.data(), gate.data()), to, width);
+        match d.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                let to = (dz.data_mut(), dgate.data_mut());
+                cpu::add_gated_backward(d.data(), (z.data(), gate.data()), to, width);
+            }
+            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of a gated sum"),
         }
         for (id, gradient) in ids.into_iter().zip([d, dz, dgate]) {
             if let Some(id) = id {

@@ -1,7 +1,10 @@
 //! Matrix products as the other ops use them: shapes taken from tensors, work counted, nothing recorded.
 
-use crate::Tensor;
+use super::elementwise::cast;
 use crate::cpu::{self, Gemm, Mat, Product};
+use crate::cuda::{Matrix, Multiply};
+use crate::device::On;
+use crate::{DType, Kind, Profile, Tensor};
 
 /// One operand: a tensor read as `[rows, columns]` of its last dimension, or transposed.
 #[derive(Clone, Copy)]
@@ -68,6 +71,9 @@ pub(crate) fn matmul(c: &Tensor, beta: f32, first: Term<'_>, second: Option<Term
         assert_eq!((m2, n2), (m, n), "second term of a product");
         device.count_flops(2.0 * m as f64 * n as f64 * k2 as f64);
     }
+    if device.profile() == Profile::Cuda {
+        return on_gpu(c, beta, [Some(first), second], bias);
+    }
     if c.executes() {
         let args = Gemm {
             m,
@@ -79,4 +85,32 @@ pub(crate) fn matmul(c: &Tensor, beta: f32, first: Term<'_>, second: Option<Term
         };
         cpu::gemm(&args, c.data_mut(), n);
     }
+}
+
+/// One product after the other, since cublasLt takes one at a time: c is rounded after each. Operands must be of one type: where
+/// a bf16 is among them or results, f32 operands (adapters, gradients of logits) are rounded, as torch's autocast does.
+fn on_gpu(c: &Tensor, mut beta: f32, terms: [Option<Term<'_>>; 2], bias: Option<&Tensor>) {
+    let mut bias = bias.map(|bias| as_type(bias, c.dtype()));
+    for term in terms.into_iter().flatten() {
+        let narrow = [term.a.tensor, term.b.tensor, c].iter().any(|x| x.dtype() == DType::Bf16);
+        let of = if narrow { DType::Bf16 } else { DType::F32 };
+        let (a, b) = (as_type(term.a.tensor, of), as_type(term.b.tensor, of));
+        if let Some(On::Cuda(gpu)) = c.runs_on() {
+            let matrix = |tensor, operand: Operand<'_>| Matrix { tensor, trans: operand.trans };
+            let (a, b) = (matrix(&a, term.a), matrix(&b, term.b));
+            let args = Multiply { alpha: term.alpha, a, b, beta, bias: bias.as_ref(), sizes: term.sizes() };
+            gpu.multiply(c, &args);
+        }
+        (beta, bias) = (1.0, None);
+    }
+}
+
+/// The tensor itself, or its values in another type.
+fn as_type(tensor: &Tensor, dtype: DType) -> Tensor {
+    if tensor.dtype() == dtype {
+        return tensor.clone();
+    }
+    let cast_to = tensor.device().empty(tensor.shape(), dtype, Kind::Work);
+    cast(&cast_to, tensor);
+    cast_to
 }

@@ -18,6 +18,7 @@ mod rope;
 mod route;
 mod swiglu;
 
+pub(crate) use attention::SpanTables;
 pub use attention::{Heads, Spans, attention};
 pub use cross_entropy::{CrossEntropy, Targets, linear_cross_entropy, row_logits};
 pub use dora::{merge_dora, row_norms};

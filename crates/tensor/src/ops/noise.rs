@@ -3,6 +3,8 @@
 
 use super::linear::Lora;
 use crate::cpu;
+use crate::cuda::kernels::NoiseSource;
+use crate::device::On;
 use crate::{Kind, Tape, Tensor, Var};
 use std::rc::Rc;
 
@@ -28,6 +30,11 @@ impl Noise {
         let (samples, positions) = (self.samples.u32(), self.positions.u32());
         cpu::NoiseKey { seed: self.seed, step: self.step, site: site as u32, samples, positions }
     }
+
+    fn source(&self, site: usize) -> NoiseSource<'_> {
+        let (samples, positions) = (&self.samples, &self.positions);
+        NoiseSource { seed: self.seed, step: self.step, site: site as u32, samples, positions }
+    }
 }
 
 /// Site of the embedding's noise; adapters use their parameter's id.
@@ -37,8 +44,10 @@ const EMBEDDING_SITE: usize = u32::MAX as usize;
 pub(crate) fn dropped(x: &Tensor, lora: &Lora, noise: Option<&Noise>) -> Tensor {
     let Some(noise) = noise.filter(|_| lora.dropout > 0.0) else { return x.clone() };
     let y = x.empty_like(Kind::Work);
-    if y.executes() {
-        cpu::dropout(x.data(), y.data_mut(), x.shape().last(), lora.dropout, &noise.key(lora.a.id));
+    match y.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::dropout(x.data(), y.data_mut(), x.shape().last(), lora.dropout, &noise.key(lora.a.id)),
+        Some(On::Cuda(gpu)) => gpu.dropout(x, &y, lora.dropout, &noise.source(lora.a.id)),
     }
     y
 }
@@ -47,9 +56,16 @@ pub(crate) fn dropped(x: &Tensor, lora: &Lora, noise: Option<&Noise>) -> Tensor 
 /// each row of an embedding `x` `[t, width]`.
 pub fn embedding_noise(t: &Tape<'_>, x: Var, noise: &Rc<Noise>) -> Var {
     let (id, needs) = (x.id(), x.needs_grad());
-    if x.value.executes() {
-        let (lengths, width) = (noise.lengths.u32(), x.value.shape().last());
-        cpu::add_embedding_noise(x.value.data_mut(), width, noise.embedding_alpha, lengths, &noise.key(EMBEDDING_SITE));
+    match x.value.runs_on() {
+        None => {}
+        Some(On::Cpu) => {
+            let (lengths, width, key) = (noise.lengths.u32(), x.value.shape().last(), noise.key(EMBEDDING_SITE));
+            cpu::add_embedding_noise(x.value.data_mut(), width, noise.embedding_alpha, lengths, &key);
+        }
+        Some(On::Cuda(gpu)) => {
+            let source = noise.source(EMBEDDING_SITE);
+            gpu.add_embedding_noise(&x.value, noise.embedding_alpha, &noise.lengths, &source);
+        }
     }
     t.op(x.value, needs, move |g, dy| {
         if let Some(id) = id {
@@ -58,9 +74,15 @@ pub fn embedding_noise(t: &Tape<'_>, x: Var, noise: &Rc<Noise>) -> Var {
     })
 }
 
-/// Fills `x` with uniform values within `bound`, a function of (seed, stream).
+/// Fills `x` with uniform values within `bound`, a function of (seed, stream). A GPU's are made here too: it is done once.
 pub fn fill_uniform(x: &Tensor, bound: f32, seed: u64, stream: u64) {
-    if x.executes() {
-        cpu::fill_uniform(x.f32_mut(), -bound, bound, seed, stream);
+    match x.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::fill_uniform(x.f32_mut(), -bound, bound, seed, stream),
+        Some(On::Cuda(_)) => {
+            let mut values = vec![0f32; x.numel()];
+            cpu::fill_uniform(&mut values, -bound, bound, seed, stream);
+            x.write_f32(&values);
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! (times the tables' own scale, which YaRN sets).
 
 use crate::cpu;
+use crate::device::On;
 use crate::{Device, Kind, Tape, Tensor, Var};
 
 /// cos and sin of each token's position.
@@ -50,7 +51,9 @@ fn owned(x: Tensor) -> Tensor {
 }
 
 fn rotate(x: &Tensor, rotary: &Rotary, head_dim: usize, back: bool) {
-    if x.executes() {
-        cpu::rope(x.data_mut(), rotary.cos.f32(), rotary.sin.f32(), head_dim, back);
+    match x.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::rope(x.data_mut(), rotary.cos.f32(), rotary.sin.f32(), head_dim, back),
+        Some(On::Cuda(gpu)) => gpu.rope(x, [&rotary.cos, &rotary.sin], head_dim, back),
     }
 }

@@ -8,6 +8,7 @@
 
 use super::matmul::{Term, flipped, matmul, plain};
 use crate::cpu::{self, Route, Routed};
+use crate::device::On;
 use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
 use std::rc::Rc;
 
@@ -41,10 +42,7 @@ impl Routes {
     /// How many rows each expert sees; empty where the device doesn't execute. For tests and reports: nothing that is
     /// computed asks for it.
     pub fn counts(&self) -> Vec<u32> {
-        if !self.offsets.executes() {
-            return Vec::new();
-        }
-        self.offsets.u32().windows(2).map(|at| at[1] - at[0]).collect()
+        self.offsets.to_u32().windows(2).map(|at| at[1] - at[0]).collect()
     }
 }
 
@@ -58,24 +56,32 @@ pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route) -> (Var, Rc<Rou
     let weights = device.empty([tokens, args.top_k], DType::F32, Kind::Act);
     let routes = Rc::new(Routes::new(device, args, tokens));
     matmul(&logits, 0.0, Term::new(1.0, plain(&x.value), flipped(&weight)), None, None);
-    if weights.executes() {
-        let mut out = Routed {
-            probabilities: probabilities.f32_mut(),
-            weights: weights.f32_mut(),
-            chosen: routes.chosen.u32_mut(),
-            slots: routes.slots.u32_mut(),
-            sources: routes.sources.u32_mut(),
-            offsets: routes.offsets.u32_mut(),
-        };
-        cpu::route(logits.f32(), args, &mut out);
+    match weights.runs_on() {
+        None => {}
+        Some(On::Cpu) => {
+            let mut out = Routed {
+                probabilities: probabilities.f32_mut(),
+                weights: weights.f32_mut(),
+                chosen: routes.chosen.u32_mut(),
+                slots: routes.slots.u32_mut(),
+                sources: routes.sources.u32_mut(),
+                offsets: routes.offsets.u32_mut(),
+            };
+            cpu::route(logits.f32(), args, &mut out);
+        }
+        Some(On::Cuda(gpu)) => gpu.lacks("a router of experts"),
     }
     let (saved, x_id, x_dtype) = (x.save(), x.id(), x.value.dtype());
     let (router, ways) = (router.clone(), routes.clone());
     let var = t.op(weights, x.needs_grad() || t.trains(&router), move |g, dw| {
         let dlogits = probabilities.empty_like(Kind::Work);
-        if dlogits.executes() {
-            let (p, chosen) = (probabilities.f32(), ways.chosen.u32());
-            cpu::route_backward(args, p, chosen, dw.f32(), dlogits.f32_mut());
+        match dlogits.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                let (p, chosen) = (probabilities.f32(), ways.chosen.u32());
+                cpu::route_backward(args, p, chosen, dw.f32(), dlogits.f32_mut());
+            }
+            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of a router of experts"),
         }
         if router.trainable {
             let x = saved.get(g);

@@ -4,6 +4,7 @@
 //! s = sigmoid(gate). The output is made again in the backward pass where a reader saved it.
 
 use crate::cpu;
+use crate::device::On;
 use crate::{Kind, Tape, Tensor, Var};
 
 /// Joins the two halves of the MLP.
@@ -14,8 +15,12 @@ pub fn swiglu(t: &Tape<'_>, gate: &Var, up: &Var) -> Var {
     let (g_id, u_id) = (gate.id(), up.id());
     let var = t.op(y, gate.needs_grad() || up.needs_grad(), move |g, dy| {
         let (dg, du) = (g_value.empty_like(Kind::ActGrad), u_value.empty_like(Kind::ActGrad));
-        if dg.executes() {
-            cpu::swiglu_backward(dy.data(), g_value.data(), u_value.data(), dg.data_mut(), du.data_mut());
+        match dg.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                cpu::swiglu_backward(dy.data(), g_value.data(), u_value.data(), dg.data_mut(), du.data_mut());
+            }
+            Some(On::Cuda(gpu)) => gpu.swiglu_backward(&dy, [&g_value, &u_value], [&dg, &du]),
         }
         if let Some(id) = g_id {
             g.put(id, dg);
@@ -30,8 +35,10 @@ pub fn swiglu(t: &Tape<'_>, gate: &Var, up: &Var) -> Var {
 
 fn forward(gate: &Tensor, up: &Tensor) -> Tensor {
     let y = gate.empty_like(Kind::Act);
-    if y.executes() {
-        cpu::swiglu(gate.data(), up.data(), y.data_mut());
+    match y.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::swiglu(gate.data(), up.data(), y.data_mut()),
+        Some(On::Cuda(gpu)) => gpu.swiglu(gate, up, &y),
     }
     y
 }

@@ -234,7 +234,7 @@ fn part<'a>(adapter: &'a Adapter, parameter: &Parameter) -> Option<&'a HostTenso
 fn read(files: &dyn TensorSource, name: &str, parameter: &Parameter, range: Range<usize>, to: &Tensor) -> Result<()> {
     check_tensor(files, name, parameter.param.shape.dims())?;
     let dtype = if to.dtype() == DType::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
-    let mut result = Ok(());
-    to.with_bytes_mut(|bytes| result = files.read_range(name, range, dtype, bytes));
-    Ok(result?)
+    let begin = range.start;
+    to.write_parts(|part, bytes| files.read_range(name, begin + part.start..begin + part.end, dtype, bytes))?;
+    Ok(())
 }

@@ -54,7 +54,7 @@ impl Engine {
     /// Allocates everything that lives as long as the run. `plus`: B matrices have a rate of their own.
     pub fn new(device: &Device, model: &Model, division: Division, plus: bool) -> Self {
         let offloads = division.offload.optimizer || division.offload.weights;
-        let host = if offloads { device.another() } else { device.clone() };
+        let host = if offloads { device.host() } else { device.clone() };
         let parameters = model.parameters().to_vec();
         let mut classes: Vec<(Class, usize)> = Vec::new();
         let mut places = Vec::new();

@@ -133,7 +133,8 @@ impl Engine {
         self.check()?;
         // A tied embedding is counted by the first stage alone.
         let counted = self.trained().filter(|(group, _)| !group.class.twin || self.division.is_first());
-        let mut squares = [counted.map(|(g, t)| ops::sum_of_squares(&g.own_of(&t.grads))).sum::<f64>()];
+        let grads: Vec<_> = counted.map(|(group, training)| group.own_of(&training.grads)).collect();
+        let mut squares = [ops::sum_of_squares(self.device(), &grads)];
         mesh.shard.sum(&mut squares)?;
         mesh.pipe.sum(&mut squares)?;
         Ok(squares[0].sqrt())

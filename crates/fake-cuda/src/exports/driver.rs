@@ -1,0 +1,544 @@
+//! The driver's exports.
+#![expect(unreachable_pub, reason = "exported by name, reached by no path")]
+
+use crate::device::{Device, Event, Function, MOST, code, device, tell};
+use crate::settings::Settings;
+use crate::work::{Host, Launch, Source, Work};
+use ferrotune_ptx::{Arg, Module};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+type Handle = *mut c_void;
+
+thread_local! {
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// Runs a call on this thread's device.
+pub(super) fn on(name: &'static str, body: impl FnOnce(&mut Device) -> Result<(), i32>) -> i32 {
+    let Some(mut device) = CURRENT.get().and_then(device) else { return code::INVALID_CONTEXT };
+    match device.call(name).and_then(|()| body(&mut device)) {
+        Ok(()) => 0,
+        Err(code) => code,
+    }
+}
+
+/// Runs a call that names its device.
+fn of(number: c_int, body: impl FnOnce(&mut Device) -> Result<(), i32>) -> i32 {
+    match device(number as usize) {
+        Some(mut device) if (number as usize) < device.settings.count => body(&mut device).err().unwrap_or(0),
+        _ => code::INVALID_DEVICE,
+    }
+}
+
+/// Writes through a pointer that the caller gave for it.
+///
+/// # Safety
+/// It points to a place for a `T`.
+pub(super) unsafe fn give<T>(to: *mut T, value: T) -> Result<(), i32> {
+    if to.is_null() {
+        return Err(code::INVALID_VALUE);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { to.write(value) };
+    Ok(())
+}
+
+fn handle(value: u64) -> Handle {
+    value as usize as Handle
+}
+
+fn number(handle: Handle) -> u64 {
+    handle as usize as u64
+}
+
+/// Begins device `number` anew with the settings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ferrotune_fake_cuda(number: c_int, settings: *const c_char) -> c_int {
+    // SAFETY: a string, by the contract.
+    let text = unsafe { CStr::from_ptr(settings) }.to_string_lossy();
+    let Some(mut device) = device(number as usize) else { return code::INVALID_DEVICE };
+    match Settings::parse(&text) {
+        Ok(settings) => {
+            *device = Device::new(Settings { count: settings.count.max(MOST), ..settings }, number as u64);
+            0
+        }
+        Err(error) => {
+            tell(&error);
+            code::INVALID_VALUE
+        }
+    }
+}
+
+/// How often a function was called on a device.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ferrotune_fake_cuda_calls(number: c_int, name: *const c_char) -> u64 {
+    // SAFETY: a string, by the contract.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    device(number as usize).map_or(0, |device| device.calls(&name))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuInit(flags: c_uint) -> c_int {
+    if flags == 0 { 0 } else { code::INVALID_VALUE }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    device(0).map_or(code::INVALID_DEVICE, |d| unsafe { give(version, d.settings.driver) }.err().unwrap_or(0))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> c_int {
+    let Some(device) = device(0) else { return code::INVALID_DEVICE };
+    // SAFETY: the caller's pointer.
+    unsafe { give(count, device.settings.count as c_int) }.err().unwrap_or(0)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGet(to: *mut c_int, ordinal: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(ordinal, |_| unsafe { give(to, ordinal) })
+}
+
+/// Writes a text of at most `len` bytes with its zero.
+unsafe fn write_text(to: *mut c_char, len: c_int, text: &str) -> Result<(), i32> {
+    let (len, bytes) = (len as usize, text.as_bytes());
+    if to.is_null() || bytes.len() >= len {
+        return Err(code::INVALID_VALUE);
+    }
+    // SAFETY: `len` bytes by the caller's promise.
+    unsafe {
+        std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), to, bytes.len());
+        to.add(bytes.len()).write(0);
+    }
+    Ok(())
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetName(to: *mut c_char, len: c_int, number: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(number, |d| unsafe { write_text(to, len, d.settings.model.name) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetPCIBusId(to: *mut c_char, len: c_int, number: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(number, |_| unsafe { write_text(to, len, &format!("0000:{:02X}:00.0", number + 1)) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetUuid(to: *mut [u8; 16], number: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(number, |_| unsafe { give(to, [number as u8; 16]) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, number: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(number, |d| unsafe { give(bytes, d.settings.memory as usize) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, number: c_int) -> c_int {
+    of(number, |d| {
+        let model = d.settings.model;
+        let found = match attribute {
+            16 => model.multiprocessors,
+            75 => model.capability[0],
+            76 => model.capability[1],
+            97 => model.shared,
+            _ => return Err(code::INVALID_VALUE),
+        };
+        // SAFETY: the caller's pointer.
+        unsafe { give(value, found) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceCanAccessPeer(can: *mut c_int, number: c_int, peer: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(number, |_| unsafe { give(can, c_int::from(number != peer)) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, number: c_int) -> c_int {
+    // SAFETY: the caller's pointer.
+    of(number, |_| unsafe { give(context, handle(number as u64 + 1)) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRelease_v2(number: c_int) -> c_int {
+    of(number, |_| Ok(()))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxSetCurrent(context: Handle) -> c_int {
+    CURRENT.set((number(context) as usize).checked_sub(1));
+    0
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxSynchronize() -> c_int {
+    on("cuCtxSynchronize", Device::drain_all)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxEnablePeerAccess(_peer: Handle, _flags: c_uint) -> c_int {
+    on("cuCtxEnablePeerAccess", |_| Ok(()))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
+    on("cuMemGetInfo_v2", |d| {
+        let all = d.settings.memory;
+        // SAFETY: the caller's pointers.
+        unsafe { give(free, all.saturating_sub(d.used()) as usize).and_then(|()| give(total, all as usize)) }
+    })
+}
+
+fn allocate(d: &mut Device, address: *mut u64, bytes: usize) -> Result<(), i32> {
+    if bytes == 0 {
+        return Err(code::INVALID_VALUE);
+    }
+    if d.used() + bytes as u64 > d.settings.memory {
+        return Err(code::OUT_OF_MEMORY);
+    }
+    let at = d.memory.alloc(bytes);
+    d.sizes.insert(at, bytes);
+    // SAFETY: the caller's pointer.
+    unsafe { give(address, at) }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> c_int {
+    on("cuMemAlloc_v2", |d| allocate(d, address, bytes))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream: Handle) -> c_int {
+    on("cuMemAllocAsync", |d| match d.streams.contains_key(&number(stream)) {
+        true => allocate(d, address, bytes),
+        false => Err(code::INVALID_HANDLE),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> c_int {
+    on("cuMemFree_v2", |d| {
+        d.drain_all()?;
+        d.sizes.remove(&address).ok_or(code::INVALID_VALUE)?;
+        d.memory.free(address).map_err(|_| code::INVALID_VALUE)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFreeAsync(address: u64, stream: Handle) -> c_int {
+    on("cuMemFreeAsync", |d| {
+        d.sizes.remove(&address).ok_or(code::INVALID_VALUE)?;
+        d.push(number(stream), Work::Free { at: address })
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
+    on("cuMemHostAlloc", |d| {
+        let mut held = vec![u64::MAX; bytes.div_ceil(8)].into_boxed_slice();
+        let at = held.as_mut_ptr();
+        d.pinned.insert(at as usize, held);
+        // SAFETY: the caller's pointer.
+        unsafe { give(to, at.cast()) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemFreeHost(at: *mut c_void) -> c_int {
+    on("cuMemFreeHost", |d| {
+        let (base, bytes) = (at as usize, d.pinned.get(&(at as usize)).map_or(0, |held| held.len() * 8));
+        let mut waiting = d.streams.values().flatten().filter_map(Work::touches);
+        if waiting.any(|(at, len)| at < base + bytes && base < at + len) {
+            tell("pinned memory was freed while a copy is under way");
+            d.broken = Some(code::LAUNCH_FAILED);
+            return Err(code::LAUNCH_FAILED);
+        }
+        d.pinned.remove(&base).map(drop).ok_or(code::INVALID_VALUE)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: Handle) -> c_int {
+    on("cuMemcpyHtoDAsync_v2", |d| {
+        let from = match d.is_pinned(from as usize, bytes) {
+            true => Source::Pinned(Host(from as usize), bytes),
+            // SAFETY: readable memory of the caller's.
+            false => Source::Held(unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) }.to_vec()),
+        };
+        d.push(number(stream), Work::Upload { to, from })
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> c_int {
+    on("cuMemcpyDtoHAsync_v2", |d| {
+        let pinned = d.is_pinned(to as usize, bytes);
+        d.push(number(stream), Work::Download { to: Host(to as usize), from, bytes })?;
+        // Pageable memory is written before the call returns.
+        if pinned { Ok(()) } else { d.drain(number(stream)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) -> c_int {
+    on("cuMemcpyDtoDAsync_v2", |d| d.push(number(stream), Work::Copy { to, from, bytes }))
+}
+
+/// Between devices at once: both sides' work before it is done first.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemcpyPeerAsync(
+    to: u64,
+    to_context: Handle,
+    from: u64,
+    from_context: Handle,
+    bytes: usize,
+    stream: Handle,
+) -> c_int {
+    let (there, here) = (number(to_context) as usize, number(from_context) as usize);
+    let mut held = vec![0; bytes];
+    let Some(mut source) = here.checked_sub(1).and_then(device) else { return code::INVALID_CONTEXT };
+    if let Err(code) = source.drain_all() {
+        return code;
+    }
+    if source.memory.read(from, &mut held).is_err() {
+        return code::INVALID_VALUE;
+    }
+    drop(source);
+    let Some(mut target) = there.checked_sub(1).and_then(device) else { return code::INVALID_CONTEXT };
+    let stream = if target.streams.contains_key(&number(stream)) { number(stream) } else { 0 };
+    target.push(stream, Work::Upload { to, from: Source::Held(held) }).err().unwrap_or(0)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: Handle) -> c_int {
+    on("cuMemsetD8Async", |d| d.push(number(stream), Work::Fill { at, value, bytes }))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamCreateWithPriority(to: *mut Handle, _flags: c_uint, _priority: c_int) -> c_int {
+    on("cuStreamCreateWithPriority", |d| {
+        let stream = d.handle();
+        d.streams.insert(stream, std::collections::VecDeque::new());
+        // SAFETY: the caller's pointer.
+        unsafe { give(to, handle(stream)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamDestroy_v2(stream: Handle) -> c_int {
+    on("cuStreamDestroy_v2", |d| {
+        d.drain(number(stream))?;
+        d.streams.remove(&number(stream)).map(drop).ok_or(code::INVALID_HANDLE)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamSynchronize(stream: Handle) -> c_int {
+    on("cuStreamSynchronize", |d| d.drain(number(stream)))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamQuery(stream: Handle) -> c_int {
+    on("cuStreamQuery", |d| {
+        let waiting = !d.streams.get(&number(stream)).ok_or(code::INVALID_HANDLE)?.is_empty();
+        d.drain(number(stream))?;
+        if waiting { Err(code::NOT_READY) } else { Ok(()) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: c_uint) -> c_int {
+    on("cuStreamWaitEvent", |d| {
+        let mark = d.events.get(&number(event)).ok_or(code::INVALID_HANDLE)?.recorded;
+        d.push(number(stream), Work::Wait { event: number(event), mark })
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventCreate(to: *mut Handle, _flags: c_uint) -> c_int {
+    on("cuEventCreate", |d| {
+        let event = d.handle();
+        d.events.insert(event, Event::default());
+        // SAFETY: the caller's pointer.
+        unsafe { give(to, handle(event)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventDestroy_v2(event: Handle) -> c_int {
+    on("cuEventDestroy_v2", |d| d.events.remove(&number(event)).map(drop).ok_or(code::INVALID_HANDLE))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> c_int {
+    on("cuEventRecord", |d| {
+        let held = d.events.get_mut(&number(event)).ok_or(code::INVALID_HANDLE)?;
+        held.recorded += 1;
+        let mark = held.recorded;
+        d.push(number(stream), Work::Record { event: number(event), mark })
+    })
+}
+
+fn passed(d: &Device, event: u64) -> bool {
+    d.events.get(&event).is_none_or(|event| event.passed >= event.recorded)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventSynchronize(event: Handle) -> c_int {
+    on("cuEventSynchronize", |d| match d.events.contains_key(&number(event)) {
+        true => d.run_until(|d| passed(d, number(event))),
+        false => Err(code::INVALID_HANDLE),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventQuery(event: Handle) -> c_int {
+    on("cuEventQuery", |d| {
+        let before = passed(d, number(event));
+        d.run_until(|d| passed(d, number(event)))?;
+        if before { Ok(()) } else { Err(code::NOT_READY) }
+    })
+}
+
+/// A millisecond a piece of work.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, begin: Handle, end: Handle) -> c_int {
+    on("cuEventElapsedTime", |d| {
+        let at = |event| d.events.get(&number(event)).map(|event| event.at).ok_or(code::INVALID_HANDLE);
+        // SAFETY: the caller's pointer.
+        unsafe { give(milliseconds, at(end)?.saturating_sub(at(begin)?) as f32) }
+    })
+}
+
+/// Modules by their text: devices of one process share them.
+static PARSED: LazyLock<Mutex<HashMap<String, Arc<Module>>>> = LazyLock::new(Mutex::default);
+
+fn parsed(text: &str) -> Result<Arc<Module>, i32> {
+    let mut known = PARSED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(module) = known.get(text) {
+        return Ok(module.clone());
+    }
+    let module = Module::parse(text).map_err(|fault| {
+        tell(&fault.to_string());
+        code::INVALID_IMAGE
+    })?;
+    let module = Arc::new(module);
+    known.insert(text.to_owned(), module.clone());
+    Ok(module)
+}
+
+/// Takes PTX only: machine code is for other devices, as far as this one is concerned.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleLoadData(to: *mut Handle, image: *const c_void) -> c_int {
+    on("cuModuleLoadData", |d| {
+        // SAFETY: an image has at least a zero after its text, or the four bytes of an ELF file.
+        let text = unsafe { CStr::from_ptr(image.cast()) };
+        if text.to_bytes().starts_with(b"\x7fELF") {
+            return Err(code::NO_BINARY_FOR_GPU);
+        }
+        let module = parsed(text.to_str().map_err(|_| code::INVALID_IMAGE)?)?;
+        let id = d.handle();
+        d.modules.insert(id, module);
+        // SAFETY: the caller's pointer.
+        unsafe { give(to, handle(id)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleUnload(module: Handle) -> c_int {
+    on("cuModuleUnload", |d| d.modules.remove(&number(module)).map(drop).ok_or(code::INVALID_HANDLE))
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleGetFunction(to: *mut Handle, module: Handle, name: *const c_char) -> c_int {
+    on("cuModuleGetFunction", |d| {
+        let module = d.modules.get(&number(module)).ok_or(code::INVALID_HANDLE)?.clone();
+        // SAFETY: a string.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        module.kernel(&name).ok_or(code::NOT_FOUND)?;
+        let id = d.handle();
+        d.functions.insert(id, Function { module, name, most_shared: 48 << 10 });
+        // SAFETY: the caller's pointer.
+        unsafe { give(to, handle(id)) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuFuncSetAttribute(function: Handle, attribute: c_int, value: c_int) -> c_int {
+    on("cuFuncSetAttribute", |d| {
+        let most = d.settings.model.shared;
+        let function = d.functions.get_mut(&number(function)).ok_or(code::INVALID_HANDLE)?;
+        if attribute != 8 || value > most {
+            return Err(code::INVALID_VALUE);
+        }
+        function.most_shared = value as usize;
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchKernel(
+    function: Handle,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    shared_bytes: c_uint,
+    stream: Handle,
+    params: *mut *mut c_void,
+    _extra: *mut *mut c_void,
+) -> c_int {
+    on("cuLaunchKernel", |d| {
+        let held = d.functions.get(&number(function)).ok_or(code::INVALID_HANDLE)?.clone();
+        let kernel = held.module.kernel(&held.name).ok_or(code::NOT_FOUND)?;
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let fits = grid.iter().chain(&block).all(|n| *n > 0) && grid[1].max(grid[2]) <= 0xffff;
+        if !fits || block.iter().product::<u32>() > 1024 || shared_bytes as usize > held.most_shared {
+            tell(&format!("{}: a launch of {grid:?} by {block:?} with {shared_bytes} bytes", held.name));
+            return Err(code::INVALID_VALUE);
+        }
+        let args = kernel.params().iter().enumerate().map(|(i, param)| {
+            // SAFETY: a pointer a parameter, each to a value of its size.
+            let bytes = unsafe { std::slice::from_raw_parts((*params.add(i)).cast::<u8>(), param.size) };
+            Arg::Bytes(bytes.to_vec())
+        });
+        let args = args.collect();
+        let (module, kernel, shared) = (held.module.clone(), held.name, shared_bytes as usize);
+        d.push(number(stream), Work::Launch(Launch { module, kernel, grid, block, shared, args }))
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(error: c_int, to: *mut *const c_char) -> c_int {
+    let name = match error {
+        0 => c"CUDA_SUCCESS",
+        code::INVALID_VALUE => c"CUDA_ERROR_INVALID_VALUE",
+        code::OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
+        100 => c"CUDA_ERROR_NO_DEVICE",
+        code::INVALID_DEVICE => c"CUDA_ERROR_INVALID_DEVICE",
+        code::INVALID_IMAGE => c"CUDA_ERROR_INVALID_IMAGE",
+        code::INVALID_CONTEXT => c"CUDA_ERROR_INVALID_CONTEXT",
+        code::NO_BINARY_FOR_GPU => c"CUDA_ERROR_NO_BINARY_FOR_GPU",
+        code::INVALID_HANDLE => c"CUDA_ERROR_INVALID_HANDLE",
+        code::NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
+        code::NOT_READY => c"CUDA_ERROR_NOT_READY",
+        700 => c"CUDA_ERROR_ILLEGAL_ADDRESS",
+        code::LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",
+        _ => return code::INVALID_VALUE,
+    };
+    // SAFETY: the caller's pointer.
+    unsafe { give(to, name.as_ptr()) }.err().unwrap_or(0)
+}

@@ -1,0 +1,4 @@
+//! What the shared object exports, under the names and signatures of NVIDIA's headers.
+
+mod blas;
+mod driver;

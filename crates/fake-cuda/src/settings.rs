@@ -1,0 +1,127 @@
+//! What machine is imitated, and what goes wrong with it, as `key=value` parted by commas:
+//!
+//! | key | value | |
+//! |---|---|---|
+//! | `gpu` | `L20`, `4090`, `A100`, `H100`, `H200` | what the devices are |
+//! | `count` | number | how many there are |
+//! | `driver` | 12040 | newest CUDA of the driver, 1000 major + 10 minor |
+//! | `memory` | bytes | of a device |
+//! | `seed` | number | of the order of work; each device adds its own number |
+//! | `fail` | `cuLaunchKernel:17`, or with a code `cuMemAlloc_v2:3:2` | the 17th such call of a device fails |
+//! | `drop` | `cuStreamWaitEvent:3` | the third such call succeeds and does nothing |
+
+/// A model of GPU.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Model {
+    key: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) capability: [i32; 2],
+    pub(crate) memory: u64,
+    pub(crate) multiprocessors: i32,
+    /// Most shared memory of a block, bytes.
+    pub(crate) shared: i32,
+}
+
+const fn model(
+    key: &'static str,
+    name: &'static str,
+    capability: [i32; 2],
+    gib: u64,
+    (multiprocessors, shared_kib): (i32, i32),
+) -> Model {
+    Model { key, name, capability, memory: gib << 30, multiprocessors, shared: shared_kib << 10 }
+}
+
+const MODELS: [Model; 5] = [
+    model("L20", "NVIDIA L20", [8, 9], 45, (92, 99)),
+    model("4090", "NVIDIA GeForce RTX 4090", [8, 9], 24, (128, 99)),
+    model("A100", "NVIDIA A100-SXM4-80GB", [8, 0], 80, (108, 163)),
+    model("H100", "NVIDIA H100 80GB HBM3", [9, 0], 80, (132, 227)),
+    model("H200", "NVIDIA H200", [9, 0], 140, (132, 227)),
+];
+
+/// The n-th call of a function.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) number: u64,
+    pub(crate) code: i32,
+}
+
+/// All settings.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    pub(crate) model: Model,
+    pub(crate) count: usize,
+    pub(crate) driver: i32,
+    pub(crate) memory: u64,
+    pub(crate) seed: u64,
+    pub(crate) fail: Vec<Call>,
+    pub(crate) drop: Vec<Call>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let model = MODELS[0];
+        Self { model, count: 1, driver: 12_040, memory: model.memory, seed: 1, fail: Vec::new(), drop: Vec::new() }
+    }
+}
+
+/// Code of a launch that failed, where none is given.
+const LAUNCH_FAILED: i32 = 719;
+
+impl Settings {
+    /// Reads settings.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut found = Self::default();
+        let mut memory = None;
+        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').ok_or_else(|| format!("`{pair}` isn't `key=value`"))?;
+            match key {
+                "gpu" => {
+                    let models = MODELS.iter().find(|model| model.key == value);
+                    found.model = *models.ok_or_else(|| format!("`{value}` is no GPU known here"))?;
+                }
+                "count" => found.count = number(value)?,
+                "driver" => found.driver = number(value)?,
+                "memory" => memory = Some(number(value)?),
+                "seed" => found.seed = number(value)?,
+                "fail" => found.fail.push(call(value)?),
+                "drop" => found.drop.push(call(value)?),
+                _ => return Err(format!("`{key}` is no setting of the fake")),
+            }
+        }
+        found.memory = memory.unwrap_or(found.model.memory);
+        Ok(found)
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("`{text}` isn't a number"))
+}
+
+fn call(text: &str) -> Result<Call, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (name, rest) = parts.split_first().ok_or("no function")?;
+    let at = rest.first().ok_or_else(|| format!("`{text}` doesn't say which call"))?;
+    let code = rest.get(1).map_or(Ok(LAUNCH_FAILED), |code| number(code))?;
+    Ok(Call { name: (*name).to_owned(), number: number(at)?, code })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_and_mistakes_named() {
+        let got = Settings::parse("gpu=H200, count=4,fail=cuMemAlloc_v2:3:2,drop=cuStreamWaitEvent:9").unwrap();
+        assert_eq!((got.model.name, got.count, got.memory), ("NVIDIA H200", 4, 140 << 30));
+        assert_eq!(got.fail, [Call { name: "cuMemAlloc_v2".into(), number: 3, code: 2 }]);
+        assert_eq!(got.drop[0].number, 9);
+        assert_eq!(Settings::parse("").unwrap(), Settings::default());
+        for (text, part) in [("gpu=Voodoo", "Voodoo"), ("size=3", "size"), ("count", "count"), ("fail=cuInit", "which")]
+        {
+            assert!(Settings::parse(text).unwrap_err().contains(part), "{text}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `kernels/optimizer.cu`: AdamW, and sums of squares.
+
+use super::{name, size};
+use crate::Tensor;
+use crate::cpu;
+use crate::cuda::gpu::{Arg, Gpu, Shape};
+use crate::cuda::images::Image;
+
+/// Elements that a part of a sum of squares has.
+const PART: usize = 1 << 16;
+
+/// Parts of a sum of squares, an f64 each.
+pub(crate) fn squares_workspace(n: usize) -> usize {
+    n.div_ceil(PART)
+}
+
+impl Gpu {
+    /// One step over flat ranges.
+    pub(crate) fn adamw(
+        &self,
+        weight: &Tensor,
+        master: Option<&Tensor>,
+        grad: &Tensor,
+        [m, v]: [&Tensor; 2],
+        step: &cpu::AdamW,
+    ) {
+        let mut factors = [0; 64];
+        let numbers = step.factors().map(f32::to_ne_bytes).concat();
+        factors[..numbers.len()].copy_from_slice(&numbers);
+        let (n, clip) = ((weight.numel() as u64).into(), 0u64.into());
+        let args = [weight.into(), master.into(), grad.into(), m.into(), v.into(), n, Arg::Struct(factors), clip];
+        self.launch(Image::Optimizer, &format!("adamw_{}", name(weight)), self.over(weight.numel(), 1), &args);
+    }
+
+    /// `sum += ` the squares of x, with [`squares_workspace`].
+    pub(crate) fn add_squares(&self, sum: &Tensor, x: &Tensor, work: &Tensor) {
+        let parts = squares_workspace(x.numel());
+        let args = [work.into(), x.into(), (x.numel() as u64).into()];
+        let shape = Shape::new([size(parts), 1, 1], [256, 1, 1]);
+        self.launch(Image::Optimizer, &format!("squares_{}", name(x)), shape, &args);
+        let args = [sum.into(), work.into(), (parts as u64).into()];
+        let shape = Shape::new([u32::from(parts > 0), 1, 1], [256, 1, 1]);
+        self.launch(Image::Optimizer, "sum_parts", shape, &args);
+    }
+}

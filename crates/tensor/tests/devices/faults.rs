@@ -1,0 +1,63 @@
+//! What goes wrong on a GPU is a sticky fault with its operands: no memory, a call that fails, a kernel that isn't there.
+
+use super::gpus::{fresh, open, pooled, strict};
+use ferrotune_tensor::cuda::Options;
+use ferrotune_tensor::{DType, Device, Fault, Kind, Tensor, ops};
+
+#[test]
+fn no_memory_is_told_by_kind() {
+    for separate in [true, false] {
+        let options = Options { device: fresh("memory=70000000"), separate, ..Options::default() };
+        let gpu = open(&options);
+        let held = gpu.zeros([100_000], DType::F32, Kind::Weight);
+        let more = gpu.empty([40_000_000], DType::F32, Kind::Act);
+        let fault = Fault::OutOfMemory { asked: 160_000_000, kind: Kind::Act, live: 400_000 };
+        assert_eq!(gpu.check(), Err(fault));
+        // The rest runs through.
+        more.zero();
+        ops::copy(&held, &held);
+        assert!(more.to_f32().is_empty() && !gpu.executes());
+    }
+}
+
+#[test]
+fn the_planned_memory_is_taken_at_once_and_more_is_found_piece_by_piece() {
+    let options = Options { device: fresh("memory=150000000"), reserve: 40_000_000, ..Options::default() };
+    let gpu = open(&options);
+    let tensors: Vec<Tensor> = (0..8).map(|_| gpu.zeros([2_500_000], DType::F32, Kind::Act)).collect();
+    assert_eq!(gpu.check(), Ok(()));
+    assert!(tensors.iter().all(|tensor| tensor.to_f32().iter().all(|x| *x == 0.0)));
+}
+
+fn fails(settings: &str, work: impl Fn(&Device)) -> Fault {
+    let gpu = strict(settings);
+    work(&gpu);
+    gpu.check().expect_err("a fault")
+}
+
+#[test]
+fn a_call_that_fails_is_named_with_its_code() {
+    let add = |gpu: &Device| {
+        let (x, y) = (gpu.zeros([64], DType::F32, Kind::Act), gpu.zeros([64], DType::F32, Kind::Act));
+        ops::add_into(&x, &y);
+        ops::add_into(&x, &y);
+        assert!(x.to_f32().is_empty());
+    };
+    let text = fails("fail=cuLaunchKernel:2", add).to_string();
+    assert_eq!(text, "the GPU: cuLaunchKernel failed: CUDA_ERROR_LAUNCH_FAILED (719)");
+    // A code that no enumeration knows stays a number.
+    let text = fails("fail=cuMemcpyDtoHAsync_v2:1:9999", add).to_string();
+    let known = fails("fail=cuLaunchKernel:1:700", add).to_string();
+    assert!(known.ends_with("CUDA_ERROR_ILLEGAL_ADDRESS (700)"), "{known}");
+    if text.contains("9999") {
+        assert_eq!(text, "the GPU: cuMemcpyDtoHAsync_v2 failed: a code without a name (9999)");
+    }
+}
+
+#[test]
+fn shapes_without_kernels_are_named() {
+    let gpu = pooled("");
+    let (x, w) = (gpu.zeros([2, 8], DType::F32, Kind::Act), gpu.zeros([2, 8], DType::Bf16, Kind::Act));
+    ops::add_into(&x, &w);
+    assert_eq!(gpu.check(), Err(Fault::NoKernel("a sum of f32 and bf16".into())));
+}

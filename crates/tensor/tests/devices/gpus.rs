@@ -1,0 +1,51 @@
+//! GPUs of paper, each test's own.
+
+use ferrotune_tensor::Device;
+use ferrotune_tensor::cuda::{Libraries, Options, Search, Surroundings};
+use std::ffi::c_void;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Fakes {
+    libraries: Libraries,
+    control: usize,
+    _folder: tempfile::TempDir,
+}
+
+static FAKES: LazyLock<Fakes> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().expect("a folder");
+    ferrotune_fake_cuda::install(folder.path()).expect("the fake libraries");
+    let around = Surroundings { chosen: Some(folder.path().to_owned()), ..Surroundings::default() };
+    let libraries = Libraries::find(&Search::new(&around)).expect("usable libraries").expect("a GPU");
+    let control = libraries.driver().library().symbol(c"ferrotune_fake_cuda").expect("the fake driver") as usize;
+    Fakes { libraries, control, _folder: folder }
+});
+
+/// Begins device `number` anew.
+pub(crate) fn set(number: usize, settings: &str) {
+    // SAFETY: the address of the fake's control function; each test has devices of its own.
+    unsafe { ferrotune_fake_cuda::set(FAKES.control as *mut c_void, number as i32, settings) };
+}
+
+/// The number of a device that no other test uses.
+pub(crate) fn fresh(settings: &str) -> usize {
+    // Below are those that tests begin anew again and again.
+    static NEXT: AtomicUsize = AtomicUsize::new(100);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    set(number, settings);
+    number
+}
+
+pub(crate) fn open(options: &Options) -> Device {
+    Device::cuda(&FAKES.libraries, options).expect("a GPU")
+}
+
+/// A GPU whose tensors are allocations of their own, so that accesses beside them are found.
+pub(crate) fn strict(settings: &str) -> Device {
+    open(&Options { device: fresh(settings), separate: true, ..Options::default() })
+}
+
+/// One with a heap, as users have it.
+pub(crate) fn pooled(settings: &str) -> Device {
+    open(&Options { device: fresh(settings), ..Options::default() })
+}

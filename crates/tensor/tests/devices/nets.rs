@@ -1,0 +1,266 @@
+//! Each op forward and backward.
+//!
+//! Tolerances: the kernels are held to f64 references in `tests/cuda`. Here both sides compute in f32 from the same inputs, sums
+//! of at most a few hundred terms in different orders: 2e-6 of the largest value. With bf16 activations each of a net's few
+//! roundings costs 2^-9 of the largest.
+
+use super::gpus::{pooled, strict};
+use super::support::{Weights, lora, noise, random};
+use ferrotune_tensor::ops::{self, GroupedLinear, Heads, Linear, Rotary, Route, Spans, Targets};
+use ferrotune_tensor::{DType, Device, Fault, Kind, Segment, Tape, Tensor, Track, Var};
+use std::rc::Rc;
+
+type Net = Box<dyn Fn(&Tape<'_>, Var) -> Var>;
+
+/// Builds a net of parameters that `Weights` has, for activations of a type.
+type Build<'a> = dyn Fn(&mut Weights, DType) -> Net + 'a;
+
+/// The output, all gradients, what was counted.
+fn outcome(device: &Device, [tokens, width]: [usize; 2], of: DType, build: &Build<'_>) -> (Vec<Vec<f32>>, Track) {
+    let mut w = Weights::new(device);
+    let x = w.add([tokens, width], true);
+    let net = build(&mut w, of);
+    let ids = Tensor::from_u32(device, &(0..tokens as u32).rev().collect::<Vec<_>>(), Kind::Input);
+    let tape = Tape::new(device, &w, &|_: Segment| false);
+    let y = net(&tape, ops::embedding(&tape, &ids, &x, of));
+    let seed = y.value.empty_like(Kind::ActGrad);
+    let values = if seed.numel() == 1 { vec![1.0] } else { random(seed.numel(), 9) };
+    seed.write_f32(&values);
+    let value = y.value.clone();
+    tape.backward(&y, seed, None);
+    let mut all = vec![value.to_f32()];
+    all.extend(w.values.iter().map(|(_, _, gradient)| gradient.to_f32()));
+    drop(value);
+    (all, device.track())
+}
+
+fn near(got: &[Vec<f32>], want: &[Vec<f32>], slack: f32) {
+    for (number, (got, want)) in got.iter().zip(want).enumerate() {
+        let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (g - w).abs() <= slack * largest.max(1e-3),
+                "result {number} at {i}: {g}, the CPU has {w} of {largest}"
+            );
+        }
+        assert_eq!(got.len(), want.len());
+    }
+}
+
+/// The net on a CPU and on three GPUs: two orders of work with tensors apart, one with a heap.
+fn check(sizes: [usize; 2], of: DType, slack: f32, build: &Build<'_>) {
+    let (want, _) = outcome(&Device::cpu(), sizes, of, build);
+    let gpus = [strict("seed=1"), strict("seed=5"), pooled("seed=9")];
+    let (first, track) = outcome(&gpus[0], sizes, of, build);
+    for gpu in &gpus[1..] {
+        let (again, counted) = outcome(gpu, sizes, of, build);
+        assert!(first == again, "the order of work changes no bit");
+        assert_eq!(track, counted);
+    }
+    gpus.iter().for_each(|gpu| assert_eq!(gpu.check(), Ok(())));
+    near(&first, &want, slack);
+    let (_, predicted) = outcome(&Device::imitating(ferrotune_tensor::Profile::Cuda), sizes, of, build);
+    assert_eq!(track, predicted, "meta of a GPU counts what it allocates");
+}
+
+const F32: f32 = 2e-6;
+const BF16: f32 = 6.0 / 256.0;
+
+fn both(sizes: [usize; 2], build: &Build<'_>) {
+    check(sizes, DType::F32, F32, build);
+    check(sizes, DType::Bf16, BF16, build);
+}
+
+#[test]
+fn linear_layers() {
+    for (tokens, inputs, out) in [(1, 5, 3), (7, 33, 18), (40, 16, 65)] {
+        both([tokens, inputs], &|w, _| {
+            let layer = Linear { weight: w.add([out, inputs], true), bias: Some(w.add([out], true)), lora: None };
+            Box::new(move |t, x| ops::linear(t, &layer, &x, None))
+        });
+    }
+}
+
+#[test]
+fn adapters() {
+    for (tokens, dropout) in [(7, 0.0), (9, 0.4)] {
+        both([tokens, 33], &|w, of| {
+            let weight = w.add_as([18, 33], of, false);
+            let layer = Linear { weight, bias: None, lora: Some(lora(w, 18, 33, 8, dropout, false)) };
+            let keys = noise(&w.device, tokens, 0.0);
+            Box::new(move |t, x| ops::linear(t, &layer, &x, Some(&keys)))
+        });
+    }
+    both([6, 9], &|w, of| {
+        let weight = w.add_as([5, 9], of, false);
+        let layer = Linear { weight, bias: Some(w.add([5], true)), lora: Some(lora(w, 5, 9, 2, 0.0, true)) };
+        Box::new(move |t, x| ops::linear(t, &layer, &x, None))
+    });
+}
+
+#[test]
+fn norms_and_rotation() {
+    for (tokens, width) in [(1, 8), (9, 24), (70, 700)] {
+        both([tokens, width], &|w, _| {
+            let norm = w.add([width], true);
+            Box::new(move |t, x| ops::rmsnorm(t, &x, &norm, 1e-5))
+        });
+    }
+    for frozen in [true, false] {
+        both([9, 32], &|w, of| {
+            let heads = w.add_as([16], if frozen { of } else { DType::F32 }, !frozen);
+            let angles = random(9 * 8, 5);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos() * 1.1, a.sin() * 1.1)).unzip();
+            let rotary = Rotary::new(&w.device, &cos, &sin, 16);
+            Box::new(move |t, x| ops::rope(t, ops::rmsnorm(t, &x, &heads, 1e-5), &rotary, 16))
+        });
+    }
+}
+
+#[test]
+fn swiglu_and_sums() {
+    both([9, 24], &|w, _| {
+        let mut layer = |out| Linear { weight: w.add([out, 24], true), bias: None, lora: None };
+        let (gate, up, down) = (layer(24), layer(24), layer(24));
+        Box::new(move |t, x| {
+            let of = |layer: &Linear, x: &Var| ops::linear(t, layer, x, None);
+            let inner = ops::swiglu(t, &of(&gate, &x), &of(&up, &x));
+            ops::add(t, &x, of(&down, &inner))
+        })
+    });
+}
+
+/// q, k and v of one input.
+fn attends(bounds: &[u32], shape: Heads) -> impl Fn(&mut Weights, DType) -> Net + use<> {
+    let bounds = bounds.to_vec();
+    move |w, _| {
+        let mut layer = |h: usize| Linear { weight: w.add([h * shape.head_dim, 12], true), bias: None, lora: None };
+        let (q, k, v) = (layer(shape.heads), layer(shape.kv_heads), layer(shape.kv_heads));
+        let spans = Rc::new(Spans::causal(bounds.clone()));
+        Box::new(move |t, x| {
+            let of = |layer: &Linear| ops::linear(t, layer, &x, None);
+            ops::attention(t, &of(&q), &of(&k), &of(&v), &spans, shape)
+        })
+    }
+}
+
+#[test]
+fn attention() {
+    let heads = |heads, kv_heads, head_dim, window| Heads { heads, kv_heads, head_dim, window };
+    for (bounds, shape) in [
+        (vec![0, 1], heads(1, 1, 8, None)),
+        (vec![0, 5, 5, 17], heads(4, 2, 16, None)),
+        (vec![0, 40, 43], heads(3, 1, 8, Some(6))),
+    ] {
+        let tokens = bounds[bounds.len() - 1] as usize;
+        check([tokens, 12], DType::F32, F32, &attends(&bounds, shape));
+    }
+    for (bounds, shape) in [(vec![0, 5, 75], heads(2, 1, 64, None)), (vec![0, 20], heads(1, 1, 128, Some(7)))] {
+        let tokens = bounds[bounds.len() - 1] as usize;
+        check([tokens, 12], DType::Bf16, BF16, &attends(&bounds, shape));
+    }
+}
+
+#[test]
+fn the_loss() {
+    for (tokens, vocab, smoothing, trained) in [(2, 3, 0.0, true), (9, 50, 0.0, false), (80, 300, 0.1, true)] {
+        both([tokens, 16], &|w, of| {
+            let head = w.add_as([vocab, 16], if trained { DType::F32 } else { of }, trained);
+            let rows: Vec<u32> = (0..tokens as u32).filter(|i| i % 3 != 1).collect();
+            let labels: Vec<i32> = rows.iter().map(|r| (r * 7 % vocab as u32) as i32).collect();
+            let device = w.device.clone();
+            Box::new(move |t, x| {
+                let targets = Targets::new(&device, &rows, &labels);
+                ops::linear_cross_entropy(t, &x, &head, &targets, ops::CrossEntropy { scale: 0.25, smoothing })
+            })
+        });
+    }
+}
+
+#[test]
+fn noise_of_embeddings() {
+    both([6, 70], &|w, _| {
+        let keys = noise(&w.device, 6, 5.0);
+        Box::new(move |t, x| ops::embedding_noise(t, x, &keys))
+    });
+}
+
+/// An op that has no kernel yet says so by its name; nothing is computed elsewhere instead.
+#[test]
+fn experts_have_no_kernels_yet() {
+    let gpu = strict("");
+    outcome(&gpu, [9, 8], DType::F32, &|w, _| {
+        let router = w.add([4, 8], true);
+        let layer = GroupedLinear { weight: w.add([4, 8, 8], true), lora: None };
+        Box::new(move |t, x| {
+            let (weights, routes) = ops::route(t, &x, &router, Route { experts: 4, top_k: 2, normalize: true });
+            let rows = ops::grouped_linear(t, &layer, &ops::dispatch(t, &x, &routes), &routes, None);
+            ops::combine(t, &rows, &weights, &routes)
+        })
+    });
+    assert_eq!(gpu.check(), Err(Fault::NoKernel("a router of experts".into())));
+    assert_eq!(gpu.check().unwrap_err().to_string(), "a router of experts has no kernel for GPUs yet");
+}
+
+#[test]
+fn the_optimiser_and_what_is_asked_of_gradients() {
+    let step =
+        ops::AdamW { rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.7 };
+    let run = |device: &Device, of: DType, master: bool| {
+        let tensor = |seed, dtype| {
+            let tensor = device.empty([70_001], dtype, Kind::Optim);
+            tensor.write_f32(&random(70_001, seed).iter().map(|x| x.abs()).collect::<Vec<_>>());
+            tensor
+        };
+        let (weight, grad, m, v) = (tensor(1, of), tensor(2, DType::F32), tensor(3, DType::F32), tensor(4, DType::F32));
+        let master = master.then(|| tensor(1, DType::F32));
+        ops::adamw(&weight, master.as_ref(), &grad, (&m, &v), &step);
+        let squares = ops::sum_of_squares(device, &[grad.clone(), m.clone()]);
+        assert!(ops::all_finite(&grad));
+        let poisoned = tensor(2, DType::F32);
+        poisoned.view(4 * 70_000, [1], DType::F32).write_f32(&[f32::INFINITY]);
+        assert!(!ops::all_finite(&poisoned));
+        let all = [&weight, &m, &v].into_iter().chain(master.as_ref());
+        (all.map(Tensor::to_f32).collect::<Vec<_>>(), squares)
+    };
+    for (of, master) in [(DType::F32, false), (DType::Bf16, true), (DType::Bf16, false)] {
+        let (want, squares) = run(&Device::cpu(), of, master);
+        for seed in [1, 4] {
+            let (got, sum) = run(&strict(&format!("seed={seed}")), of, master);
+            assert!(got == want, "AdamW has the CPU's bits");
+            assert!((sum - squares).abs() < 1e-12 * squares, "{sum} {squares}");
+        }
+    }
+}
+
+#[test]
+fn bytes_go_to_a_gpu_and_back() {
+    let (cpu, gpu) = (Device::cpu(), pooled(""));
+    // More than the ring of pinned memory holds, in parts that don't divide it.
+    let n = 9_000_001;
+    let values = random(n, 3);
+    let there = Tensor::from_f32(&gpu, &values, [n], Kind::Weight);
+    let back = cpu.empty([n], DType::F32, Kind::Weight);
+    ops::copy(&back, &there);
+    assert!(back.to_f32() == values);
+    let other = there.empty_like(Kind::Weight);
+    ops::copy(&other, &there);
+    there.zero();
+    assert!(other.to_f32() == values && there.to_f32().iter().all(|x| *x == 0.0));
+    ops::copy(&there, &back);
+    let mut next = 0;
+    let parts = other.write_parts(|range, bytes| {
+        assert_eq!((range.start, range.len() * 4), (next, bytes.len()));
+        next = range.end;
+        bytes.fill(7);
+        Ok::<(), ()>(())
+    });
+    assert_eq!((parts, next), (Ok(()), n));
+    assert!(there.to_f32() == values);
+    other.with_bytes(|bytes| assert!(bytes.iter().all(|b| *b == 7)));
+    let mut lent = there.lend();
+    lent.bytes_mut().fill(0);
+    drop(lent);
+    assert!(there.to_f32().iter().all(|x| *x == 0.0));
+    assert_eq!(gpu.check(), Ok(()));
+}
