@@ -44,10 +44,7 @@ pub enum DataError {
         message: String,
     },
     /// `dataset_dir` names a place on a hub.
-    #[error(
-        "`dataset_dir: {dir}` is not supported yet: download the datasets, describe them in a \
-         `dataset_info.json` and set `dataset_dir` to its folder"
-    )]
+    #[error("the registry of `dataset_dir: {dir}` was not downloaded")]
     RemoteRegistry {
         /// As written in the recipe.
         dir: String,
@@ -87,6 +84,12 @@ pub enum DataError {
         /// Its value.
         value: String,
     },
+    /// A dataset that lies elsewhere was not brought here: only training and looking at data do that.
+    #[error("dataset `{dataset}` was not downloaded; `ferrotune data RECIPE` does it")]
+    NotFetched {
+        /// Name of the entry.
+        dataset: String,
+    },
     /// An entry holds preference pairs, which other stages train on.
     #[error("dataset `{dataset}` has {field}, which stage {stages} trains on; this recipe is of stage {stage}")]
     WrongStage {
@@ -108,7 +111,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A folder or a pattern gives no data file.
-    #[error("dataset `{dataset}`: {} holds no data file (json, jsonl, csv, parquet, txt)", path.display())]
+    #[error("dataset `{dataset}`: {} holds no data file (json, jsonl, csv, parquet, arrow, txt)", path.display())]
     NoFiles {
         /// Name of the entry.
         dataset: String,
@@ -130,7 +133,7 @@ pub enum DataError {
         second: PathBuf,
     },
     /// A data file of a type that isn't read.
-    #[error("dataset `{dataset}`: {} is not a json, jsonl, csv, parquet or txt file{}", path.display(), .hint)]
+    #[error("dataset `{dataset}`: {} is not a json, jsonl, csv, parquet, arrow or txt file{}", path.display(), .hint)]
     FileType {
         /// Name of the entry.
         dataset: String,
@@ -149,6 +152,9 @@ pub enum DataError {
         /// What is wrong and how to cure it.
         problem: String,
     },
+    /// Several things are wrong.
+    #[error("{}", one_a_line(.0))]
+    Several(Vec<DataError>),
     /// A data file was written to while it was being read.
     #[error("{} changed while it was being read; start again when it is complete", path.display())]
     Changed {
@@ -259,10 +265,26 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// All of `errors` as one; nothing if there are none.
+    pub(crate) fn all(mut errors: Vec<DataError>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
     /// Wraps what the system said about `path`.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.to_path_buf(), source }
     }
+}
+
+fn one_a_line(errors: &[DataError]) -> String {
+    errors
+        .iter()
+        .map(|error| format!("\n  {error}"))
+        .fold(format!("{} things are wrong:", errors.len()), |all, one| all + &one)
 }
 
 fn at_line(line: u64) -> String {

@@ -1,25 +1,26 @@
-//! Data files as rows: JSON lists and lines, CSV, parquet, plain text.
+//! Data files as rows: JSON lists and lines, CSV, parquet, Arrow, plain text.
 //!
 //! Opening a file only finds its rows; a row is read and parsed when it is asked for, by any
 //! thread, in any order. So memory holds 24 bytes a row whatever the file's size, and sampling,
-//! mixing and splitting are done on row numbers. CSV and parquet rows, which can't be read out of
-//! order, are first copied as JSON into an unnamed temporary file; what is compressed with gzip is
-//! unpacked into one.
+//! mixing and splitting are done on row numbers. CSV, parquet and Arrow rows, which can't be read
+//! out of order, are first copied as JSON into an unnamed temporary file; what is compressed with
+//! gzip or Zstandard is unpacked into one.
 
+mod arrow;
 mod files;
+mod pack;
 mod scan;
 mod tables;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 
-pub(crate) use files::data_files;
+pub(crate) use files::{data_files, one_type};
 use scan::{Layout, Span};
 
 use crate::error::DataError;
@@ -36,8 +37,19 @@ pub(crate) enum FileType {
     JsonLines,
     Csv,
     Parquet,
+    Arrow,
     Text,
 }
+
+/// Endings of data files, their types, and what such files hold.
+pub(crate) const ENDINGS: [(&[&str], FileType, &str); 6] = [
+    (&["json"], FileType::Json, "a list of rows, or a row a line, or rows one after the other"),
+    (&["jsonl", "ndjson"], FileType::JsonLines, "a row a line"),
+    (&["csv"], FileType::Csv, "a header and a row a record; an empty field is null, any other is text"),
+    (&["parquet"], FileType::Parquet, "a row a row, nested lists and structures included"),
+    (&["arrow"], FileType::Arrow, "an Arrow file or stream, as `save_to_disk` and the cache of `datasets` write them"),
+    (&["txt"], FileType::Text, "a line a row, in the column `text`"),
+];
 
 /// A data file whose rows are found.
 #[derive(Debug)]
@@ -50,22 +62,6 @@ pub(crate) struct Source {
     /// Rows that were unusable before they could be copied, by row.
     rejects: HashMap<usize, Reject>,
     stamp: Stamp,
-}
-
-/// The content of a gzip file, in an unnamed temporary file in `scratch`.
-fn unpack(file: &File, path: &Path, scratch: &Path) -> Result<File, DataError> {
-    let write = |error| DataError::io("write", scratch, error);
-    let mut out = tempfile::tempfile_in(scratch).map_err(write)?;
-    let mut input = MultiGzDecoder::new(BufReader::with_capacity(1 << 20, file));
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match input.read(&mut buffer) {
-            Ok(0) => return Ok(out),
-            Ok(count) => out.write_all(&buffer[..count]).map_err(write)?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(DataError::io("decompress", path, error)),
-        }
-    }
 }
 
 /// What changes when someone writes to a file.
@@ -87,7 +83,10 @@ impl Source {
     pub(crate) fn open(path: &Path, file_type: FileType, scratch: &Path) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|error| DataError::io("read", path, error))?;
         let stamp = Stamp::of(&file, path)?;
-        let bytes = if files::is_gzip(path) { unpack(&file, path, scratch)? } else { file };
+        let bytes = match files::packed(path) {
+            Some(packing) => pack::unpack(&file, packing, path, scratch)?,
+            None => file,
+        };
         let mut source = Self {
             path: path.to_path_buf(),
             bytes,
@@ -97,9 +96,10 @@ impl Source {
             stamp,
         };
         match file_type {
-            FileType::Csv | FileType::Parquet => {
+            FileType::Csv | FileType::Parquet | FileType::Arrow => {
                 let spool = match file_type {
                     FileType::Csv => tables::csv(&source.bytes, path, scratch)?,
+                    FileType::Arrow => arrow::arrow(&source.bytes, path, scratch)?,
                     _ => tables::parquet(&source.bytes, path, scratch)?,
                 };
                 source.bytes = spool.file;
@@ -121,7 +121,7 @@ impl Source {
         self.spans.len()
     }
 
-    /// Line at which a row begins, from 1; its number in parquet.
+    /// Line at which a row begins, from 1; its number in parquet and Arrow.
     pub(crate) fn line(&self, row: usize) -> u64 {
         self.spans[row].line
     }
@@ -299,7 +299,9 @@ fn start_of_text(head: &[u8], path: &Path) -> Result<u64, DataError> {
         [0xef, 0xbb, 0xbf, ..] => Ok(3),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => not_text("this is UTF-16 text; save it as UTF-8"),
         [0x1f, 0x8b, ..] => not_text("is compressed with gzip; give it a name that ends in `.gz`"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => not_text("is compressed with Zstandard; give it a name that ends in `.zst`"),
         [b'P', b'A', b'R', b'1', ..] => not_text("is a parquet file; name it .parquet"),
+        [b'A', b'R', b'R', b'O', b'W', b'1', ..] => not_text("is an Arrow file; name it .arrow"),
         _ if head.iter().take(4096).any(|&byte| byte == 0) => not_text("holds zero bytes: it isn't text"),
         _ => Ok(0),
     }

@@ -1,9 +1,10 @@
-//! Which files a `file_name` means: a file, a folder, or a pattern in the last part of its path.
+//! Which files a `file_name` means: a file, a folder, or a path with patterns in its parts.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::FileType;
+use super::pack::Packing;
+use super::{ENDINGS, FileType};
 use crate::error::DataError;
 
 /// The data files of `path` in the order of their names, all of one type.
@@ -17,13 +18,19 @@ pub(crate) fn data_files(dataset: &str, path: &Path) -> Result<(FileType, Vec<Pa
     } else if path.exists() {
         vec![path.to_path_buf()]
     } else {
-        let pattern = path.file_name().and_then(|name| name.to_str()).filter(|name| name.contains(['*', '?']));
-        let (Some(pattern), Some(folder)) = (pattern, path.parent()) else { return Err(missing()) };
-        if !folder.is_dir() {
-            return Err(missing());
+        match fitting(path)? {
+            Some(files) => files,
+            None => return Err(missing()),
         }
-        list(folder, |name| matches(pattern.as_bytes(), name.as_bytes()))?
     };
+    one_type(dataset, path, files)
+}
+
+/// The type of `files`, found at `path`, all of one type.
+///
+/// # Errors
+/// As [`data_files`].
+pub(crate) fn one_type(dataset: &str, path: &Path, files: Vec<PathBuf>) -> Result<(FileType, Vec<PathBuf>), DataError> {
     let mut typed = None;
     for file in &files {
         let file_type = file_type(dataset, file)?;
@@ -50,6 +57,41 @@ fn kin(file_type: FileType) -> FileType {
     if file_type == FileType::JsonLines { FileType::Json } else { file_type }
 }
 
+/// The files that fit a path with patterns in its parts (`**`: any number of folders); nothing if it has none, or if the
+/// folder before the first of them isn't there.
+fn fitting(path: &Path) -> Result<Option<Vec<PathBuf>>, DataError> {
+    let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap_or_default()).collect();
+    let Some(first) = parts.iter().position(|part| part.contains(['*', '?'])) else { return Ok(None) };
+    let root: PathBuf = path.iter().take(first).collect();
+    let root = if first == 0 { PathBuf::from(".") } else { root };
+    if !root.is_dir() {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    walk(&root, &parts[first..], &mut files)?;
+    files.sort();
+    files.dedup();
+    Ok(Some(files))
+}
+
+fn walk(folder: &Path, parts: &[&str], files: &mut Vec<PathBuf>) -> Result<(), DataError> {
+    let Some((&part, rest)) = parts.split_first() else { return Ok(()) };
+    if part == "**" {
+        walk(folder, rest, files)?;
+    }
+    for path in list(folder, |name| part == "**" || matches(part.as_bytes(), name.as_bytes()))? {
+        // A link to a folder could lead around in circles.
+        let is_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        match rest {
+            _ if part == "**" && is_folder => walk(&path, parts, files)?,
+            [] if path.is_file() => files.push(path),
+            _ if part != "**" && path.is_dir() => walk(&path, rest, files)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn list(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, DataError> {
     let io = |error| DataError::io("list", folder, error);
     let mut files = Vec::new();
@@ -67,26 +109,30 @@ fn list(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Da
 
 /// The type that the ending of `path` says.
 pub(crate) fn file_type(dataset: &str, path: &Path) -> Result<FileType, DataError> {
-    let inner = if is_gzip(path) { path.file_stem().map_or(path, Path::new) } else { path };
+    let inner = if packed(path).is_some() { path.file_stem().map_or(path, Path::new) } else { path };
     let ending = inner.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+    let is = |endings: &[&str]| ending.as_deref().is_some_and(|ending| endings.contains(&ending));
+    if let Some((_, file_type, _)) = ENDINGS.iter().find(|(endings, ..)| is(endings)) {
+        return Ok(*file_type);
+    }
     let hint = match ending.as_deref() {
-        Some("json") => return Ok(FileType::Json),
-        Some("jsonl") => return Ok(FileType::JsonLines),
-        Some("csv") => return Ok(FileType::Csv),
-        Some("parquet") if inner == path => return Ok(FileType::Parquet),
-        Some("txt") => return Ok(FileType::Text),
-        Some("arrow") => "; save it as parquet (`Dataset.to_parquet`)",
-        Some("parquet") => "; decompress it first: pages inside are compressed already",
-        Some("zst" | "xz" | "bz2" | "zip") => "; decompress it first",
-        _ if path.is_dir() => "; a folder inside a data folder isn't read",
+        Some("xz" | "bz2" | "zip") => "; decompress it first",
+        _ if path.is_dir() => {
+            "; a folder inside a data folder isn't read; a pattern such as `folder/**/*.json` goes into folders"
+        }
         _ => "",
     };
     Err(DataError::FileType { dataset: dataset.to_owned(), path: path.to_path_buf(), hint })
 }
 
-/// Whether the name says that the file is compressed with gzip.
-pub(super) fn is_gzip(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gz"))
+/// How the name says that the file is packed.
+pub(super) fn packed(path: &Path) -> Option<Packing> {
+    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    match ending.as_str() {
+        "gz" => Some(Packing::Gzip),
+        "zst" => Some(Packing::Zstandard),
+        _ => None,
+    }
 }
 
 /// Whether `name` fits `pattern`, in which `*` stands for any bytes and `?` for one.
@@ -143,7 +189,7 @@ mod tests {
             let text = names(path).unwrap_err().to_string();
             text.replace(&dir.path().display().to_string(), "DIR")
         };
-        assert_eq!(message("."), "dataset `d`: DIR/. holds no data file (json, jsonl, csv, parquet, txt)");
+        assert_eq!(message("."), "dataset `d`: DIR/. holds no data file (json, jsonl, csv, parquet, arrow, txt)");
         write("b.json");
         write("a.jsonl");
         write(".hidden");
@@ -161,18 +207,33 @@ mod tests {
             "dataset `d`: DIR/./a.jsonl and DIR/./c.csv are not of one type; a folder must hold data files of one \
              type only"
         );
-        write("d.arrow");
+        write("d.xz");
         assert_eq!(
-            message("d.arrow"),
-            "dataset `d`: DIR/d.arrow is not a json, jsonl, csv, parquet or txt file; save it as parquet \
-             (`Dataset.to_parquet`)"
+            message("d.xz"),
+            "dataset `d`: DIR/d.xz is not a json, jsonl, csv, parquet, arrow or txt file; decompress it first"
         );
         fs::create_dir(dir.path().join("e")).unwrap();
         fs::create_dir(dir.path().join("e/f")).unwrap();
         assert_eq!(
             message("e"),
-            "dataset `d`: DIR/e/f is not a json, jsonl, csv, parquet or txt file; a folder inside a data folder \
-             isn't read"
+            "dataset `d`: DIR/e/f is not a json, jsonl, csv, parquet, arrow or txt file; a folder inside a data folder \
+             isn't read; a pattern such as `folder/**/*.json` goes into folders"
+        );
+        fs::create_dir(dir.path().join("e/f/g")).unwrap();
+        for name in ["e/f/h.json", "e/f/g/h.json", "e/f/g/i.json.zst"] {
+            write(name);
+        }
+        let below = |path: &str| {
+            let (_, files) = data_files("d", &dir.path().join(path)).unwrap();
+            let below = |file: &PathBuf| file.strip_prefix(dir.path()).unwrap().display().to_string();
+            files.iter().map(below).collect::<Vec<_>>()
+        };
+        assert_eq!(below("e/**/*.json"), ["e/f/g/h.json", "e/f/h.json"]);
+        assert_eq!(below("e/*/g/*"), ["e/f/g/h.json", "e/f/g/i.json.zst"]);
+        assert_eq!(below("**/h.json"), ["e/f/g/h.json", "e/f/h.json"]);
+        assert_eq!(
+            message("e/*/none*"),
+            "dataset `d`: DIR/e/*/none* holds no data file (json, jsonl, csv, parquet, arrow, txt)"
         );
     }
 }

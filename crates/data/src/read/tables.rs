@@ -25,7 +25,8 @@ pub(super) struct Spool {
     pub(super) rejects: HashMap<usize, Reject>,
 }
 
-struct Spooler<'a> {
+/// Copies rows one by one.
+pub(super) struct Spooler<'a> {
     scratch: &'a Path,
     out: BufWriter<File>,
     offset: u64,
@@ -34,13 +35,13 @@ struct Spooler<'a> {
 }
 
 impl<'a> Spooler<'a> {
-    fn new(scratch: &'a Path) -> Result<Self, DataError> {
+    pub(super) fn new(scratch: &'a Path) -> Result<Self, DataError> {
         let file = tempfile::tempfile_in(scratch).map_err(|error| DataError::io("write", scratch, error))?;
         let out = BufWriter::with_capacity(1 << 20, file);
         Ok(Self { scratch, out, offset: 0, spans: Vec::new(), rejects: HashMap::new() })
     }
 
-    fn row(&mut self, line: u64, row: Map<String, Value>) -> Result<(), DataError> {
+    pub(super) fn row(&mut self, line: u64, row: Map<String, Value>) -> Result<(), DataError> {
         let text = Value::Object(row).to_string();
         self.out.write_all(text.as_bytes()).map_err(|error| DataError::io("write", self.scratch, error))?;
         self.spans.push(Span { offset: self.offset, len: text.len() as u64, line });
@@ -48,12 +49,12 @@ impl<'a> Spooler<'a> {
         Ok(())
     }
 
-    fn reject(&mut self, line: u64, fault: Fault, detail: String) {
+    pub(super) fn reject(&mut self, line: u64, fault: Fault, detail: String) {
         self.rejects.insert(self.spans.len(), Reject { line, fault, detail });
         self.spans.push(Span { offset: 0, len: 0, line });
     }
 
-    fn finish(self) -> Result<Spool, DataError> {
+    pub(super) fn finish(self) -> Result<Spool, DataError> {
         let file = self.out.into_inner().map_err(|error| DataError::io("write", self.scratch, error.into_error()))?;
         Ok(Spool { file, spans: self.spans, rejects: self.rejects })
     }
