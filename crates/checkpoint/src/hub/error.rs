@@ -44,6 +44,16 @@ pub enum HubError {
         /// As given.
         revision: String,
     },
+    /// The hub or the store knows no such data, or hides it.
+    #[error("{endpoint} has no data set `{id}` (a private one looks the same without a token: set {token_variable})")]
+    NoDataset {
+        /// Id or address.
+        id: String,
+        /// Which hub or store.
+        endpoint: String,
+        /// Variable that holds its token.
+        token_variable: &'static str,
+    },
     /// The hub knows no such repository or revision, or hides it.
     #[error(
         "`{id}`: no folder of that name here, and {endpoint} has no such repository, revision `{revision}` (a private \
@@ -219,6 +229,20 @@ impl HubError {
             return self;
         }
         HubError::NoShortName { given: given.to_owned(), reason: Box::new(self), catalogue: catalogue::names() }
+    }
+
+    /// The same with addresses cut at the question mark, behind which a signature may stand.
+    pub(super) fn without_query(mut self) -> HubError {
+        if let HubError::Unreachable { url, .. }
+        | HubError::Interrupted { url, .. }
+        | HubError::Status { url, .. }
+        | HubError::BadReply { url, .. }
+        | HubError::Checksum { what: url, .. } = &mut self
+            && let Some(at) = url.find('?')
+        {
+            url.truncate(at);
+        }
+        self
     }
 
     pub(super) fn bad_reply(url: &str, what: impl fmt::Display) -> HubError {

@@ -124,12 +124,25 @@ impl Client {
     /// The JSON document at `url`.
     pub(super) fn json(&self, url: &str) -> Result<Value, HubError> {
         self.retry(|| {
-            let reply = self.follow(url, Ask::default())?;
-            let mut bytes = Vec::new();
-            let body = reply.response.into_body().into_with_config().limit(MAX_JSON).reader();
-            body.take(MAX_JSON).read_to_end(&mut bytes).map_err(|e| broken_read(url, &e))?;
+            let bytes = self.small(url)?;
             serde_json::from_slice(&bytes).map_err(|e| HubError::bad_reply(url, format!("not JSON: {e}")))
         })
+    }
+
+    /// The text at `url`.
+    pub(super) fn text(&self, url: &str) -> Result<String, HubError> {
+        self.retry(|| {
+            let bytes = self.small(url)?;
+            String::from_utf8(bytes).map_err(|_| HubError::bad_reply(url, "not UTF-8 text".to_owned()))
+        })
+    }
+
+    fn small(&self, url: &str) -> Result<Vec<u8>, HubError> {
+        let reply = self.follow(url, Ask::default())?;
+        let mut bytes = Vec::new();
+        let body = reply.response.into_body().into_with_config().limit(MAX_JSON).reader();
+        body.take(MAX_JSON).read_to_end(&mut bytes).map_err(|e| broken_read(url, &e))?;
+        Ok(bytes)
     }
 
     /// The headers of `url`. A redirect to another host is not followed once `until` was seen: the address behind it

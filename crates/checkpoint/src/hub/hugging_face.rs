@@ -30,7 +30,7 @@ use super::http::{Client, Fetch};
 use super::listing::{Entry, Listing, Pick, looks_complete, place};
 use super::partial::Partial;
 use super::settings::HubSettings;
-use super::{Origin, Progress, Resolved};
+use super::{Origin, Progress, Resolved, dataset, source};
 
 const COMMIT: &str = "x-repo-commit";
 const DEFAULT_REVISION: &str = "main";
@@ -43,9 +43,38 @@ pub(super) struct Repository<'a> {
     id: &'a str,
     revision: &'a str,
     pick: Pick<'a>,
+    holds: Holds,
     /// `<cache>/models--organisation--name`.
     root: PathBuf,
 }
+
+/// What a repository holds: the hub and its cache keep models and data sets apart.
+#[derive(Clone, Copy, Debug)]
+enum Holds {
+    Models,
+    Datasets,
+}
+
+impl Holds {
+    /// In the interface, and in the cache.
+    fn name(self) -> &'static str {
+        match self {
+            Holds::Models => "models",
+            Holds::Datasets => "datasets",
+        }
+    }
+
+    /// Before the id in the address of a file.
+    fn prefix(self) -> &'static str {
+        match self {
+            Holds::Models => "",
+            Holds::Datasets => "datasets/",
+        }
+    }
+}
+
+/// Takes files out of all names, given the README's text.
+type Choose<'a> = &'a dyn Fn(&[&str], Option<&str>) -> Result<Vec<String>, HubError>;
 
 /// A file to fetch, as the hub describes it.
 struct Remote {
@@ -60,12 +89,28 @@ impl<'a> Repository<'a> {
     /// # Errors
     /// A revision that would name a file outside of `refs`.
     pub(super) fn new(settings: &'a HubSettings, id: &'a str, pick: Pick<'a>) -> Result<Repository<'a>, HubError> {
+        Repository::of(settings, id, pick, Holds::Models)
+    }
+
+    /// The same for a data set.
+    ///
+    /// # Errors
+    /// As [`Repository::new`]; an id that is none.
+    pub(super) fn dataset(settings: &'a HubSettings, id: &'a str, pick: Pick<'a>) -> Result<Repository<'a>, HubError> {
+        if !source::is_id(id) {
+            let (id, endpoint) = (id.to_owned(), settings.hugging_face.endpoint.clone());
+            return Err(HubError::NoDataset { id, endpoint, token_variable: "HF_TOKEN" });
+        }
+        Repository::of(settings, id, pick, Holds::Datasets)
+    }
+
+    fn of(settings: &'a HubSettings, id: &'a str, pick: Pick<'a>, holds: Holds) -> Result<Repository<'a>, HubError> {
         let revision = settings.revision.as_deref().unwrap_or(DEFAULT_REVISION);
         if files::inside(revision).is_none() {
             return Err(HubError::BadRevision { revision: revision.to_owned() });
         }
-        let root = settings.hugging_face.cache.join(folder_name(id));
-        Ok(Repository { settings, id, revision, pick, root })
+        let root = settings.hugging_face.cache.join(folder_name(holds, id));
+        Ok(Repository { settings, id, revision, pick, holds, root })
     }
 
     /// Its hub id.
@@ -92,6 +137,71 @@ impl<'a> Repository<'a> {
         looks_complete(self.pick, &self.snapshot(&commit)).then(|| self.resolved(None, &commit))
     }
 
+    /// The files that `choose` takes of all names, given the README's text; from the cache if it is known to hold them.
+    pub(super) fn files(&self, progress: &dyn Progress, choose: Choose<'_>) -> Result<Vec<PathBuf>, HubError> {
+        let here = |commit: &str, names: &[&str]| -> Result<Vec<PathBuf>, HubError> {
+            let snapshot = self.snapshot(commit);
+            let readme = dataset::first(names).and_then(|name| std::fs::read_to_string(snapshot.join(name)).ok());
+            Ok(choose(names, readme.as_deref())?.iter().map(|name| snapshot.join(name)).collect())
+        };
+        let known = self.known_commit();
+        if let Some(commit) = &known
+            && let Some(listing) = Listing::read(&self.tree(commit))
+        {
+            let names: Vec<&str> = listing.names().collect();
+            let readme_here = dataset::first(&names).is_none_or(|name| self.snapshot(commit).join(name).is_file());
+            if let Some(found) =
+                here(commit, &names).ok().filter(|found| readme_here && found.iter().all(|file| file.is_file()))
+            {
+                return Ok(found);
+            }
+        }
+        // Python's library leaves no listing: what lies there is taken if the hub can't be asked.
+        let as_it_seems = || -> Option<Vec<PathBuf>> {
+            let commit = known.as_deref()?;
+            let names = dataset::walk(&self.snapshot(commit));
+            here(commit, &names.iter().map(String::as_str).collect::<Vec<_>>()).ok()
+        };
+        if self.settings.offline {
+            let cache = self.settings.hugging_face.cache.clone();
+            let (id, revision) = (self.id.to_owned(), self.revision.to_owned());
+            return as_it_seems().ok_or(HubError::Offline { id, revision, cache });
+        }
+        match (self.fetch_files(progress, choose), as_it_seems()) {
+            (Err(error), Some(found)) if error.is_silence() || error.is_refusal() => {
+                tracing::warn!(%error, id = self.id, "the hub gives nothing; taking what the cache holds");
+                Ok(found)
+            }
+            (fetched, _) => fetched,
+        }
+    }
+
+    fn fetch_files(&self, progress: &dyn Progress, choose: Choose<'_>) -> Result<Vec<PathBuf>, HubError> {
+        let site = &self.settings.hugging_face;
+        let client = Client::new(&site.endpoint, site.token.read(), &self.settings.network)?;
+        let (commit, listing) = self.ask(&client).map_err(|error| self.explain(error, &client))?;
+        if commit != self.revision {
+            files::write_whole(&self.root.join("refs").join(self.revision), commit.as_bytes())?;
+        }
+        if listing.files.values().all(|entry| !entry.blob_id.is_empty()) {
+            listing.write(&self.tree(&commit))?;
+        }
+        let snapshot = self.snapshot(&commit);
+        let names: Vec<&str> = listing.names().collect();
+        let run = Run { repository: self, client: &client, commit: &commit, listing: &listing, progress };
+        let readme = match dataset::first(&names) {
+            None => None,
+            Some(name) => {
+                run.all(&[name]).map_err(|error| self.explain(error, &client))?;
+                std::fs::read_to_string(snapshot.join(name)).ok()
+            }
+        };
+        let chosen = choose(&names, readme.as_deref())?;
+        let wanted: Vec<&str> = chosen.iter().map(String::as_str).collect();
+        run.all(&wanted).map_err(|error| self.explain(error, &client))?;
+        Ok(chosen.iter().map(|name| snapshot.join(name)).collect())
+    }
+
     /// Brings what is missing into the cache.
     pub(super) fn fetch(&self, progress: &dyn Progress) -> Result<Resolved, HubError> {
         let site = &self.settings.hugging_face;
@@ -116,7 +226,12 @@ impl<'a> Repository<'a> {
     /// The commit that the revision means, and its files.
     fn ask(&self, client: &Client) -> Result<(String, Listing), HubError> {
         let endpoint = &self.settings.hugging_face.endpoint;
-        let url = format!("{endpoint}/api/models/{}/revision/{}?blobs=true", self.id, encode(self.revision, false));
+        let url = format!(
+            "{endpoint}/api/{}/{}/revision/{}?blobs=true",
+            self.holds.name(),
+            self.id,
+            encode(self.revision, false)
+        );
         let answer = client.json(&url)?;
         let commit = answer.get("sha").and_then(Value::as_str).filter(|sha| is_commit(sha));
         let commit = commit.ok_or_else(|| HubError::bad_reply(&url, "no commit in `sha`"))?.to_owned();
@@ -132,6 +247,9 @@ impl<'a> Repository<'a> {
         let (id, endpoint) = (self.id.to_owned(), self.settings.hugging_face.endpoint.clone());
         match error {
             // Without a token the hub says 401 for what it hides and for what doesn't exist alike.
+            HubError::Status { status: 404, .. } if matches!(self.holds, Holds::Datasets) => {
+                HubError::NoDataset { id, endpoint, token_variable: "HF_TOKEN" }
+            }
             HubError::Status { status: 404, .. } => {
                 HubError::not_found(id, endpoint, self.revision.to_owned(), "HF_TOKEN")
             }
@@ -224,8 +342,9 @@ impl Run<'_> {
 
     /// Address, entity tag and size of a file. What the listing knows already and the cache holds needs no request.
     fn describe(&self, name: &str) -> Result<Remote, HubError> {
-        let Repository { id, settings, root, .. } = self.repository;
-        let url = format!("{}/{id}/resolve/{}/{}", settings.hugging_face.endpoint, self.commit, encode(name, true));
+        let Repository { id, settings, root, holds, .. } = self.repository;
+        let (endpoint, prefix) = (&settings.hugging_face.endpoint, holds.prefix());
+        let url = format!("{endpoint}/{prefix}{id}/resolve/{}/{}", self.commit, encode(name, true));
         let listed = self.listing.files.get(name).filter(|entry| !entry.blob_id.is_empty());
         if let Some(entry) = listed {
             let etag = entry.lfs_sha256.as_ref().unwrap_or(&entry.blob_id);
@@ -259,8 +378,8 @@ impl Run<'_> {
 }
 
 /// The folder of a repository in the cache.
-fn folder_name(id: &str) -> String {
-    format!("models--{}", id.replace('/', "--"))
+fn folder_name(holds: Holds, id: &str) -> String {
+    format!("{}--{}", holds.name(), id.replace('/', "--"))
 }
 
 fn entry(sibling: &Value) -> Option<(String, Entry)> {

@@ -125,7 +125,8 @@ impl Listing {
         }
     }
 
-    fn names(&self) -> impl Iterator<Item = &str> {
+    /// All names, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
 

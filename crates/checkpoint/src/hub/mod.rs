@@ -10,6 +10,8 @@
 
 mod address;
 mod catalogue;
+mod cloud;
+mod dataset;
 mod error;
 mod files;
 mod http;
@@ -24,8 +26,10 @@ mod wheel;
 use std::path::{Path, PathBuf};
 
 pub use catalogue::{CATALOGUE, CatalogueEntry, Package};
+pub use cloud::resolve_cloud;
+pub use dataset::{DatasetPart, resolve_dataset};
 pub use error::{Attempt, HubError};
-pub use settings::{HubSettings, Network, Secret, Site, Token};
+pub use settings::{CloudSettings, HubSettings, Network, Secret, Site, Token};
 
 use listing::Pick;
 use source::Source;

@@ -103,6 +103,23 @@ impl Default for Network {
     }
 }
 
+/// Who asks a cloud store, and where it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CloudSettings {
+    /// Region of S3's buckets.
+    pub region: String,
+    /// Another store that speaks S3's interface.
+    pub s3_endpoint: Option<String>,
+    /// Id and secret; without them requests are anonymous.
+    pub s3_key: Option<(String, Secret)>,
+    /// What temporary credentials need beside.
+    pub s3_session: Option<Secret>,
+    /// Another store that speaks Google's interface.
+    pub google_endpoint: Option<String>,
+    /// Without it requests are anonymous.
+    pub google_token: Option<Secret>,
+}
+
 /// Everything that [`resolve`](super::resolve) needs to know besides the name of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubSettings {
@@ -114,6 +131,8 @@ pub struct HubSettings {
     pub use_modelscope: bool,
     /// Folder of what is neither hub's: models of the catalogue that came by another way.
     pub own_cache: PathBuf,
+    /// Cloud stores.
+    pub cloud: CloudSettings,
     /// What a leading `~` of a path stands for.
     pub home: PathBuf,
     /// Branch, tag or commit; `None` is the hub's default branch.
@@ -135,7 +154,9 @@ impl HubSettings {
     /// `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN`,
     /// `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, `USE_MODELSCOPE_HUB`, `MODELSCOPE_ENDPOINT`,
     /// `MODELSCOPE_DOMAIN`, `MODELSCOPE_CACHE`, `MODELSCOPE_API_TOKEN`, `XDG_CACHE_HOME`, `FERROTUNE_CACHE`,
-    /// `FERROTUNE_PIP`, `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`.
+    /// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_DEFAULT_REGION`, `AWS_PROFILE`,
+    /// `AWS_SHARED_CREDENTIALS_FILE`, `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `CLOUDSDK_AUTH_ACCESS_TOKEN`,
+    /// `STORAGE_EMULATOR_HOST`, `FERROTUNE_PIP`, `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE`.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>, home: PathBuf) -> HubSettings {
         let vars = Vars { var: &var, home: &home };
         let user_cache = vars.path("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache"));
@@ -149,6 +170,7 @@ impl HubSettings {
             pip: vars.pip(),
             pip_timeout: Duration::from_secs(30 * 60),
             network: vars.network(),
+            cloud: vars.cloud(),
             home,
         }
     }
@@ -200,6 +222,36 @@ impl Vars<'_> {
 
     fn is_true(&self, name: &str) -> bool {
         self.text(name).is_some_and(|v| ["1", "on", "yes", "true", "y"].contains(&v.to_ascii_lowercase().as_str()))
+    }
+
+    fn cloud(&self) -> CloudSettings {
+        let address = |name: &str| self.text(name).map(|url| url.trim_end_matches('/').to_owned());
+        let given = self.text("AWS_ACCESS_KEY_ID").zip(self.text("AWS_SECRET_ACCESS_KEY"));
+        let (key, session) = match given {
+            Some(key) => (Some(key), self.text("AWS_SESSION_TOKEN")),
+            None => self.shared_credentials(),
+        };
+        CloudSettings {
+            region: self.first(&["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| "us-east-1".to_owned()),
+            s3_endpoint: address("AWS_ENDPOINT_URL_S3").or_else(|| address("AWS_ENDPOINT_URL")),
+            s3_key: key.map(|(id, secret)| (id, Secret::new(&secret))),
+            s3_session: session.map(|session| Secret::new(&session)),
+            google_endpoint: address("STORAGE_EMULATOR_HOST"),
+            google_token: self.text("CLOUDSDK_AUTH_ACCESS_TOKEN").map(|token| Secret::new(&token)),
+        }
+    }
+
+    /// Key and session of the file that `aws configure` writes.
+    fn shared_credentials(&self) -> (Option<(String, String)>, Option<String>) {
+        let path = self.path("AWS_SHARED_CREDENTIALS_FILE").unwrap_or_else(|| self.home.join(".aws/credentials"));
+        let profile = self.text("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let lines = text.lines().map(str::trim).skip_while(|line| *line != format!("[{profile}]")).skip(1);
+        let pairs: Vec<(&str, &str)> =
+            lines.take_while(|line| !line.starts_with('[')).filter_map(|line| line.split_once('=')).collect();
+        let value =
+            |name: &str| pairs.iter().find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned());
+        (value("aws_access_key_id").zip(value("aws_secret_access_key")), value("aws_session_token"))
     }
 
     fn hugging_face(&self, user_cache: &Path) -> Site {

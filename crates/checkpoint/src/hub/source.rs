@@ -54,6 +54,11 @@ fn hub_id(given: &str) -> Option<Source<'_>> {
     (whole && id.split('/').all(is_name)).then_some(Source::Hub { id, file })
 }
 
+/// Whether `given` is `name` or `organisation/name`.
+pub(super) fn is_id(given: &str) -> bool {
+    given.split('/').count() <= 2 && given.split('/').all(is_name)
+}
+
 fn is_name(part: &str) -> bool {
     let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
     (1..=96).contains(&part.len())
