@@ -4,6 +4,7 @@ mod agent;
 mod commands;
 mod environment;
 mod failure;
+mod fetch;
 mod gpus;
 mod interrupt;
 mod launch;

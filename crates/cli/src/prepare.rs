@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::place::About;
-use crate::{environment, ui};
+use crate::{environment, fetch, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
 use ferrotune_checkpoint::{
@@ -88,7 +88,14 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
         Some(_) => written,
     };
     let (mut plan, more) = Plan::resolve(&recipe, verb)?;
+    let reads_rows = matches!(verb, Verb::Train | Verb::Data);
+    if reads_rows {
+        fetch::registry(&mut plan, &recipe)?;
+    }
     check_names(&plan, &recipe, verb)?;
+    if reads_rows {
+        fetch::datasets(&mut plan, &recipe)?;
+    }
     place_cache(&mut plan);
     for note in notes.iter().chain(&more) {
         ui::error_text(&note.render(ui::colours()));
@@ -179,19 +186,25 @@ pub(crate) struct Located {
     pub(crate) revision: Option<String>,
 }
 
-/// Finds the model's files, downloading what is missing.
-pub(crate) fn locate(resolved: &Resolved, want: Want) -> Result<Located, Failure> {
-    let plan = &resolved.plan.model;
+/// How hubs are reached: by the environment, the recipe's cache and token.
+pub(crate) fn hub_settings(plan: &ModelPlan) -> Result<HubSettings, Failure> {
     let home = environment::home().ok_or_else(|| Failure::Other(anyhow!("HOME is not set")))?;
     let mut settings = HubSettings::from_vars(environment::var, home);
     if let Some(folder) = &plan.cache_dir {
         settings = settings.with_cache_dir(folder);
     }
-    if plan.revision != "main" {
-        settings.revision = Some(plan.revision.clone());
-    }
     if let Some(token) = &plan.hub_token {
         settings.hugging_face.token = hub::Token::Given(hub::Secret::new(token));
+    }
+    Ok(settings)
+}
+
+/// Finds the model's files, downloading what is missing.
+pub(crate) fn locate(resolved: &Resolved, want: Want) -> Result<Located, Failure> {
+    let plan = &resolved.plan.model;
+    let mut settings = hub_settings(plan)?;
+    if plan.revision != "main" {
+        settings.revision = Some(plan.revision.clone());
     }
     let found = hub::resolve(&plan.source, &settings, want, &ui::Downloads::default());
     let found = found.map_err(|error| resolved.place(error))?;

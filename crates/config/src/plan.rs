@@ -4,6 +4,7 @@
 //! sub-struct that concerns them and never look at the recipe; nothing validates again after this.
 //! Names here are ferrotune's own: other tools' spellings are translated in `keys.rs` and nowhere else.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -210,7 +211,11 @@ pub struct DataPlan {
     pub mix: Mix,
     /// Shares of the datasets in an interleaved mix.
     pub mix_probabilities: Option<Vec<f64>>,
-    /// Seed of the validation split, of sampling and of mixing.
+    /// Files of datasets that lie on a hub or in a cloud store, by name; whoever brings them here fills it.
+    pub fetched: BTreeMap<String, Vec<PathBuf>>,
+    /// Rows come in the order of a shuffle buffer of this many, and training doesn't wait for all of them.
+    pub stream: Option<usize>,
+    /// Seed of the validation split, of sampling, of mixing and of the shuffle buffer.
     pub seed: u64,
     /// Encode again even if the cache holds the result.
     pub overwrite_cache: bool,

@@ -74,6 +74,8 @@ fn expected_lora_example() -> Plan {
             packing: Packing::Off,
             mix: Mix::Concat,
             mix_probabilities: None,
+            stream: None,
+            fetched: std::collections::BTreeMap::new(),
             seed: 42,
             overwrite_cache: false,
             cache_dir: None,

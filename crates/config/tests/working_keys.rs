@@ -61,6 +61,8 @@ const OTHER: &[(&str, &str)] = &[
     ("overwrite_cache", "true"),
     ("preprocessing_num_workers", "2"),
     ("tokenized_path", "t"),
+    ("streaming", "true; max_steps: 9"),
+    ("buffer_size", "9; max_steps: 9; streaming: true"),
     ("on_bad_row", "error"),
     ("do_train", "false; do_eval: true; val_size: 2"),
     ("per_device_train_batch_size", "2"),

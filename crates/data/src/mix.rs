@@ -25,6 +25,16 @@ pub(crate) fn mix(
     probabilities: Option<&[f64]>,
     seed: u64,
 ) -> Result<Vec<Place>, DataError> {
+    mix_with(strategy, lengths, probabilities, Generator::new(seed))
+}
+
+/// [`mix`] with the generator that draws.
+pub(crate) fn mix_with(
+    strategy: Mix,
+    lengths: &[u64],
+    probabilities: Option<&[f64]>,
+    generator: Generator,
+) -> Result<Vec<Place>, DataError> {
     if strategy == Mix::Concat || lengths.len() < 2 {
         return Ok((0..).zip(lengths).flat_map(|(dataset, &rows)| (0..rows).map(move |row| (dataset, row))).collect());
     }
@@ -32,7 +42,7 @@ pub(crate) fn mix(
         None => Ok(in_turn(strategy, lengths)),
         Some(probabilities) => {
             let cumulative = cumulative(strategy, lengths, probabilities)?;
-            Ok(drawn(strategy, lengths, &cumulative, seed))
+            Ok(drawn(strategy, lengths, &cumulative, generator))
         }
     }
 }
@@ -90,8 +100,7 @@ fn cumulative(strategy: Mix, lengths: &[u64], probabilities: &[f64]) -> Result<V
     Ok(sums.iter().map(|sum| sum / total).collect())
 }
 
-fn drawn(strategy: Mix, lengths: &[u64], cumulative: &[f64], seed: u64) -> Vec<Place> {
-    let mut generator = Generator::new(seed);
+fn drawn(strategy: Mix, lengths: &[u64], cumulative: &[f64], mut generator: Generator) -> Vec<Place> {
     let mut next = vec![0_u64; lengths.len()];
     let mut used_up: Vec<bool> = lengths.iter().map(|&rows| rows == 0).collect();
     let ends = |used_up: &[bool]| match strategy {

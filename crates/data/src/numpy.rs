@@ -32,7 +32,7 @@ impl Generator {
     }
 
     /// XSL-RR output of the next state.
-    fn next_u64(&mut self) -> u64 {
+    pub(crate) fn next_u64(&mut self) -> u64 {
         self.step();
         let folded = (self.state >> 64) as u64 ^ self.state as u64;
         folded.rotate_right((self.state >> 122) as u32)
@@ -46,6 +46,13 @@ impl Generator {
     /// `permutation(n)`.
     pub(crate) fn permutation(&mut self, n: u64) -> Vec<u64> {
         shuffled(self, n)
+    }
+
+    /// `shuffle(items)` of a list.
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, interval(self, i as u64) as usize);
+        }
     }
 
     /// One draw of `choice(cumulative.len(), p=..)`, with `cumulative` the normalised running sum.

@@ -6,31 +6,36 @@
 //! time on all cores, written in order, and forgotten.
 
 mod datasets;
+mod early;
 mod encode;
 mod key;
 mod view;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
 
+pub use early::{Coming, begin};
 pub use view::{JsonLine, Span, json_lines, spans};
 
 use crate::clock::Moment;
 use crate::conversation::Conversation;
 use crate::convert::Converter;
+use crate::digest::Digest;
 use crate::error::DataError;
 use crate::mix::{Place, mix};
 use crate::numpy::Legacy;
-use crate::registry::Registry;
+use crate::registry::{Registry, Remote};
 use crate::report::{Report, SetReport};
-use crate::rows::{self, Rows};
-use crate::split::split;
+use crate::rows::{self, Growing, Rows};
+use crate::split::{hold_out, split};
+use crate::stream;
 use crate::template::{Template, TemplateOptions};
 use crate::tokenizer::Tokenizer;
 use datasets::Dataset;
-use encode::SetEncoder;
+use encode::{Mark, SetEncoder};
 
 /// Who is told how far the preparation is.
 pub trait Progress: Sync {
@@ -60,6 +65,8 @@ pub struct Prepared {
     pub cache: PathBuf,
     /// Whether it was there already.
     pub from_cache: bool,
+    /// Training rows are still being encoded; until then the report knows of nothing but notes.
+    pub coming: Option<Coming>,
 }
 
 /// Name of the training set.
@@ -88,39 +95,77 @@ pub fn prepare_on(
     tokenizer: &mut Tokenizer,
     observer: &dyn Progress,
 ) -> Result<Prepared, DataError> {
-    if plan.datasets.is_empty() && plan.eval_datasets.is_empty() {
-        return Err(DataError::NoDataset);
-    }
-    let (datasets, mut notes) = datasets::find(plan)?;
-    tokenizer.set_split_special_tokens(plan.split_special_tokens);
-    let resolved = Template::resolve(&TemplateOptions::from_plan(plan, now), tokenizer)?;
-    notes.extend(resolved.notes.iter().cloned());
-
-    let folder = plan.cache_dir.clone().unwrap_or_else(|| plan.dir.join(CACHE));
-    let pool = thread_pool(plan.workers)?;
-    let key = pool.install(|| key::of(plan, &datasets, tokenizer, &resolved.template))?;
-    let path = folder.join(key::file_name(&key));
-    let found = if plan.overwrite_cache { None } else { pool.install(|| rows::open(&path, &key))? };
+    let Start { work, datasets, notes, new_tokens, found } = Start::of(now, plan, tokenizer)?;
     let from_cache = found.is_some();
     let cached = match found {
         Some(cached) => cached,
-        None => {
-            make_folder(&folder)?;
-            let run = Run { plan, tokenizer, template: &resolved.template, observer, path: &path };
-            pool.install(|| run.encode(datasets, notes, &key))?
-        }
+        None => work.pool.install(|| work.run(observer, None).encode(datasets, notes))?,
     };
+    Ok(prepared(work, new_tokens, cached, from_cache))
+}
+
+/// What an encoding needs, owned, so that a thread can take it along.
+struct Work {
+    plan: DataPlan,
+    tokenizer: Tokenizer,
+    template: Template,
+    key: Digest,
+    path: PathBuf,
+    pool: rayon::ThreadPool,
+}
+
+/// Everything before the encoding.
+struct Start {
+    work: Work,
+    datasets: Vec<Dataset>,
+    notes: Vec<String>,
+    new_tokens: Vec<String>,
+    found: Option<rows::Cached>,
+}
+
+impl Start {
+    fn of(now: Moment, plan: &DataPlan, tokenizer: &mut Tokenizer) -> Result<Self, DataError> {
+        if plan.datasets.is_empty() && plan.eval_datasets.is_empty() {
+            return Err(DataError::NoDataset);
+        }
+        let (datasets, mut notes) = datasets::find(plan)?;
+        tokenizer.set_split_special_tokens(plan.split_special_tokens);
+        let resolved = Template::resolve(&TemplateOptions::from_plan(plan, now), tokenizer)?;
+        notes.extend(resolved.notes);
+        let folder = plan.cache_dir.clone().unwrap_or_else(|| plan.dir.join(CACHE));
+        let pool = thread_pool(plan.workers)?;
+        let key = pool.install(|| key::of(plan, &datasets, tokenizer, &resolved.template))?;
+        let path = folder.join(key::file_name(&key));
+        let found = if plan.overwrite_cache { None } else { pool.install(|| rows::open(&path, &key))? };
+        if found.is_none() {
+            make_folder(&folder)?;
+        }
+        let (plan, tokenizer, template) = (plan.clone(), tokenizer.clone(), resolved.template);
+        let work = Work { plan, tokenizer, template, key, path, pool };
+        Ok(Self { work, datasets, notes, new_tokens: resolved.new_tokens, found })
+    }
+}
+
+impl Work {
+    fn run<'a>(&'a self, observer: &'a dyn Progress, readers: Option<Arc<Growing>>) -> Run<'a> {
+        let Self { plan, tokenizer, template, key, path, .. } = self;
+        Run { plan, tokenizer, template, observer, key, path, readers }
+    }
+}
+
+fn prepared(work: Work, new_tokens: Vec<String>, cached: rows::Cached, from_cache: bool) -> Prepared {
     let mut sets = cached.sets;
     let train = sets.iter().position(|(name, _)| name == TRAIN).map(|at| sets.remove(at).1);
-    Ok(Prepared {
+    Prepared {
         train,
         eval: sets,
         report: cached.report,
-        template: resolved.template,
-        new_tokens: resolved.new_tokens,
-        cache: path,
+        template: work.template,
+        new_tokens,
+        cache: work.path,
         from_cache,
-    })
+        coming: None,
+    }
 }
 
 /// About `count` conversations of the training sets, spread over their rows; those that can't be used are left out.
@@ -163,6 +208,14 @@ pub fn check_names(plan: &DataPlan) -> Vec<(&'static str, DataError)> {
     }
 }
 
+/// The datasets of a plan that don't lie on this machine. Faults of names are left to [`check_names`].
+pub fn remote(plan: &DataPlan) -> Vec<(String, Remote)> {
+    let Ok(registry) = Registry::open(&plan.dir) else { return Vec::new() };
+    let names = plan.datasets.iter().chain(&plan.eval_datasets);
+    let entries = names.filter_map(|name| registry.entry(name, plan.stage).ok());
+    entries.filter_map(|entry| Some((entry.name, entry.remote?))).collect()
+}
+
 fn thread_pool(workers: Option<usize>) -> Result<rayon::ThreadPool, DataError> {
     let workers = workers.unwrap_or(0);
     rayon::ThreadPoolBuilder::new()
@@ -190,7 +243,10 @@ struct Run<'a> {
     tokenizer: &'a Tokenizer,
     template: &'a Template,
     observer: &'a dyn Progress,
+    key: &'a Digest,
     path: &'a Path,
+    /// Who reads training rows while they are written.
+    readers: Option<Arc<Growing>>,
 }
 
 /// Rows of a set, not yet read.
@@ -200,33 +256,43 @@ struct Set {
 }
 
 impl Run<'_> {
-    fn encode(
-        &self,
-        mut datasets: Vec<Dataset>,
-        mut notes: Vec<String>,
-        key: &crate::digest::Digest,
-    ) -> Result<rows::Cached, DataError> {
+    fn encode(&self, mut datasets: Vec<Dataset>, mut notes: Vec<String>) -> Result<rows::Cached, DataError> {
         notes.extend(encode::check_cutoff(self.plan, self.tokenizer, self.template)?);
         let scratch = self.path.parent().unwrap_or(Path::new("."));
         let mut random = Legacy::new(self.plan.seed);
+        let mut faults = Vec::new();
         for dataset in &mut datasets {
-            dataset.open(scratch, self.plan.max_samples, &mut random)?;
+            faults.extend(dataset.open(scratch, self.plan.max_samples, &mut random).err());
         }
+        DataError::all(faults)?;
         let sets = self.sets(&datasets)?;
-        let mut writer = rows::Writer::new(self.path)?;
+        let (mut writer, marks) = match rows::Writer::begin(self.path, self.key)? {
+            rows::Begun::There(cached) => return Ok(cached),
+            rows::Begun::Write(writer, marks) => (writer, marks),
+        };
+        if let Some(readers) = &self.readers {
+            writer.publish_to(Arc::clone(readers))?;
+        }
         let mut report = Report { notes, ..Report::default() };
-        for set in &sets {
+        let mut marks = marks.into_iter().peekable();
+        for (number, set) in sets.iter().enumerate() {
             writer.begin_set(&set.name, self.plan.packing == Packing::Neat);
+            if let (Some(readers), TRAIN) = (&self.readers, set.name.as_str()) {
+                writer.settle()?;
+                readers.settle(writer.sets().map(|(name, rows, largest)| (name.to_owned(), rows, largest)).collect());
+            }
+            let from = resume(number, set, &mut marks, &mut datasets);
             let encoder = SetEncoder::new(self.plan, self.tokenizer, self.template);
-            let outcome = encoder.encode(&set.name, &set.places, &mut datasets, &mut writer, self.observer)?;
+            let outcome = encoder.encode(&set.places, from, &mut datasets, &mut writer, self.observer)?;
             self.check_set(&outcome, &datasets)?;
             report.sets.push(outcome);
         }
         for dataset in &datasets {
             dataset.check_unchanged()?;
         }
+        report.sets.sort_by_key(|set| set.name != TRAIN);
         report.datasets = datasets.into_iter().map(Dataset::into_report).collect();
-        writer.finish(key, report)
+        writer.finish(report)
     }
 
     /// Which rows stand in which set, in order.
@@ -235,8 +301,11 @@ impl Run<'_> {
         let (train, eval): (Vec<_>, Vec<_>) = (0..).zip(datasets).partition(|(_, dataset)| !dataset.for_eval);
         let mut sets = Vec::new();
         if !train.is_empty() {
-            let places = self.mixed(&train)?;
-            let (training, validation) = split(&places, plan.val_size, plan.seed)?;
+            let places = self.mixed(&train, true)?;
+            let (training, validation) = match plan.stream {
+                Some(_) => hold_out(&places, plan.val_size)?,
+                None => split(&places, plan.val_size, plan.seed)?,
+            };
             sets.push(Set { name: TRAIN.to_owned(), places: training });
             if !validation.is_empty() {
                 sets.push(Set { name: VALIDATION.to_owned(), places: validation });
@@ -248,16 +317,22 @@ impl Run<'_> {
                 sets.push(Set { name: dataset.entry.name.clone(), places });
             }
         } else if !eval.is_empty() {
-            sets.push(Set { name: VALIDATION.to_owned(), places: self.mixed(&eval)? });
+            sets.push(Set { name: VALIDATION.to_owned(), places: self.mixed(&eval, false)? });
         }
+        // Those who train while rows are encoded evaluate on whole sets.
+        sets.sort_by_key(|set| plan.stream.is_some() && set.name == TRAIN);
         Ok(sets)
     }
 
-    /// The mix of some datasets, in numbers of all.
-    fn mixed(&self, datasets: &[(u32, &Dataset)]) -> Result<Vec<Place>, DataError> {
+    /// The mix of some datasets, in numbers of all; of training sets in the order of a stream, if they are streamed.
+    fn mixed(&self, datasets: &[(u32, &Dataset)], train: bool) -> Result<Vec<Place>, DataError> {
+        let plan = self.plan;
         let lengths: Vec<u64> = datasets.iter().map(|(_, dataset)| dataset.len()).collect();
-        let shares = self.plan.mix_probabilities.as_deref().filter(|_| self.plan.mix != Mix::Concat);
-        let mut places = mix(self.plan.mix, &lengths, shares, self.plan.seed)?;
+        let shares = plan.mix_probabilities.as_deref().filter(|_| plan.mix != Mix::Concat);
+        let mut places = match plan.stream.filter(|_| train) {
+            Some(buffer) => stream::first_epoch(plan.mix, &lengths, shares, plan.seed, buffer)?,
+            None => mix(plan.mix, &lengths, shares, plan.seed)?,
+        };
         for place in &mut places {
             place.0 = datasets[place.0 as usize].0;
         }
@@ -282,6 +357,23 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Where the encoding of set `number` goes on, by the marks of a process that was killed; what they know of the datasets
+/// is taken over.
+fn resume(
+    number: usize,
+    set: &Set,
+    marks: &mut std::iter::Peekable<std::vec::IntoIter<Mark>>,
+    datasets: &mut [Dataset],
+) -> Mark {
+    let report = SetReport { name: set.name.clone(), ..SetReport::default() };
+    let mut from = Mark { set: number, done: 0, report, datasets: Vec::new() };
+    while let Some(mark) = marks.next_if(|mark| mark.set == number) {
+        from = mark;
+        from.datasets.drain(..).zip(&mut *datasets).for_each(|(tally, dataset)| dataset.recall(tally));
+    }
+    from
 }
 
 /// Ends the run at a dropped row if the plan says so.

@@ -23,6 +23,17 @@ pub enum Formatting {
     OpenAi,
 }
 
+impl Formatting {
+    /// Whether rows of this form are read from the column that the registry calls `name`.
+    pub(crate) fn reads(self, name: &str) -> bool {
+        let unread: &[&str] = match self {
+            Self::Alpaca => &["messages"],
+            Self::ShareGpt | Self::OpenAi => &["prompt", "query", "response", "history"],
+        };
+        !unread.contains(&name)
+    }
+}
+
 /// Which column of a row holds what; `None` is never read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the names of the registry's columns")]
@@ -43,7 +54,8 @@ pub struct Columns {
 }
 
 impl Columns {
-    const NAMES: [&'static str; 13] = [
+    /// Names in the registry.
+    pub(crate) const NAMES: [&'static str; 13] = [
         "prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios",
         "chosen", "rejected", "kto_tag",
     ];
@@ -69,11 +81,7 @@ impl Columns {
 
     /// The mapped columns that rows of this formatting are read from: (name in the registry, column).
     pub fn read_by(&self, formatting: Formatting) -> impl Iterator<Item = (&'static str, &str)> {
-        let unread: &[&str] = match formatting {
-            Formatting::Alpaca => &["messages"],
-            Formatting::ShareGpt | Formatting::OpenAi => &["prompt", "query", "response", "history"],
-        };
-        self.mapped().filter(move |(name, _)| !unread.contains(name))
+        self.mapped().filter(move |(name, _)| formatting.reads(name))
     }
 
     /// The mapped columns: (name in the registry, column of the rows).
@@ -117,8 +125,25 @@ pub struct Tags {
 }
 
 impl Tags {
-    const NAMES: [&'static str; 7] =
+    /// Names in the registry.
+    pub(crate) const NAMES: [&'static str; 7] =
         ["role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"];
+}
+
+impl Tags {
+    /// What they are, in the order of [`Tags::NAMES`].
+    pub(crate) fn values(&self) -> [Option<&str>; 7] {
+        [
+            &self.role_tag,
+            &self.content_tag,
+            &self.user_tag,
+            &self.assistant_tag,
+            &self.observation_tag,
+            &self.function_tag,
+            &self.system_tag,
+        ]
+        .map(Option::as_deref)
+    }
 }
 
 impl Default for Tags {
@@ -141,8 +166,10 @@ impl Default for Tags {
 pub struct DatasetEntry {
     /// Its name in the registry.
     pub name: String,
-    /// File, folder or pattern; absolute, or relative to `dataset_dir` and joined with it.
+    /// File, folder or pattern; absolute, or relative to `dataset_dir` and joined with it. Of a remote one its id or address.
     pub path: PathBuf,
+    /// Where it lies, if not in files.
+    pub remote: Option<Remote>,
     /// How its rows are written.
     pub formatting: Formatting,
     /// Which column holds what.
@@ -163,27 +190,69 @@ pub struct Registry {
     path: PathBuf,
     dir: PathBuf,
     entries: Map<String, Value>,
+    /// Every name is an id of Hugging Face.
+    online: bool,
 }
 
 const FILE: &str = "dataset_info.json";
-const FIELDS: [&str; 15] = [
-    "file_name",
-    "formatting",
-    "ranking",
-    "columns",
-    "tags",
-    "num_samples",
-    "subset",
-    "split",
-    "folder",
-    "hf_hub_url",
-    "ms_hub_url",
-    "om_hub_url",
-    "script_url",
-    "cloud_file_name",
-    "file_sha1",
+/// Fields of an entry, and what they do.
+pub(crate) const FIELDS: [(&str, &str); 15] = [
+    (
+        "file_name",
+        "a file, a folder, or a path with patterns (`*`, `?`, and `**` for any folders); relative to `dataset_dir`",
+    ),
+    ("formatting", "`alpaca` if not set, `sharegpt`, `openai`"),
+    ("ranking", "`true`: rows hold a chosen and a rejected answer, for stages rm and dpo"),
+    ("columns", "which column of a row holds what"),
+    ("tags", "how a turn says who speaks"),
+    ("num_samples", "draw so many rows at random: each once, then again if there are fewer"),
+    ("subset", "configuration of a dataset on Hugging Face"),
+    ("split", "of a dataset on Hugging Face, `train` if not set; files have the one split `train`"),
+    ("folder", "only files below it, of a dataset on Hugging Face"),
+    ("hf_hub_url", "id of a dataset on Hugging Face; it is downloaded once"),
+    ("ms_hub_url", "a dataset on ModelScope: not read, download it"),
+    ("om_hub_url", "a dataset on OpenMind: not read, download it"),
+    ("script_url", "a dataset that a Python script makes: not read, run the script and save what it gives"),
+    ("cloud_file_name", "a file, or a folder of files, in a cloud store (`s3://`, `gs://`); it is downloaded once"),
+    ("file_sha1", "without effect: the cache goes by the content"),
 ];
+/// Fields that say where else than in a file a dataset lies, in LLaMA-Factory's order of preference.
 const REMOTE_FIELDS: [&str; 5] = ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
+/// `dataset_dir` of this name: names of datasets are ids of Hugging Face.
+const ONLINE: &str = "ONLINE";
+/// Begins a `dataset_dir` whose registry lies in a repository of data sets of Hugging Face.
+const REMOTE: &str = "REMOTE:";
+
+/// The repository in which the registry of such a `dataset_dir` lies.
+pub fn remote_registry(dir: &Path) -> Option<&str> {
+    dir.to_str()?.strip_prefix(REMOTE)
+}
+
+/// Whether names of datasets are ids of Hugging Face.
+pub fn is_online(dir: &Path) -> bool {
+    dir.as_os_str() == ONLINE
+}
+
+/// Where a dataset lies that isn't on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remote {
+    /// On Hugging Face.
+    HuggingFace {
+        /// Its id there.
+        id: String,
+        /// The configuration, if not the default one.
+        subset: Option<String>,
+        /// `train` if not given.
+        split: Option<String>,
+        /// Only files below it.
+        folder: Option<String>,
+    },
+    /// In a cloud store: `s3://`, `gs://` or `gcs://`.
+    Cloud {
+        /// The address of a file or a folder.
+        url: String,
+    },
+}
 
 impl Registry {
     /// Reads the registry of `dir`.
@@ -191,8 +260,12 @@ impl Registry {
     /// # Errors
     /// A `dir` on a hub, a missing or unreadable file, JSON that is broken or no object.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
+        if is_online(dir) {
+            let (path, dir) = (dir.to_path_buf(), PathBuf::new());
+            return Ok(Self { path, dir, entries: Map::new(), online: true });
+        }
         let written = dir.to_string_lossy();
-        if written == "ONLINE" || written.starts_with("REMOTE:") {
+        if written.starts_with(REMOTE) {
             return Err(DataError::RemoteRegistry { dir: written.into_owned() });
         }
         let path = dir.join(FILE);
@@ -208,7 +281,7 @@ impl Registry {
         let Value::Object(entries) = value else {
             return Err(broken(1, 1, "expected an object of dataset names, like {\"my_data\": {...}}".to_owned()));
         };
-        Ok(Self { path: path.clone(), dir: dir.to_path_buf(), entries })
+        Ok(Self { path: path.clone(), dir: dir.to_path_buf(), entries, online: false })
     }
 
     /// Where the registry lies.
@@ -226,7 +299,15 @@ impl Registry {
     /// # Errors
     /// An unknown name, a field of a wrong type, a dataset that isn't a local file, one for another stage.
     pub fn entry(&self, name: &str, stage: Stage) -> Result<DatasetEntry, DataError> {
-        let Some(value) = self.entries.get(name) else {
+        let bare;
+        let value = match self.entries.get(name) {
+            None if self.online => {
+                bare = serde_json::json!({"hf_hub_url": name});
+                Some(&bare)
+            }
+            found => found,
+        };
+        let Some(value) = value else {
             return Err(DataError::UnknownDataset {
                 name: name.to_owned(),
                 registry: self.path.clone(),
@@ -237,23 +318,26 @@ impl Registry {
         let Value::Object(fields) = value else {
             return Err(problem(name, "", format!("must be an object, is {}", kind(value))));
         };
-        if let Some(field) = REMOTE_FIELDS.into_iter().find(|field| fields.contains_key(*field)) {
-            return Err(DataError::RemoteDataset {
-                dataset: name.to_owned(),
-                field: field.to_owned(),
-                value: fields[field].as_str().unwrap_or_default().to_owned(),
-            });
-        }
         let mut notes = Vec::new();
-        note_unknown(&mut notes, "field", fields, &FIELDS);
-        note_ineffective(&mut notes, name, fields)?;
+        note_unknown(&mut notes, "field", fields, &FIELDS.map(|(field, _)| field));
+        let remote = remote(name, fields)?;
+        if remote.is_none() {
+            note_ineffective(&mut notes, name, fields)?;
+        }
         let columns = self.columns(name, fields, &mut notes)?;
         check_stage(name, fields, &columns, stage)?;
-        let file_name = text(name, fields, "file_name")?
-            .ok_or_else(|| problem(name, "file_name", "is missing: it names the data file or folder".to_owned()))?;
+        let path = match (&remote, text(name, fields, "file_name")?) {
+            (Some(Remote::HuggingFace { id, .. }), _) => PathBuf::from(id),
+            (Some(Remote::Cloud { url }), _) => PathBuf::from(url),
+            (None, Some(file_name)) => self.dir.join(file_name),
+            (None, None) => {
+                return Err(problem(name, "file_name", "is missing: it names the data file or folder".to_owned()));
+            }
+        };
         Ok(DatasetEntry {
             name: name.to_owned(),
-            path: self.dir.join(file_name),
+            path,
+            remote,
             formatting: formatting(name, fields)?,
             columns: columns.unwrap_or_default(),
             columns_given: fields.get("columns").is_some_and(|columns| !columns.is_null()),
@@ -336,6 +420,30 @@ impl<'a> Renames<'a> {
                 format!("must be the name it has in the rows, is {}", kind(other)),
             )),
         }
+    }
+}
+
+/// Where else than in a file the dataset lies.
+fn remote(name: &str, fields: &Map<String, Value>) -> Result<Option<Remote>, DataError> {
+    let given = |field: &str| fields.get(field).is_some_and(|value| !value.is_null());
+    let Some(field) = REMOTE_FIELDS.into_iter().find(|field| given(field)) else { return Ok(None) };
+    let value = text(name, fields, field)?.unwrap_or_default().to_owned();
+    let part =
+        |field| Ok::<_, DataError>(text(name, fields, field)?.filter(|text| !text.is_empty()).map(str::to_owned));
+    match field {
+        "hf_hub_url" => Ok(Some(Remote::HuggingFace {
+            id: value,
+            subset: part("subset")?,
+            split: part("split")?,
+            folder: part("folder")?,
+        })),
+        "cloud_file_name" if ["s3://", "gs://", "gcs://"].iter().any(|scheme| value.starts_with(scheme)) => {
+            Ok(Some(Remote::Cloud { url: value }))
+        }
+        "cloud_file_name" => {
+            Err(problem(name, field, format!("is `{value}`; it must begin with s3://, gs:// or gcs://")))
+        }
+        _ => Err(DataError::RemoteDataset { dataset: name.to_owned(), field: field.to_owned(), value }),
     }
 }
 
@@ -453,6 +561,7 @@ mod tests {
         fs::write(dir.path().join(FILE), json).unwrap();
         let mut registry = Registry::open(dir.path()).unwrap();
         registry.dir = "data".into();
+        assert!(!registry.online);
         registry.path = "data/dataset_info.json".into();
         registry
     }
@@ -538,8 +647,8 @@ mod tests {
                  of their own",
             ),
             (
-                r#"{"hf_hub_url": "a/b"}"#,
-                "dataset `d` lies on a hub (`hf_hub_url: a/b`), which is not supported yet: download it and set \
+                r#"{"ms_hub_url": "a/b"}"#,
+                "dataset `d` lies on a hub (`ms_hub_url: a/b`), which is not supported yet: download it and set \
                  `file_name` to the file or folder instead",
             ),
             (
@@ -574,10 +683,11 @@ mod tests {
             message(dir.path()),
             "DIR/dataset_info.json:1:1: expected an object of dataset names, like {\"my_data\": {...}}"
         );
-        assert_eq!(
-            Registry::open(Path::new("ONLINE")).unwrap_err().to_string(),
-            "`dataset_dir: ONLINE` is not supported yet: download the datasets, describe them in a \
-             `dataset_info.json` and set `dataset_dir` to its folder"
-        );
+        let message = Registry::open(Path::new("REMOTE:o/d")).unwrap_err().to_string();
+        assert_eq!(message, "the registry of `dataset_dir: REMOTE:o/d` was not downloaded");
+        let online = Registry::open(Path::new("ONLINE")).unwrap();
+        let entry = online.entry("o/d", Stage::Sft).unwrap();
+        let (subset, split, folder) = (None, None, None);
+        assert_eq!(entry.remote, Some(Remote::HuggingFace { id: "o/d".into(), subset, split, folder }));
     }
 }

@@ -57,6 +57,32 @@ pub enum Fault {
     NoTokens,
 }
 
+impl Fault {
+    /// All kinds.
+    pub const ALL: [Self; 20] = [
+        Self::Unreadable,
+        Self::BrokenJson,
+        Self::NotUtf8,
+        Self::TooLarge,
+        Self::Fields,
+        Self::NotAnObject,
+        Self::NoText,
+        Self::NoAnswer,
+        Self::NotText,
+        Self::History,
+        Self::NoTurns,
+        Self::NotATurn,
+        Self::UnknownRole,
+        Self::Alternation,
+        Self::Unanswered,
+        Self::ToolCalls,
+        Self::Media,
+        Self::Template,
+        Self::TooLong,
+        Self::NoTokens,
+    ];
+}
+
 /// Why a row is left out, and where it stands in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reject {

@@ -4,24 +4,41 @@
 //! its input ids, its labels and the lengths of its segments; an index entry a row; JSON that names
 //! the sets and holds the report. Every part is under a checksum that is verified before the file
 //! is mapped, so that a file cut short, damaged or of another build is found out and made again.
-//! A file is written beside its place, synced and renamed: it is there whole or not at all,
-//! whoever else writes the same one.
+//! A file is written beside its place, synced and renamed: it is there whole or not at all; a killed
+//! process's is gone on with (`journal`).
 
 mod evict;
 mod file;
+mod growing;
+mod journal;
 
 use std::sync::Arc;
 
-pub(crate) use file::{Cached, Writer, open};
+pub(crate) use file::{Begun, Cached, Writer, open};
 use file::{IndexEntry, Map, Set};
+pub(crate) use growing::{Growing, Seen};
 
-/// Rows of a training or evaluation set: memory-mapped, immutable, cheap to clone.
+/// Rows of a training or evaluation set: memory-mapped, immutable, cheap to clone. A training set may still be growing: then
+/// what is said of its rows is said of those that are there.
 #[derive(Debug, Clone)]
 pub struct Rows {
-    map: Arc<Map>,
+    file: Backing,
     first: usize,
-    len: usize,
     isolated: bool,
+    /// Of a whole set; of a growing one, what lies before it, and bounds.
+    totals: Totals,
+}
+
+/// Where rows lie.
+#[derive(Debug, Clone)]
+enum Backing {
+    Whole(Arc<Map>),
+    Growing(Arc<Growing>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Totals {
+    rows: usize,
     tokens: u64,
     label_tokens: u64,
     longest: usize,
@@ -48,40 +65,98 @@ impl Rows {
     fn new(map: Arc<Map>, set: &Set) -> Self {
         let Set { first, len, isolated, largest_id, .. } = *set;
         let index = &map.index()[first..first + len];
-        let tokens = index.iter().map(|entry| u64::from(entry.len)).sum();
-        let label_tokens = index.iter().map(|entry| u64::from(entry.labels)).sum();
-        let longest = index.iter().map(|entry| entry.len as usize).max().unwrap_or(0);
-        Self { map, first, len, isolated, tokens, label_tokens, longest, largest_id }
+        let totals = Totals {
+            rows: len,
+            tokens: index.iter().map(|entry| u64::from(entry.len)).sum(),
+            label_tokens: index.iter().map(|entry| u64::from(entry.labels)).sum(),
+            longest: index.iter().map(|entry| entry.len as usize).max().unwrap_or(0),
+            largest_id,
+        };
+        Self { file: Backing::Whole(map), first, isolated, totals }
+    }
+
+    /// The rows from `first` on of a file in the making. No row will be longer than `longest`, no id larger than
+    /// `largest_id`.
+    pub(crate) fn growing(file: Arc<Growing>, first: usize, isolated: bool, longest: usize, largest_id: u32) -> Self {
+        // Rows before belong to other sets.
+        let before = || (0..first).map(|i| file.row(i).0);
+        let tokens = before().map(|entry| u64::from(entry.len)).sum();
+        let label_tokens = before().map(|entry| u64::from(entry.labels)).sum();
+        let totals = Totals { rows: 0, tokens, label_tokens, longest, largest_id };
+        Self { file: Backing::Growing(file), first, isolated, totals }
+    }
+
+    /// Some rows of a file in the making that are there and stay all of their set.
+    pub(crate) fn settled(file: Arc<Growing>, set: std::ops::Range<usize>, isolated: bool, largest_id: u32) -> Self {
+        let mut totals = Totals { rows: set.len(), tokens: 0, label_tokens: 0, longest: 0, largest_id };
+        for (entry, _) in set.clone().map(|i| file.row(i)) {
+            totals.tokens += u64::from(entry.len);
+            totals.label_tokens += u64::from(entry.labels);
+            totals.longest = totals.longest.max(entry.len as usize);
+        }
+        Self { file: Backing::Growing(file), first: set.start, isolated, totals }
+    }
+
+    /// Whether rows may still come.
+    pub fn is_growing(&self) -> bool {
+        matches!(&self.file, Backing::Growing(file) if self.totals.rows == 0 && !file.seen().ended)
+    }
+
+    /// Waits until there are `rows` rows, or until the set is whole; the number of rows there are then, and whether the set
+    /// is whole.
+    ///
+    /// # Errors
+    /// What ended the encoding early.
+    pub fn wait(&self, rows: usize) -> Result<(usize, bool), String> {
+        match &self.file {
+            Backing::Growing(file) if self.totals.rows == 0 => {
+                let seen = file.wait(self.first + rows)?;
+                Ok((seen.rows - self.first, seen.ended))
+            }
+            _ => Ok((self.totals.rows, true)),
+        }
+    }
+
+    fn seen(&self) -> Totals {
+        match &self.file {
+            Backing::Growing(file) if self.totals.rows == 0 => {
+                let Seen { rows, tokens, labels, .. } = file.seen();
+                let Totals { tokens: before, label_tokens: labels_before, .. } = self.totals;
+                let (tokens, label_tokens) = (tokens - before, labels - labels_before);
+                Totals { rows: rows - self.first, tokens, label_tokens, ..self.totals }
+            }
+            _ => self.totals,
+        }
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.len
+        self.seen().rows
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Tokens of all rows.
     pub fn tokens(&self) -> u64 {
-        self.tokens
+        self.seen().tokens
     }
 
     /// Tokens with a loss.
     pub fn label_tokens(&self) -> u64 {
-        self.label_tokens
+        self.seen().label_tokens
     }
 
-    /// Tokens of the longest row.
+    /// Tokens of the longest row; of a growing set, more than which none will have.
     pub fn max_len(&self) -> usize {
-        self.longest
+        self.totals.longest
     }
 
-    /// Largest token id; 0 if there are no rows.
+    /// Largest token id, 0 if there are no rows; of a growing set, above which none will be.
     pub fn largest_id(&self) -> u32 {
-        self.largest_id
+        self.totals.largest_id
     }
 
     /// Tokens and tokens with a loss of row `i`, without touching its data.
@@ -89,7 +164,7 @@ impl Rows {
     /// # Panics
     /// If `i` is not below [`Rows::len`].
     pub fn size(&self, i: usize) -> (usize, usize) {
-        let entry = self.entry(i);
+        let (entry, _) = self.entry(i);
         (entry.len as usize, entry.labels as usize)
     }
 
@@ -98,9 +173,8 @@ impl Rows {
     /// # Panics
     /// If `i` is not below [`Rows::len`].
     pub fn get(&self, i: usize) -> Row<'_> {
-        let entry = self.entry(i);
-        let (ids, segments) = (entry.len as usize, entry.segments as usize);
-        let words = &self.map.data()[entry.offset as usize..][..2 * ids + segments];
+        let (entry, words) = self.entry(i);
+        let ids = entry.len as usize;
         Row {
             input_ids: &words[..ids],
             labels: bytemuck::cast_slice(&words[ids..2 * ids]),
@@ -112,12 +186,20 @@ impl Rows {
 
     /// The rows in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Row<'_>> {
-        (0..self.len).map(|i| self.get(i))
+        (0..self.len()).map(|i| self.get(i))
     }
 
-    fn entry(&self, i: usize) -> IndexEntry {
-        assert!(i < self.len, "row {i} of {}", self.len);
-        self.map.index()[self.first + i]
+    /// A row's index entry and its words.
+    fn entry(&self, i: usize) -> (IndexEntry, &[u32]) {
+        match &self.file {
+            Backing::Whole(map) => {
+                assert!(i < self.totals.rows, "row {i} of {}", self.totals.rows);
+                let entry = map.index()[self.first + i];
+                let size = 2 * entry.len as usize + entry.segments as usize;
+                (entry, &map.data()[entry.offset as usize..][..size])
+            }
+            Backing::Growing(file) => file.row(self.first + i),
+        }
     }
 }
 

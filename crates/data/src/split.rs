@@ -28,6 +28,25 @@ pub(crate) fn split<T: Copy>(rows: &[T], val_size: ValSize, seed: u64) -> Result
     Ok((take(training), take(validation)))
 }
 
+/// Parts the rows of a stream into (training, validation): the first ones are for validation (`take` and `skip`).
+///
+/// # Errors
+/// As [`split`].
+pub(crate) fn hold_out<T: Copy>(rows: &[T], val_size: ValSize) -> Result<(Vec<T>, Vec<T>), DataError> {
+    let held_out = match val_size {
+        ValSize::None => return Ok((rows.to_vec(), Vec::new())),
+        // The plan has no shares of streams.
+        ValSize::Fraction(fraction) => (fraction * rows.len() as f64).ceil() as usize,
+        ValSize::Count(held_out) => held_out,
+    };
+    if held_out >= rows.len() {
+        let (val_size, rows) = (held_out.to_string(), rows.len() as u64);
+        return Err(DataError::ValSize { val_size, rows, left: "train on" });
+    }
+    let (validation, training) = rows.split_at(held_out);
+    Ok((training.to_vec(), validation.to_vec()))
+}
+
 #[cfg(test)]
 mod tests {
     //! Expected orders are those of `datasets` 5.2.0 on ten rows.

@@ -18,6 +18,7 @@ use crate::tools::ToolFormat;
 pub(crate) use write::{Context, check_turns};
 
 pub use resolve::{Resolved, TemplateOptions};
+pub(crate) use table::Row as TableRow;
 
 /// A piece of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +53,11 @@ pub(crate) enum ToolText {
     Format(ToolFormat),
     /// As the dataset writes them, between two marks.
     Around(&'static str, &'static str),
+}
+
+/// All templates as they are written down.
+pub(crate) fn table() -> &'static [TableRow] {
+    table::TABLE
 }
 
 /// A template with the recipe's choices applied, for one tokenizer.

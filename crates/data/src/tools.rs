@@ -51,7 +51,7 @@ pub(crate) struct Call {
 }
 
 /// Names as recipes write them.
-const NAMES: [(&str, ToolFormat); 13] = [
+pub(crate) const NAMES: [(&str, ToolFormat); 13] = [
     ("default", ToolFormat::Default),
     ("gemma4", ToolFormat::Gemma4),
     ("glm4", ToolFormat::Glm4),
@@ -92,6 +92,11 @@ impl ToolFormat {
             return Ok(String::new());
         }
         prompt::describe(self, &tools, now)
+    }
+
+    /// How a call looks, for the reference.
+    pub(crate) fn example(self) -> Result<String, DropReason> {
+        self.write_calls(&[Call { name: "f".into(), arguments: serde_json::json!({"a": "x"}) }])
     }
 
     /// The answer that makes `calls`.

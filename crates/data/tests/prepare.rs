@@ -57,6 +57,8 @@ fn plan(dir: &Path, template: &str, stage: Stage) -> DataPlan {
         packing: if stage == Stage::Pretrain { Packing::On } else { Packing::Off },
         mix: Mix::Concat,
         mix_probabilities: None,
+        stream: None,
+        fetched: std::collections::BTreeMap::new(),
         seed: 42,
         overwrite_cache: false,
         cache_dir: None,

@@ -31,6 +31,9 @@ pub enum Error {
     /// A configuration that is not a model of ours.
     #[error(transparent)]
     Model(#[from] ferrotune_model::ModelError),
+    /// Rows could not be encoded while the run went on.
+    #[error("{0}")]
+    Data(String),
     /// A rank is lost or out of step.
     #[error(transparent)]
     Comm(#[from] ferrotune_dist::CommError),

@@ -58,8 +58,8 @@ pub struct Start {
     pub total: u64,
     /// Epochs in all.
     pub epochs: f64,
-    /// Rows of the training set.
-    pub rows: usize,
+    /// Rows of the training set; nothing if they are still being encoded.
+    pub rows: Option<usize>,
     /// Rows in a full optimiser step.
     pub rows_per_step: usize,
 }

@@ -6,8 +6,11 @@
 //! ones; the last step of an epoch may hold fewer micro-batches, and a new epoch starts a new step.
 
 use crate::clock::RunShape;
-use ferrotune_config::plan::TrainPlan;
+use ferrotune_config::plan::{RunLength, TrainPlan};
+use ferrotune_data::rows::Rows;
 use ferrotune_data::sampler::Sampler;
+use ferrotune_data::stream;
+use std::cell::RefCell;
 
 /// Where a rank stands among those that see different rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,28 +32,58 @@ impl Share {
 #[derive(Debug, Clone)]
 pub struct Order {
     shape: RunShape,
-    rows: usize,
     micro_batch: usize,
+    drop_last: bool,
     share: Share,
     /// Most tokens of a micro-batch, where rows are laid together by length.
     budget: Option<usize>,
-    sampler: Sampler,
+    rows: Source,
+}
+
+/// Where rows come from, and in which order.
+#[derive(Debug, Clone)]
+enum Source {
+    /// All rows, at random.
+    Shuffled(Sampler),
+    /// Rows as they stand, which may still be coming; in later epochs drawn from a buffer.
+    Streamed { rows: Rows, buffer: usize, seed: u64, later: RefCell<Option<(u64, Vec<u32>)>> },
+}
+
+/// Where a step stands.
+struct Place {
+    epoch: u64,
+    /// Step of the epoch, from 0.
+    within: u64,
+    /// Rows of the epoch, as far as is known.
+    rows: usize,
+    /// Micro-batches of the epoch on each rank.
+    per_rank: u64,
 }
 
 impl Order {
     /// The order over `rows` rows, at least one, as one rank sees it.
     pub fn new(rows: usize, plan: &TrainPlan, budget: Option<usize>, share: Share) -> Self {
-        let of_all_ranks = plan.micro_batch * share.of_a_step;
-        let per_rank = match rows / of_all_ranks {
-            // One incomplete round is all there is: leaving it out would leave nothing.
-            0 => 1,
-            whole if plan.drop_last => whole,
-            _ => rows.div_ceil(of_all_ranks),
-        };
-        let shape =
-            RunShape { micro_batches: per_rank as u64, accumulation: plan.accumulation as u64, length: plan.length };
+        let per_rank = per_rank(rows, plan.micro_batch, plan.drop_last, share.of_a_step);
         let sampler = Sampler::new(rows, plan.data_seed, plan.shuffle);
-        Self { shape, rows, micro_batch: plan.micro_batch, share, budget, sampler }
+        Self::over(Source::Shuffled(sampler), per_rank, plan, budget, share)
+    }
+
+    /// The order over rows that are streamed: they stand in the order of the first epoch; `stream` is the size of the buffer
+    /// and the seed of later ones. As transformers has it, the run is one epoch by name, as nobody knows how many it will be.
+    pub fn streamed(rows: &Rows, plan: &TrainPlan, stream: (usize, u64), budget: Option<usize>, share: Share) -> Self {
+        let (buffer, seed) = stream;
+        let steps = match plan.length {
+            RunLength::Steps(steps) => steps,
+            // The plan has a stream only with `max_steps`.
+            RunLength::Epochs(epochs) => epochs as u64,
+        };
+        let rows = Source::Streamed { rows: rows.clone(), buffer, seed, later: RefCell::default() };
+        Self::over(rows, steps * plan.accumulation as u64, plan, budget, share)
+    }
+
+    fn over(rows: Source, micro_batches: u64, plan: &TrainPlan, budget: Option<usize>, share: Share) -> Self {
+        let shape = RunShape { micro_batches, accumulation: plan.accumulation as u64, length: plan.length };
+        Self { shape, micro_batch: plan.micro_batch, drop_last: plan.drop_last, share, budget, rows }
     }
 
     /// Steps and epochs.
@@ -75,30 +108,73 @@ impl Order {
 
     /// The rows of step `step` (from 1) on this rank, by micro-batch; `size` tells a row's length. Every rank has as many
     /// micro-batches, the last ones empty where they don't come out even.
-    pub fn step_rows(&self, step: u64, size: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
-        let steps = self.shape.steps_per_epoch();
-        let (epoch, within) = ((step - 1) / steps, (step - 1) % steps);
-        let first = within * self.shape.accumulation;
-        let last = (first + self.shape.accumulation).min(self.shape.micro_batches);
+    ///
+    /// # Errors
+    /// If rows are still coming, and what was to encode them failed.
+    pub fn step_rows(&self, step: u64, size: impl Fn(usize) -> usize) -> Result<Vec<Vec<usize>>, String> {
+        let place = self.place(step)?;
+        let first = place.within * self.shape.accumulation;
+        let last = (first + self.shape.accumulation).min(place.per_rank);
         let ranks = self.share.of_a_step as u64;
         let all = first * ranks..last * ranks;
-        let all: Vec<Vec<usize>> = all.map(|i| self.micro_batch_rows(epoch, i as usize)).collect();
+        let all: Vec<Vec<usize>> = all.map(|i| self.micro_batch_rows(&place, i as usize)).collect();
         let all = match self.budget {
             Some(budget) => by_tokens(&all.concat(), budget, size),
             None => all,
         };
         let each = all.len().div_ceil(self.share.ranks);
         let mine = (0..each).map(|i| all.get(i * self.share.ranks + self.share.rank).cloned().unwrap_or_default());
-        mine.collect()
+        Ok(mine.collect())
     }
 
-    fn micro_batch_rows(&self, epoch: u64, index: usize) -> Vec<usize> {
+    /// Where a step stands. Of rows that are still coming, waits for those of the step.
+    fn place(&self, step: u64) -> Result<Place, String> {
+        let of = |rows| per_rank(rows, self.micro_batch, self.drop_last, self.share.of_a_step);
+        let (rows, per_rank) = match &self.rows {
+            Source::Shuffled(sampler) => (sampler.len(), of(sampler.len())),
+            Source::Streamed { rows, .. } => {
+                let needed = usize::try_from(step).unwrap_or(usize::MAX).saturating_mul(self.rows_per_step());
+                match rows.wait(needed)? {
+                    (there, true) => (there, of(there)),
+                    // However many more may come: the step lies in the first epoch.
+                    (there, false) => (there, u64::MAX),
+                }
+            }
+        };
+        let steps = per_rank.div_ceil(self.shape.accumulation).max(1);
+        Ok(Place { epoch: (step - 1) / steps, within: (step - 1) % steps, rows, per_rank })
+    }
+
+    fn micro_batch_rows(&self, place: &Place, index: usize) -> Vec<usize> {
         let start = index * self.micro_batch;
         // What one process alone has left at the end stays as it is.
-        let end = if self.share.of_a_step == 1 { self.rows } else { usize::MAX };
-        let positions = start..(start + self.micro_batch).min(end);
-        positions.map(|position| self.sampler.row(epoch, position % self.rows)).collect()
+        let end = if self.share.of_a_step == 1 { place.rows } else { usize::MAX };
+        let positions = (start..(start + self.micro_batch).min(end)).map(|position| position % place.rows);
+        match &self.rows {
+            Source::Shuffled(sampler) => positions.map(|position| sampler.row(place.epoch, position)).collect(),
+            Source::Streamed { .. } if place.epoch == 0 => positions.collect(),
+            Source::Streamed { buffer, seed, later, .. } => {
+                let mut later = later.borrow_mut();
+                if later.as_ref().is_none_or(|(of, _)| *of != place.epoch) {
+                    *later = Some((place.epoch, stream::later_epoch(place.rows, *seed, place.epoch, *buffer)));
+                }
+                let order = later.as_ref().map_or(&[][..], |(_, order)| order);
+                positions.map(|position| order[position] as usize).collect()
+            }
+        }
     }
+}
+
+/// Micro-batches of an epoch of `rows` rows on each of `ranks` ranks.
+fn per_rank(rows: usize, micro_batch: usize, drop_last: bool, ranks: usize) -> u64 {
+    let of_all_ranks = micro_batch * ranks;
+    let rounds = match rows / of_all_ranks {
+        // One incomplete round is all there is: leaving it out would leave nothing.
+        0 => 1,
+        whole if drop_last => whole,
+        _ => rows.div_ceil(of_all_ranks),
+    };
+    rounds as u64
 }
 
 /// Lays a step's rows into micro-batches of at most `budget` tokens (a longer row is one by itself), the fullest
@@ -137,7 +213,7 @@ mod tests {
 
     /// All ranks' rows of a step, sorted.
     fn step(ranks: usize, of_a_step: usize, budget: Option<usize>, step: u64) -> Vec<usize> {
-        let of = |rank| order(Share { rank, ranks, of_a_step }, budget).step_rows(step, size_of);
+        let of = |rank| order(Share { rank, ranks, of_a_step }, budget).step_rows(step, size_of).unwrap();
         let each: Vec<Vec<Vec<usize>>> = (0..ranks).map(of).collect();
         assert!(each.iter().all(|mine| mine.len() == each[0].len()), "as many micro-batches on each rank");
         let mut all = each.concat().concat();
@@ -197,19 +273,19 @@ mod tests {
             for rank in 0..ranks {
                 let order = Order::new(rows, &plan, None, Share { rank, ranks, of_a_step: ranks });
                 let steps = 1..=order.shape().steps_per_epoch();
-                let got: Vec<Vec<usize>> = steps.flat_map(|step| order.step_rows(step, size_of)).collect();
+                let got: Vec<Vec<usize>> = steps.flat_map(|step| order.step_rows(step, size_of).unwrap()).collect();
                 let what = format!("{rows} rows, {size} at once, rank {rank} of {ranks}, drop_last {drop_last}");
                 assert_eq!(got, dealt_by_accelerate(rows, size, ranks, rank, drop_last), "{what}");
             }
         }
         // One process keeps what is left as it is.
         let order = Order::new(5, &TrainPlan { shuffle: false, ..train_plan(2, 1) }, None, Share::ALL);
-        assert_eq!(order.step_rows(3, size_of), [[4]]);
+        assert_eq!(order.step_rows(3, size_of).unwrap(), [[4]]);
     }
 
     #[test]
     fn micro_batches_keep_to_their_budget_unless_one_row_is_longer() {
-        for bin in order(Share::ALL, Some(12)).step_rows(1, size_of) {
+        for bin in order(Share::ALL, Some(12)).step_rows(1, size_of).unwrap() {
             assert!(bin.len() == 1 || bin.iter().map(|&row| size_of(row)).sum::<usize>() <= 12);
         }
     }

@@ -90,7 +90,11 @@ pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
 /// Lengths, in tokens, of the longest micro-batch that an order can make of `rows`: the longest rows together, or as many
 /// of them as the budget of tokens holds.
 pub fn longest_batch(rows: &Rows, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
-    let mut lengths: Vec<usize> = (0..rows.len()).map(|i| rows.size(i).0).collect();
+    let mut lengths: Vec<usize> = match rows.is_growing() {
+        // What will come is known only in that it won't be longer.
+        true => vec![rows.max_len(); micro_batch],
+        false => (0..rows.len()).map(|i| rows.size(i).0).collect(),
+    };
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     match budget {
         None => lengths.truncate(micro_batch),
@@ -111,7 +115,11 @@ fn order_of(job: &Job<'_>) -> Order {
     // However ranks share the work, each counts for a step's rows, as it does where ranks are replicas.
     let of_a_step = job.ranks_of_a_step.unwrap_or(mesh.world.world());
     let share = Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), of_a_step };
-    Order::new(job.train.len(), &job.plan.train, job.plan.parallel.max_tokens_per_micro_batch, share)
+    let budget = job.plan.parallel.max_tokens_per_micro_batch;
+    match job.plan.data.stream {
+        None => Order::new(job.train.len(), &job.plan.train, budget, share),
+        Some(buffer) => Order::streamed(job.train, &job.plan.train, (buffer, job.plan.data.seed), budget, share),
+    }
 }
 
 /// What decides on rows and rates, to be compared when the run goes on.
@@ -197,7 +205,9 @@ impl<'a, 'h> Session<'a, 'h> {
         let mut best = BestTracker::new(&plan.eval);
         let (recipe, pace) = (job.recipe.to_owned(), pacing_of(job, &order));
         let split = Some(Candidate::of(job.engine.division()));
-        let mut run = RunState { rows: job.train.len() as u64, recipe, pace, split, ..RunState::default() };
+        // Streamed rows are counted when they are all there; their cache tells whether they are others.
+        let rows = if plan.data.stream.is_some() { 0 } else { job.train.len() as u64 };
+        let mut run = RunState { rows, recipe, pace, split, ..RunState::default() };
         let mut state = fresh_state(plan, &order, every);
         if let (Some(found), Some(read)) = (found, read) {
             for change in changes(&read, &run, &found.path) {
@@ -226,7 +236,7 @@ impl<'a, 'h> Session<'a, 'h> {
             done: run.step,
             total,
             epochs: total as f64 / order.shape().steps_per_epoch() as f64,
-            rows: job.train.len(),
+            rows: (!job.train.is_growing()).then(|| job.train.len()),
             rows_per_step: order.rows_per_step(),
         }));
         let of = |plan: &ProfilePlan| Profiler::new(plan.clone(), rank, job.engine.comm().pulse().clone());
@@ -294,7 +304,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let number = self.run.step + 1;
         let rate = self.rates.rate(self.run.step);
         let sample = |index| Sample { row: self.job.train.get(index), index };
-        let rows = self.order.step_rows(number, |row| self.job.train.size(row).0);
+        let rows = self.order.step_rows(number, |row| self.job.train.size(row).0).map_err(Error::Data)?;
         let micro_batches: Vec<Vec<Sample<'_>>> =
             rows.into_iter().map(|rows| rows.into_iter().map(sample).collect()).collect();
         let flops = || self.job.engine.device().track().flops;

@@ -14,7 +14,7 @@ use anyhow::anyhow;
 use ferrotune_checkpoint::{FolderWriter, LintBase, LintOptions, OpenModel, Vllm, lint, write_atomic};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
-use ferrotune_data::prepare::{Prepared, prepare as encode};
+use ferrotune_data::prepare::{Prepared, begin, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::{Activity, Heard, Pulse};
@@ -60,11 +60,15 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let (located, mut files) = world.in_turn(|| prepare::open(resolved))?;
     let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
     let fitted = prepare::fit_for_training(resolved, &mut files, &tokenizer)?;
-    let prepared = world.in_turn(|| {
-        encode(&plan.data, &mut tokenizer, &ui::Encoding::default()).map_err(|error| resolved.place(error))
-    })?;
+    // Several ranks read one file, so that it is encoded once; one rank needn't wait until it is whole.
+    let how = if world.comm.world() == 1 { begin } else { encode };
+    let prepared = world
+        .in_turn(|| how(&plan.data, &mut tokenizer, &ui::Encoding::default()).map_err(|error| resolved.place(error)))?;
     if world.is_first() {
         ui::say(prepared.report.render().trim_end());
+        if prepared.coming.is_some() {
+            ui::say("rows are encoded while the run goes on; what became of them is told at its end");
+        }
         fitted.experts_note().iter().for_each(|note| ui::note(note));
     }
     let closer = || world::claims_on_each_file(&located.path, &prepared);
@@ -148,6 +152,7 @@ impl Session<'_> {
         screen.bar.finish_and_clear();
         screen.end_status(&finished);
         let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
+        self.report_rows();
         if finished.interrupted {
             let code = signal.unwrap_or(failure::PASSING);
             ui::say(&format!(
@@ -161,6 +166,18 @@ impl Session<'_> {
         let quiet = screen.finished_before || !self.first;
         let after = if screen.finished_before { Vec::new() } else { self.samples()? };
         if quiet { Ok(()) } else { self.close(&finished, before.iter().zip(&after), &screen) }
+    }
+
+    /// What became of rows that were encoded while the run went on.
+    fn report_rows(&self) {
+        let Some(coming) = &self.prepared.coming else { return };
+        match coming.report() {
+            Some(report) => ui::say(report.render().trim_end()),
+            None => ui::note(&format!(
+                "{} rows were encoded when the run ended; the next one with the same data goes on from there",
+                ui::grouped(coming.rows())
+            )),
+        }
     }
 
     /// Answers to the recipe's sample prompts, with the likeliest token each time.
@@ -367,12 +384,14 @@ impl Screen {
                     ui::grouped(start.trainable),
                     ui::grouped(start.parameters)
                 ));
+                let (rows, epochs) = match start.rows {
+                    Some(rows) => (format!("{rows} rows"), format!(" ({:.2} epochs)", start.epochs)),
+                    None => ("rows still coming".to_owned(), String::new()),
+                };
                 self.say(&format!(
-                    "{} rows, {} a step, {} steps ({:.2} epochs); {} of memory at the longest batch{}",
-                    start.rows,
+                    "{rows}, {} a step, {} steps{epochs}; {} of memory at the longest batch{}",
                     start.rows_per_step,
                     start.total,
-                    start.epochs,
                     ui::bytes(memory.needed()),
                     if memory.recompute { ", blocks recomputed" } else { "" }
                 ));

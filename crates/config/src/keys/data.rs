@@ -14,7 +14,12 @@ pub(super) const KEYS: &[Key] = &[
     works("dataset", List, "null", "names in `dataset_info.json`, in order"),
     works("eval_dataset", List, "null", "names in `dataset_info.json`, for evaluation"),
     works("dataset_dir", Path, "data", "folder that holds `dataset_info.json`"),
-    works("template", Text, "null", "how a conversation is written out; the model's own chat template if not set"),
+    works(
+        "template",
+        Text,
+        "null",
+        "how a conversation is written out (docs/templates.md); `auto` or not set: the model's own chat template",
+    ),
     works("cutoff_len", Int(1), "2048", "longest row in tokens"),
     works("max_samples", Int(1), "null", "the first n rows of each dataset"),
     works("val_size", Float(Range::NotNegative), "0.0", "rows held out for evaluation: a share below 1, or a number"),
@@ -54,13 +59,13 @@ pub(super) const KEYS: &[Key] = &[
         "1000",
         "rows are packed in groups of 1000, as with the default; nothing else depends on it",
     ),
-    no_effect(
+    works(
         "streaming",
         Bool,
         "false",
-        "rows are encoded once into a memory-mapped cache, which needs no more memory than streaming",
+        "rows in the order of a shuffle buffer; training starts while they are still being encoded. Needs `max_steps`",
     ),
-    no_effect("buffer_size", Int(1), "16384", "used by `streaming` only"),
+    works("buffer_size", Int(1), "16384", "rows that `streaming` draws the next one from"),
     unsupported(
         "ignore_pad_token_for_loss",
         Bool,

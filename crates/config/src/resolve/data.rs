@@ -1,5 +1,6 @@
 //! Which rows, and how they become tokens.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{Verb, trains};
@@ -24,7 +25,7 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
         eval_each: s.bool("eval_on_each_dataset"),
         template: s
             .opt_text("template")
-            .filter(|name| !name.is_empty())
+            .filter(|name| !name.is_empty() && name != "auto")
             .map_or(TemplateChoice::Model, TemplateChoice::Named),
         cutoff_len: s.count("cutoff_len"),
         train_on_prompt: s.bool("train_on_prompt"),
@@ -45,6 +46,8 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
             _ => Mix::Concat,
         },
         mix_probabilities: mix_probabilities(s),
+        fetched: BTreeMap::new(),
+        stream: stream(s, verb),
         seed: s.int("seed").unsigned_abs(),
         overwrite_cache: s.bool("overwrite_cache"),
         cache_dir: s.opt_path("tokenized_path"),
@@ -59,14 +62,6 @@ fn check_needed(s: &mut Settings<'_>, verb: Verb) {
     }
     if trains(s, verb) && s.lacks("dataset") {
         s.error("dataset", "`dataset` is missing", "add `dataset: name`, a name in `dataset_info.json`");
-    }
-    let dir = s.text("dataset_dir");
-    if dir == "ONLINE" || dir.starts_with("REMOTE:") {
-        s.error(
-            "dataset_dir",
-            format!("`dataset_dir: {dir}` is not supported"),
-            "download the data and name the folder that holds `dataset_info.json`",
-        );
     }
 }
 
@@ -103,6 +98,29 @@ fn check_together(s: &mut Settings<'_>, stage: Stage) {
     if s.opt_bool("packing") == Some(false) && s.bool("neat_packing") {
         s.note("packing", "`packing: false` has no effect: `neat_packing` packs", "remove one of the two");
     }
+}
+
+/// The size of the shuffle buffer, if rows are streamed; with LLaMA-Factory's cross-checks.
+fn stream(s: &mut Settings<'_>, verb: Verb) -> Option<usize> {
+    if !s.bool("streaming") {
+        return None;
+    }
+    if trains(s, verb) && s.int("max_steps") <= 0 {
+        s.error(
+            "streaming",
+            "`streaming` needs `max_steps`: a stream has no length that is known before",
+            "add `max_steps: 1000`, or remove `streaming`: rows are encoded into a file in any case, never held in memory",
+        );
+    }
+    let val_size = s.float("val_size");
+    if val_size > 0.0 && val_size < 1.0 {
+        let message = format!("`val_size: {val_size}` is a share, and a stream has no length to take it of");
+        s.error("val_size", message, "write a number of rows, such as `val_size: 100`");
+    }
+    if s.opt_count("max_samples").is_some() {
+        s.error("max_samples", "`max_samples` and `streaming` exclude each other", "remove one of them");
+    }
+    Some(s.count("buffer_size"))
 }
 
 fn packing(s: &mut Settings<'_>, stage: Stage) -> Packing {

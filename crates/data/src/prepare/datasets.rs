@@ -4,15 +4,16 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use ferrotune_config::plan::{DataPlan, Stage};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::convert::is_empty;
 use crate::error::DataError;
 use crate::numpy::Legacy;
 use crate::pyjson;
-use crate::read::{FileType, Source, data_files};
+use crate::read::{FileType, Source, data_files, one_type};
 use crate::registry::{DatasetEntry, Formatting, Registry};
-use crate::report::{DatasetReport, Dropped, Quirks, Reject, Unmapped};
+use crate::report::{DatasetReport, Dropped, QuirkCounts, Quirks, Reject, Unmapped};
 
 /// A dataset in use.
 pub(super) struct Dataset {
@@ -27,16 +28,29 @@ pub(super) struct Dataset {
     sampled: Option<Vec<u64>>,
     len: u64,
     report: DatasetReport,
-    /// Rows already reported as dropped.
+    /// Rows already reported as dropped, in the order of the report.
     dropped: HashSet<u64>,
+    dropped_rows: Vec<u64>,
     /// Rows in which a column is present, and in which it holds something.
     seen: HashMap<String, (u64, u64)>,
+    /// Rows dropped up to the last [`Dataset::tally`].
+    told: usize,
+}
+
+/// What is known of a dataset after some of its rows; the dropped rows are those since the tally before.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Tally {
+    used: u64,
+    kept: u64,
+    quirks: QuirkCounts,
+    seen: HashMap<String, (u64, u64)>,
+    dropped: Vec<(u64, Dropped)>,
 }
 
 /// The datasets that `plan` names, training first, and what to say about it.
 pub(super) fn find(plan: &DataPlan) -> Result<(Vec<Dataset>, Vec<String>), DataError> {
     let registry = Registry::open(&plan.dir)?;
-    let mut notes = Vec::new();
+    let (mut notes, mut faults) = (Vec::new(), Vec::new());
     let mut datasets: Vec<Dataset> = Vec::new();
     let train = plan.datasets.iter().map(|name| (name, false));
     for (name, for_eval) in train.chain(plan.eval_datasets.iter().map(|name| (name, true))) {
@@ -44,8 +58,14 @@ pub(super) fn find(plan: &DataPlan) -> Result<(Vec<Dataset>, Vec<String>), DataE
             notes.push(format!("dataset `{name}` is named twice and used once, as in LLaMA-Factory"));
             continue;
         }
-        let mut entry = registry.entry(name, plan.stage)?;
-        let (file_type, files) = data_files(name, &entry.path)?;
+        let found = registry.entry(name, plan.stage).and_then(|entry| Ok((files(plan, &entry)?, entry)));
+        let ((file_type, files), mut entry) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                faults.push(error);
+                continue;
+            }
+        };
         if file_type == FileType::Text && plan.stage == Stage::Pretrain && !entry.columns_given {
             entry.columns.prompt = Some("text".to_owned());
         }
@@ -66,10 +86,22 @@ pub(super) fn find(plan: &DataPlan) -> Result<(Vec<Dataset>, Vec<String>), DataE
             len: 0,
             report,
             dropped: HashSet::new(),
+            dropped_rows: Vec::new(),
             seen: HashMap::new(),
+            told: 0,
         });
     }
+    DataError::all(faults)?;
     Ok((datasets, notes))
+}
+
+/// The files of a dataset: those it names, or those that were brought here.
+fn files(plan: &DataPlan, entry: &DatasetEntry) -> Result<(FileType, Vec<PathBuf>), DataError> {
+    match (&entry.remote, plan.fetched.get(&entry.name)) {
+        (None, _) => data_files(&entry.name, &entry.path),
+        (Some(_), Some(files)) => one_type(&entry.name, &entry.path, files.clone()),
+        (Some(_), None) => Err(DataError::NotFetched { dataset: entry.name.clone() }),
+    }
 }
 
 impl Dataset {
@@ -80,13 +112,18 @@ impl Dataset {
         max_samples: Option<usize>,
         random: &mut Legacy,
     ) -> Result<(), DataError> {
-        let mut rows = 0;
+        let (mut rows, mut faults) = (0, Vec::new());
         for file in &self.files {
-            let source = Source::open(file, self.file_type, scratch)?;
-            rows += source.len() as u64;
-            self.starts.push(rows);
-            self.sources.push(source);
+            match Source::open(file, self.file_type, scratch) {
+                Ok(source) => {
+                    rows += source.len() as u64;
+                    self.starts.push(rows);
+                    self.sources.push(source);
+                }
+                Err(error) => faults.push(error),
+            }
         }
+        DataError::all(faults)?;
         if rows == 0 {
             return Err(DataError::EmptyDataset { dataset: self.entry.name.clone(), path: self.entry.path.clone() });
         }
@@ -160,9 +197,37 @@ impl Dataset {
             detail: reject.detail,
         };
         if self.dropped.insert(row) {
+            self.dropped_rows.push(row);
             self.report.dropped.push(dropped.clone());
         }
         dropped
+    }
+
+    /// What is known so far.
+    pub(super) fn tally(&mut self) -> Tally {
+        let new = std::mem::replace(&mut self.told, self.report.dropped.len());
+        let rows = self.dropped_rows[new..].iter().copied();
+        Tally {
+            used: self.report.rows_used,
+            kept: self.report.rows_kept,
+            quirks: self.report.quirks,
+            seen: self.seen.clone(),
+            dropped: rows.zip(self.report.dropped[new..].iter().cloned()).collect(),
+        }
+    }
+
+    /// Takes over what another process knew.
+    pub(super) fn recall(&mut self, tally: Tally) {
+        self.report.rows_used = tally.used;
+        self.report.rows_kept = tally.kept;
+        self.report.quirks = tally.quirks;
+        self.seen = tally.seen;
+        for (row, dropped) in tally.dropped {
+            self.dropped.insert(row);
+            self.dropped_rows.push(row);
+            self.report.dropped.push(dropped);
+        }
+        self.told = self.report.dropped.len();
     }
 
     pub(super) fn check_unchanged(&self) -> Result<(), DataError> {

@@ -3,8 +3,9 @@
 use ferrotune_config::plan::{DataPlan, Packing, Stage};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use rayon::slice::ParallelSlice;
+use serde::{Deserialize, Serialize};
 
-use super::datasets::{Dataset, columns_of};
+use super::datasets::{Dataset, Tally, columns_of};
 use super::{Progress, stop_at};
 use crate::conversation::{Conversation, Message, Role};
 use crate::convert::Converter;
@@ -67,6 +68,18 @@ pub(super) struct SetEncoder<'a> {
     options: EncodeOptions,
 }
 
+/// How far an encoding is, for one that goes on after a kill.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Mark {
+    /// The set being encoded, counted from 0.
+    pub(super) set: usize,
+    /// Rows that went into it so far.
+    pub(super) done: u64,
+    /// What came of them.
+    pub(super) report: SetReport,
+    pub(super) datasets: Vec<Tally>,
+}
+
 /// What became of one row.
 struct Outcome<T> {
     place: Place,
@@ -90,27 +103,31 @@ impl<'a> SetEncoder<'a> {
         Self { plan, tokenizer, template, options }
     }
 
-    /// Encodes `places` into the set that `writer` has begun.
+    /// Encodes `places` from `from.done` on into the set that `writer` has begun.
     pub(super) fn encode(
         &self,
-        name: &str,
         places: &[Place],
+        from: Mark,
         datasets: &mut [Dataset],
         writer: &mut Writer<'_>,
         observer: &dyn Progress,
     ) -> Result<SetReport, DataError> {
-        let report = SetReport { name: name.to_owned(), ..SetReport::default() };
-        let mut sink = Sink { plan: self.plan, datasets, writer, report };
+        let (set, mut done) = (from.set, from.done as usize);
+        let mut sink = Sink { plan: self.plan, datasets, writer, report: from.report };
         let total = places.len() as u64;
-        observer.encoding(name, 0, total);
+        let name = sink.report.name.clone();
+        observer.encoding(&name, done as u64, total);
         // Whole batches, so that packs and blocks don't depend on the number of threads.
         let window = BATCH * rayon::current_num_threads().clamp(2, 16);
-        for places in places.chunks(window) {
+        for places in places[done..].chunks(window) {
             match self.plan.stage {
                 Stage::Sft => self.conversations(places, &mut sink)?,
                 Stage::Pretrain => self.texts(places, &mut sink)?,
             }
-            observer.encoding(name, sink.report.rows_used, total);
+            done += places.len();
+            let datasets = sink.datasets.iter_mut().map(Dataset::tally).collect();
+            sink.writer.mark(&Mark { set, done: done as u64, report: sink.report.clone(), datasets })?;
+            observer.encoding(&name, done as u64, total);
         }
         Ok(sink.report)
     }

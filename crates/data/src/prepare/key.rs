@@ -3,6 +3,7 @@
 //! Content, not dates: a data file that is touched keeps its rows, one that is edited within a
 //! second loses them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 
@@ -23,7 +24,8 @@ pub(super) fn of(
     template: &Template,
 ) -> Result<Digest, DataError> {
     // Options that change nothing about the rows don't count.
-    let plan = DataPlan { overwrite_cache: false, cache_dir: None, workers: None, ..plan.clone() };
+    let plan =
+        DataPlan { overwrite_cache: false, cache_dir: None, workers: None, fetched: BTreeMap::new(), ..plan.clone() };
     // Nor does the day: a run that is resumed tomorrow goes on with the same tokens.
     let template = Template { now: Moment { unix_seconds: 0 }, ..template.clone() };
     let mut parts: Vec<Vec<u8>> = vec![

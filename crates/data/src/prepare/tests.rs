@@ -34,6 +34,8 @@ impl Bench {
             packing: Packing::Off,
             mix: Mix::Concat,
             mix_probabilities: None,
+            stream: None,
+            fetched: std::collections::BTreeMap::new(),
             seed: 42,
             overwrite_cache: false,
             cache_dir: None,
@@ -359,4 +361,158 @@ fn rows_are_shown_in_stretches() {
     assert_eq!(trained, [false, true]);
     assert!(spans[0].text.ends_with("<|im_start|>assistant\n"), "{:?}", spans[0].text);
     assert!(spans[1].text.starts_with("yes<|im_end|>"), "{:?}", spans[1].text);
+}
+
+/// Takes a picture of a folder in the middle of an encoding, as a kill would leave it, and notes where encodings begin.
+struct Camera {
+    from: PathBuf,
+    to: PathBuf,
+    at: u64,
+    began: Mutex<Vec<u64>>,
+}
+
+impl Progress for Camera {
+    fn encoding(&self, _: &str, done: u64, _: u64) {
+        let mut began = self.began.lock().unwrap();
+        began.push(done);
+        if done == self.at && self.from != self.to {
+            for entry in fs::read_dir(&self.from).unwrap() {
+                let entry = entry.unwrap();
+                fs::copy(entry.path(), self.to.join(entry.file_name())).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_killed_encoding_goes_on_where_it_stopped() {
+    for (packing, validation) in [(Packing::Off, ValSize::None), (Packing::On, ValSize::Count(2500))] {
+        let mut bench = Bench::numbered(9000);
+        let broken = r#"[{"instruction": 1, "output": "b"}, {"instruction": "c"}, {"x": {}, "output": "d"}, 5]"#;
+        bench.add("e", json!({}), "e.json", broken);
+        bench.plan.datasets = vec!["e".into(), "d".into()];
+        (bench.plan.packing, bench.plan.val_size) = (packing, validation);
+        let [whole, killed] = ["whole", "killed"].map(|name| bench.dir.path().join(name));
+        [&whole, &killed].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+        let run = |bench: &Bench, to: &Path| {
+            let began = Mutex::new(Vec::new());
+            let from = bench.plan.cache_dir.clone().unwrap();
+            let camera = Camera { from, to: to.to_path_buf(), at: 4000, began };
+            let prepared = prepare(&bench.plan, &mut tokenizer(), &camera).unwrap();
+            (prepared, camera.began.into_inner().unwrap())
+        };
+        bench.plan.cache_dir = Some(whole);
+        let (expected, began) = run(&bench, &killed);
+        assert_eq!(began[..2], [0, 2000]);
+        bench.plan.cache_dir = Some(killed.clone());
+        // On other threads, whose windows are other ones.
+        bench.plan.workers = Some(3);
+        let (prepared, began) = run(&bench, &killed);
+        assert_eq!(began[0], 4000, "{began:?}");
+        assert_eq!(prepared.report, expected.report);
+        assert_eq!(fs::read(prepared.cache).unwrap(), fs::read(expected.cache).unwrap());
+    }
+}
+
+#[test]
+fn everything_wrong_with_files_is_told_at_once() {
+    let mut bench = Bench::numbered(1);
+    bench.add("e", json!({}), "e.json.gz", "no gzip");
+    bench.add("f", json!({}), "f.json.zst", "no zstd");
+    bench.add("g", json!({}), "g.arrow", "no arrow");
+    bench.add("h", json!({}), "h.parquet", "no parquet");
+    bench.plan.datasets = ["e", "d", "f", "g", "h"].map(String::from).into();
+    let message = bench.message();
+    for part in ["e.json.gz", "f.json.zst", "g.arrow", "h.parquet"] {
+        assert!(message.contains(part), "{message}");
+    }
+    bench.plan.datasets = ["d", "no1", "no2"].map(String::from).into();
+    let message = bench.message();
+    assert!(message.contains("`no1`") && message.contains("`no2`"), "{message}");
+}
+
+#[test]
+fn streamed_rows_are_there_before_all_are_encoded() {
+    let mut bench = Bench::numbered(30_000);
+    bench.add("e", json!({}), "e.json", &numbered("e", 300));
+    bench.plan.datasets = vec!["d".into()];
+    bench.plan.eval_datasets = vec!["e".into()];
+    bench.plan.stream = Some(100);
+    bench.plan.workers = Some(1);
+    let early = begin(&bench.plan, &mut tokenizer(), &()).unwrap();
+    let rows = early.train.as_ref().unwrap();
+    assert_eq!(early.eval[0].1.len(), 300);
+    assert_eq!(questions(&early.eval[0].1)[299], "e299");
+    assert!(!rows.is_empty());
+    let first: Vec<u32> = rows.get(0).input_ids.to_vec();
+    // A reference stays good whatever is written after.
+    let held = rows.get(0);
+    let (there, _) = rows.wait(10_000).unwrap();
+    assert!(there >= 10_000);
+    assert_eq!(rows.wait(usize::MAX - 300).unwrap(), (30_000, true));
+    assert_eq!(held.input_ids, first);
+    assert!(!rows.is_growing());
+    let coming = early.coming.unwrap();
+    assert_eq!(coming.rows(), 30_300);
+    let report = coming.report().unwrap();
+    assert_eq!(
+        report.sets.iter().map(|set| (set.name.as_str(), set.rows)).collect::<Vec<_>>(),
+        [(TRAIN, 30_000), (VALIDATION, 300)]
+    );
+    let later = begin(&bench.plan, &mut tokenizer(), &()).unwrap();
+    assert!(later.from_cache && later.coming.is_none());
+    let whole = later.train.unwrap();
+    assert_eq!((whole.len(), whole.tokens()), (rows.len(), rows.tokens()));
+    assert_eq!(whole.label_tokens(), rows.label_tokens());
+    assert!(whole.iter().eq(rows.iter()));
+    let order = stream::first_epoch(Mix::Concat, &[30_000], None, 42, 100).unwrap();
+    let expected: Vec<String> = order[..50].iter().map(|(_, row)| format!("d{row}")).collect();
+    assert_eq!(questions(&whole)[..50], expected);
+}
+
+#[test]
+fn what_is_wrong_with_streamed_data_is_told_as_ever() {
+    let mut bench = Bench::new(json!({}), "[{\"instruction\": \"a\"}]");
+    bench.plan.stream = Some(10);
+    let message = begin(&bench.plan, &mut tokenizer(), &()).unwrap_err().to_string();
+    assert!(message.starts_with("not one of the 1 rows of the training set can be used"), "{message}");
+    // Late: every row but the first ones is broken, and a plan that stops at them.
+    let rows: Vec<Value> =
+        (0..9000).map(|i| if i < 5000 { json!({"instruction": "a", "output": "b"}) } else { json!(5) }).collect();
+    bench.add("d", json!({}), "d.json", &Value::from(rows).to_string());
+    bench.plan.bad_rows = BadRows::Stop;
+    bench.plan.workers = Some(1);
+    match begin(&bench.plan, &mut tokenizer(), &()) {
+        Ok(early) => {
+            let problem = early.train.unwrap().wait(8000).unwrap_err();
+            assert!(problem.contains("not an object of columns"), "{problem}");
+        }
+        Err(error) => assert!(error.to_string().contains("not an object of columns"), "{error}"),
+    }
+}
+
+#[test]
+fn datasets_that_lie_elsewhere_are_read_once_they_are_here() {
+    let mut bench = Bench::numbered(2);
+    let entries = json!({
+        "hub": {"hf_hub_url": "o/d", "subset": "en", "columns": {"prompt": "instruction", "response": "output"}},
+        "cloud": {"cloud_file_name": "s3://bucket/rows.json"},
+        "bad": {"cloud_file_name": "ftp://x"},
+    });
+    fs::write(bench.dir.path().join("dataset_info.json"), entries.to_string()).unwrap();
+    bench.plan.datasets = vec!["hub".into(), "cloud".into()];
+    let hub = Remote::HuggingFace { id: "o/d".into(), subset: Some("en".into()), split: None, folder: None };
+    let cloud = Remote::Cloud { url: "s3://bucket/rows.json".into() };
+    assert_eq!(remote(&bench.plan), [("hub".to_owned(), hub), ("cloud".to_owned(), cloud)]);
+    assert!(bench.message().contains("dataset `hub` was not downloaded"));
+    let file = bench.dir.path().join("d.json");
+    bench.plan.fetched = [("hub".to_owned(), vec![file.clone()]), ("cloud".to_owned(), vec![file.clone()])].into();
+    assert_eq!(bench.prepare().unwrap().train.unwrap().len(), 4);
+    bench.plan.datasets = vec!["bad".into()];
+    assert!(bench.message().contains("must begin with s3://, gs:// or gcs://"), "{}", bench.message());
+    bench.plan.datasets = vec!["o/any".into()];
+    bench.plan.cache_dir = Some(bench.dir.path().join("cache"));
+    bench.plan.dir = "ONLINE".into();
+    bench.plan.fetched = [("o/any".to_owned(), vec![file])].into();
+    assert_eq!(bench.prepare().unwrap().train.unwrap().len(), 2);
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use bytemuck::{Pod, Zeroable};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
+use super::growing::Growing;
+use super::journal::{Asked, Unfinished};
 use super::{Row, Rows, evict};
 use crate::digest::{self, Digest};
 use crate::encode::IGNORE;
@@ -21,10 +22,10 @@ use crate::report::Report;
 const MAGIC: [u8; 8] = *b"ft rows\n";
 const VERSION: u32 = 3;
 /// Begins the name of a file in the making.
-const UNFINISHED: &str = ".rows-";
+pub(super) const UNFINISHED: &str = ".rows-";
 /// Read back as another number on a machine of the other byte order.
 const BYTE_ORDER: u32 = 0x0102_0304;
-const HEADER: u64 = size_of::<Header>() as u64;
+pub(super) const HEADER: u64 = size_of::<Header>() as u64;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -81,7 +82,7 @@ struct Contents {
     report: Report,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Set {
     name: String,
     pub(super) first: usize,
@@ -204,35 +205,87 @@ fn map(file: File, header: &Header, contents: Contents) -> io::Result<Option<Cac
     Ok(Some(Cached { sets, report: contents.report }))
 }
 
-/// A file of encoded rows in the making. Dropped unfinished it leaves nothing behind.
+/// A file of encoded rows in the making. Dropped unfinished it leaves nothing behind; killed, it is gone on with.
 #[derive(Debug)]
 pub(crate) struct Writer<'a> {
     path: &'a Path,
-    out: BufWriter<NamedTempFile>,
+    key: &'a Digest,
+    unfinished: Unfinished,
+    out: BufWriter<File>,
     words: u64,
     index: Vec<IndexEntry>,
     sets: Vec<Set>,
+    /// Who reads along, and the words and rows that were published.
+    readers: Option<(Arc<Growing>, u64, usize)>,
+}
+
+/// What came of beginning to write.
+pub(crate) enum Begun<'a, S> {
+    /// Write; what an earlier process has written is in, and its marks tell how far it came.
+    Write(Writer<'a>, Vec<S>),
+    /// Another process has written it meanwhile.
+    There(Cached),
 }
 
 impl<'a> Writer<'a> {
-    /// Begins the file that will be `path`, in a folder that exists.
-    pub(crate) fn new(path: &'a Path) -> Result<Self, DataError> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        remove_leftovers(folder);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(UNFINISHED);
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    /// Begins the file that will be `path`, in a folder that exists, or goes on with it.
+    pub(crate) fn begin<S: for<'s> Deserialize<'s>>(
+        path: &'a Path,
+        key: &'a Digest,
+    ) -> Result<Begun<'a, S>, DataError> {
+        remove_leftovers(path.parent().unwrap_or(Path::new(".")));
         let io = |error| DataError::io("write", path, error);
-        let file = builder.tempfile_in(folder).map_err(io)?;
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        out.write_all(bytemuck::bytes_of(&Header::zeroed())).map_err(io)?;
-        Ok(Self { path, out, words: 0, index: Vec::new(), sets: Vec::new() })
+        loop {
+            match Unfinished::open(path, key).map_err(io)? {
+                Asked::Ours(unfinished, file, replay) => {
+                    let mut out = BufWriter::with_capacity(1 << 20, file);
+                    if replay.words == 0 {
+                        out.get_ref().set_len(0).map_err(io)?;
+                        out.seek(SeekFrom::Start(0)).map_err(io)?;
+                        out.write_all(bytemuck::bytes_of(&Header::zeroed())).map_err(io)?;
+                    }
+                    let (words, index, sets) = (replay.words, replay.index, replay.sets);
+                    let writer = Self { path, key, unfinished, out, words, index, sets, readers: None };
+                    return Ok(Begun::Write(writer, replay.states));
+                }
+                Asked::Finished => {
+                    if let Some(cached) = open(path, key)? {
+                        return Ok(Begun::There(cached));
+                    }
+                }
+            }
+        }
     }
 
-    /// The rows pushed from now on belong to the set `name`.
+    /// Lets `readers` read along, first what is there already.
+    pub(crate) fn publish_to(&mut self, readers: Arc<Growing>) -> Result<(), DataError> {
+        self.readers = Some((readers, 0, 0));
+        self.publish(true)
+    }
+
+    /// The sets begun so far: name, first row, number of rows, largest id.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = (&str, std::ops::Range<usize>, u32)> {
+        self.sets.iter().map(|set| (set.name.as_str(), set.first..set.first + set.len, set.largest_id))
+    }
+
+    /// Publishes what was flushed and isn't published yet; less than is worth it only if asked for `all`.
+    fn publish(&mut self, all: bool) -> Result<(), DataError> {
+        let Some((readers, words, rows)) = &mut self.readers else { return Ok(()) };
+        let new = *words..self.words;
+        if new.is_empty() || !(all || readers.wants(&new)) {
+            return Ok(());
+        }
+        let published = readers.publish(self.out.get_ref(), &new, &self.index[*rows..]);
+        published.map_err(|error| DataError::io("map", self.path, error))?;
+        (*words, *rows) = (self.words, self.index.len());
+        Ok(())
+    }
+
+    /// The rows pushed from now on belong to the set `name`; one that was begun before a kill goes on.
     pub(crate) fn begin_set(&mut self, name: &str, isolated: bool) {
-        self.sets.push(Set { name: name.to_owned(), first: self.index.len(), len: 0, isolated, largest_id: 0 });
+        if self.sets.last().is_none_or(|set| set.name != name) {
+            self.sets.push(Set { name: name.to_owned(), first: self.index.len(), len: 0, isolated, largest_id: 0 });
+        }
     }
 
     /// Adds a row to the set begun last; whether it is isolated, the set says.
@@ -254,14 +307,29 @@ impl<'a> Writer<'a> {
         self.words += (2 * row.input_ids.len() + row.segments.len()) as u64;
         let parts: [&[u8]; 3] =
             [bytemuck::cast_slice(row.input_ids), bytemuck::cast_slice(row.labels), bytemuck::cast_slice(row.segments)];
-        parts
-            .iter()
-            .try_for_each(|part| self.out.write_all(part))
-            .map_err(|error| DataError::io("write", self.path, error))
+        for part in parts {
+            self.unfinished.wrote(part);
+            self.out.write_all(part).map_err(|error| DataError::io("write", self.path, error))?;
+        }
+        Ok(())
+    }
+
+    /// What was pushed so far stays, even if the process is killed; with it `state`, for who goes on.
+    pub(crate) fn mark<S: Serialize>(&mut self, state: &S) -> Result<(), DataError> {
+        let marked =
+            self.out.flush().and_then(|()| self.unfinished.mark(self.key, self.words, &self.index, &self.sets, state));
+        marked.map_err(|error| DataError::io("write", self.path, error))?;
+        self.publish(false)
+    }
+
+    /// Publishes all that was marked: a set is whole.
+    pub(crate) fn settle(&mut self) -> Result<(), DataError> {
+        self.publish(true)
     }
 
     /// Completes the file, puts it in its place and opens it.
-    pub(crate) fn finish(self, key: &Digest, report: Report) -> Result<Cached, DataError> {
+    pub(crate) fn finish(mut self, report: Report) -> Result<Cached, DataError> {
+        self.publish(true)?;
         let path = self.path;
         let io = |error| DataError::io("write", path, error);
         let contents = Contents { sets: self.sets, report };
@@ -270,7 +338,7 @@ impl<'a> Writer<'a> {
             magic: MAGIC,
             version: VERSION,
             byte_order: BYTE_ORDER,
-            key: *key,
+            key: *self.key,
             data_words: self.words,
             rows: self.index.len() as u64,
             json_bytes: json.len() as u64,
@@ -282,15 +350,14 @@ impl<'a> Writer<'a> {
         out.write_all(&[0; 8][..padding as usize]).map_err(io)?;
         out.write_all(bytemuck::cast_slice(&self.index)).map_err(io)?;
         out.write_all(&json).map_err(io)?;
-        let mut temporary = out.into_inner().map_err(|error| io(error.into_error()))?;
-        let file = temporary.as_file_mut();
-        header.data_digest = digest::of_range(file, HEADER, data_end - HEADER).map_err(io)?;
-        header.tail_digest = digest::of_range(file, data_end, end - data_end).map_err(io)?;
+        let mut file = out.into_inner().map_err(|error| io(error.into_error()))?;
+        header.data_digest = digest::of_range(&file, HEADER, data_end - HEADER).map_err(io)?;
+        header.tail_digest = digest::of_range(&file, data_end, end - data_end).map_err(io)?;
         header.check = header.checksum();
         file.seek(SeekFrom::Start(0)).map_err(io)?;
         file.write_all(bytemuck::bytes_of(&header)).map_err(io)?;
         file.sync_all().map_err(io)?;
-        let file = temporary.persist(path).map_err(|error| io(error.error))?;
+        self.unfinished.persist(path).map_err(io)?;
         sync_folder(path).map_err(io)?;
         evict::mark_used(&file);
         evict::evict(path.parent().unwrap_or(Path::new(".")), path, evict::LIMIT);
@@ -299,10 +366,10 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Removes what killed processes left, which nobody else would. Files younger than a day may be in
-/// the making elsewhere; one that can't be removed does no harm.
+/// Removes what killed processes left and nobody went on with. Files younger than a week may be in the making, or be
+/// gone on with; one that can't be removed does no harm.
 fn remove_leftovers(folder: &Path) {
-    const AGE: Duration = Duration::from_secs(24 * 60 * 60);
+    const AGE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok();

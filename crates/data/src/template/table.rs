@@ -7,28 +7,28 @@ use super::Slot::{self, Bos, Eos, Text as T, Token};
 use crate::tools::ToolFormat;
 
 /// A template as it is written down. See [`super::Template`] for what the fields do.
-pub(super) struct Row {
-    pub(super) name: &'static str,
-    pub(super) class: Class,
-    pub(super) prefix: &'static [Slot<&'static str>],
-    pub(super) system: &'static [Slot<&'static str>],
-    pub(super) user: &'static [Slot<&'static str>],
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) class: Class,
+    pub(crate) prefix: &'static [Slot<&'static str>],
+    pub(crate) system: &'static [Slot<&'static str>],
+    pub(crate) user: &'static [Slot<&'static str>],
     /// Empty: the content, and the eos token unless `efficient_eos`.
-    pub(super) assistant: &'static [Slot<&'static str>],
+    pub(crate) assistant: &'static [Slot<&'static str>],
     /// Empty: as `assistant`.
-    pub(super) function: &'static [Slot<&'static str>],
+    pub(crate) function: &'static [Slot<&'static str>],
     /// Empty: as `user`.
-    pub(super) observation: &'static [Slot<&'static str>],
-    pub(super) tools: ToolFormat,
+    pub(crate) observation: &'static [Slot<&'static str>],
+    pub(crate) tools: ToolFormat,
     /// Tools stand between these as the dataset writes them, instead of in the words of `tools`.
-    pub(super) tools_around: Option<(&'static str, &'static str)>,
-    pub(super) default_system: &'static str,
-    pub(super) stop_words: &'static [&'static str],
-    pub(super) thought: (&'static str, &'static str),
-    pub(super) call: (&'static str, &'static str),
-    pub(super) efficient_eos: bool,
-    pub(super) replace_eos: bool,
-    pub(super) replace_chat_template: bool,
+    pub(crate) tools_around: Option<(&'static str, &'static str)>,
+    pub(crate) default_system: &'static str,
+    pub(crate) stop_words: &'static [&'static str],
+    pub(crate) thought: (&'static str, &'static str),
+    pub(crate) call: (&'static str, &'static str),
+    pub(crate) efficient_eos: bool,
+    pub(crate) replace_eos: bool,
+    pub(crate) replace_chat_template: bool,
 }
 
 const ROW: Row = Row {

@@ -224,7 +224,7 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
     let rows = Rows::new();
     let mut curve = Curve { losses: Vec::new(), norms: Vec::new(), weights: BTreeMap::new() };
     for number in 1..=STEPS {
-        let mine = order.step_rows(number, |row| rows.0[row].0.len());
+        let mine = order.step_rows(number, |row| rows.0[row].0.len()).expect("all rows are there");
         let micro_batches: Vec<Vec<Sample<'_>>> =
             mine.into_iter().map(|batch| batch.into_iter().map(|row| rows.sample(row)).collect()).collect();
         let work = Work { step: number, rate: 1e-2, micro_batches: &micro_batches, votes: &Votes::default };

@@ -1,0 +1,9 @@
+//! Prints the reference of templates or of data formats, for `docs/templates.md` and `docs/data-formats.md`.
+#![expect(clippy::print_stdout, reason = "printing is what it is for")]
+
+fn main() {
+    match std::env::args().nth(1).as_deref() {
+        Some("formats") => print!("{}", ferrotune_data::reference::formats_markdown()),
+        _ => print!("{}", ferrotune_data::reference::templates_markdown()),
+    }
+}
