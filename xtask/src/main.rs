@@ -5,6 +5,7 @@
 
 mod check;
 mod dist;
+mod fuzz;
 mod kernels;
 mod licences;
 mod mutants;
@@ -48,6 +49,11 @@ const TASKS: &[Task] = &[
     },
     Task { name: "soak", about: "[SECONDS] [SEED]: runs of many processes through random faults", run: check::soak },
     Task {
+        name: "fuzz",
+        about: "[TARGET] [SECONDS] [SEED]: broken input for every reader, counting the branches it reaches",
+        run: fuzz::task,
+    },
+    Task {
         name: "dist",
         about: "tarball, .deb and wheel in target/dist; [--native] [x86_64] [aarch64]",
         run: dist::run,
@@ -56,6 +62,13 @@ const TASKS: &[Task] = &[
 ];
 
 fn main() -> ExitCode {
+    let compiled: Vec<_> = std::env::args_os().skip(1).collect();
+    if fuzz::is_compiler(compiled.first()) {
+        return fuzz::compile(&compiled).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        });
+    }
     let mut arguments = std::env::args().skip(1);
     let Some(name) = arguments.next() else {
         list();
