@@ -8,6 +8,8 @@ mod fast;
 mod scan;
 mod unicode;
 
+use std::panic::catch_unwind;
+
 use serde_json::Value;
 use tokenizers::AddedToken;
 
@@ -62,6 +64,14 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// Reads `tokenizer.json` with the `tokenizers` crate, which panics on some damage (a decoder that is cut short).
+fn read_reference(json: &[u8]) -> Result<tokenizers::Tokenizer, EncodeError> {
+    match catch_unwind(|| tokenizers::Tokenizer::from_bytes(json)) {
+        Ok(read) => read.map_err(|source| EncodeError::TokenizerJson { problem: source.to_string() }),
+        Err(_) => Err(EncodeError::TokenizerJson { problem: "it is damaged or cut short".to_owned() }),
+    }
+}
+
 impl Tokenizer {
     /// A tokenizer of the files `tokenizer.json` and `tokenizer_config.json` and, if the model has
     /// one, `chat_template.jinja` (a template inside `tokenizer_config` is the second choice).
@@ -76,9 +86,8 @@ impl Tokenizer {
         if !tokenizer_config.is_object() {
             return Err(EncodeError::TokenizerConfig { problem: "it is no JSON object".to_owned() });
         }
-        let (inner, fast) =
-            rayon::join(|| tokenizers::Tokenizer::from_bytes(tokenizer_json), || Fast::recognise(tokenizer_json));
-        let mut inner = inner.map_err(|source| EncodeError::TokenizerJson { problem: source.to_string() })?;
+        let (inner, fast) = rayon::join(|| read_reference(tokenizer_json), || Fast::recognise(tokenizer_json));
+        let mut inner = inner?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|source| EncodeError::TokenizerJson { problem: source.to_string() })?;
         let mut tokenizer = Self {

@@ -255,3 +255,13 @@ fn damaged_files_are_errors() {
     }
     assert!(Tokenizer::from_parts(&json, &json!([]), None).is_err());
 }
+
+#[test]
+fn a_file_that_is_cut_short_is_refused() {
+    let whole = std::fs::read(folder("tiny-qwen").join("tokenizer.json")).expect("a fixture");
+    let cuts = [0, 1, whole.len() / 2, whole.len() - 1].map(|len| whole[..len].to_vec());
+    for json in cuts.into_iter().chain([br#"{"version": "1.0", "decoder": {"type"#.to_vec()]) {
+        let error = Tokenizer::from_parts(&json, &json!({}), None).expect_err("it is cut short").to_string();
+        assert!(error.starts_with("tokenizer.json can't be used: "), "{error}");
+    }
+}

@@ -137,15 +137,17 @@ mod tests {
     use super::*;
     use crate::targets;
 
-    /// What the gate has time for; `cargo xtask fuzz` runs for longer.
+    /// What the gate has time for: readers of data files and of the registry, for a moment. The other targets have tests of
+    /// hostile input in their own crates; `cargo xtask fuzz` runs all of them, and for longer.
     #[test]
-    fn no_target_breaks_in_a_few_hundred_runs() {
-        for target in targets::all() {
+    fn no_reader_of_data_breaks_in_some_dozens_of_runs() {
+        for name in ["json", "jsonl", "csv", "text", "parquet", "arrow", "packed", "registry"] {
+            let target = targets::all().into_iter().find(|target| target.name == name).expect("a target");
             let mut campaign = Campaign::new(target, 1);
-            campaign.run(Duration::from_secs(2), 300);
+            campaign.run(Duration::from_secs(1), 100);
             let kinds: Vec<&String> = campaign.findings().iter().map(|(kind, _)| kind).collect();
-            assert!(kinds.is_empty(), "{}: {kinds:?}", target.name);
-            assert!(campaign.corpus.len() > target.seeds().len(), "{}: nothing new was reached", target.name);
+            assert!(kinds.is_empty(), "{name}: {kinds:?}");
+            assert!(campaign.corpus.len() > target.seeds().len(), "{name}: nothing new was reached");
         }
     }
 
