@@ -11,8 +11,9 @@ use crate::report::Evaluation;
 use crate::step::{Sample, batch};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
-use ferrotune_model::{LossOptions, Model};
+use ferrotune_model::{Batch, LossOptions, Model};
 use ferrotune_tensor::{Tape, Var};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Evaluates on all of `rows`, `batch_rows` at a time, batches dealt to the ranks in turn: the same number on any of them.
@@ -32,14 +33,7 @@ pub fn evaluate(model: &Model, engine: &Engine, rows: &Rows, batch_rows: usize) 
         let first = ((round * ranks + mine) * batch_rows).min(rows.len());
         let indices = first..(first + batch_rows).min(rows.len());
         let samples: Vec<Sample<'_>> = indices.map(|index| Sample { row: rows.get(index), index }).collect();
-        let batch = batch(model, engine, &samples, None);
-        let tape = Tape::forward_only(engine.device(), engine);
-        let input = receive(model, engine, &batch)?.map(Var::constant);
-        let output = model.forward(&tape, &batch, division.span(), input, LossOptions { scale: 1.0, smoothing: 0.0 });
-        if !division.is_last() {
-            pass_on(engine, &output).wait()?;
-        }
-        engine.check()?;
+        let batch = evaluate_batch(model, engine, &samples)?;
         let ((sum, hits), count) = (batch.targets.stats(), batch.targets.len() as f64);
         if division.is_last() && count > 0.0 {
             sums[0] += f64::from(sum) / count;
@@ -57,4 +51,18 @@ pub fn evaluate(model: &Model, engine: &Engine, rows: &Rows, batch_rows: usize) 
         batches: batches as u64,
         runtime: start.elapsed(),
     })
+}
+
+/// One batch forward, whose statistics it holds afterwards.
+pub(crate) fn evaluate_batch(model: &Model, engine: &Engine, samples: &[Sample<'_>]) -> Result<Rc<Batch>> {
+    let division = engine.division();
+    let batch = batch(model, engine, samples, None);
+    let tape = Tape::forward_only(engine.device(), engine);
+    let input = receive(model, engine, &batch)?.map(Var::constant);
+    let output = model.forward(&tape, &batch, division.span(), input, LossOptions { scale: 1.0, smoothing: 0.0 });
+    if !division.is_last() {
+        pass_on(engine, &output).wait()?;
+    }
+    engine.check()?;
+    Ok(batch)
 }

@@ -66,6 +66,10 @@ pub struct Finished {
     pub runtime: Duration,
     /// Tokens a second of this session.
     pub tokens_per_second: f64,
+    /// Seconds of a step in the mean of this session, without what lies between steps; nothing if it made none.
+    pub step: Option<f64>,
+    /// Most bytes of this rank's tensors.
+    pub peak: u64,
     /// Whether the caller asked it to end before it was done; its checkpoint is there.
     pub interrupted: bool,
 }
@@ -87,14 +91,9 @@ pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
     }
 }
 
-/// Lengths, in tokens, of the longest micro-batch that an order can make of `rows`: the longest rows together, or as many
-/// of them as the budget of tokens holds.
-pub fn longest_batch(rows: &Rows, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
-    let mut lengths: Vec<usize> = match rows.is_growing() {
-        // What will come is known only in that it won't be longer.
-        true => vec![rows.max_len(); micro_batch],
-        false => (0..rows.len()).map(|i| rows.size(i).0).collect(),
-    };
+/// Lengths, in tokens, of the longest micro-batch that an order can make of rows of `lengths`: the longest rows together, or
+/// as many of them as the budget of tokens holds.
+pub fn longest_batch(mut lengths: Vec<usize>, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     match budget {
         None => lengths.truncate(micro_batch),
@@ -181,6 +180,8 @@ struct Session<'a, 'h> {
     pending: Option<Pending>,
     pace: Pace,
     profiler: Option<Profiler>,
+    /// Steps of this session, and what they took.
+    stepped: (u32, Duration),
     start: Instant,
     /// Seconds of earlier sessions.
     earlier: f64,
@@ -260,6 +261,7 @@ impl<'a, 'h> Session<'a, 'h> {
             pending: None,
             pace,
             profiler,
+            stepped: (0, Duration::ZERO),
             start,
             earlier,
             evaluated,
@@ -315,6 +317,7 @@ impl<'a, 'h> Session<'a, 'h> {
         };
         let work = Work { step: number, rate, micro_batches: &micro_batches, votes: &votes };
         self.profiler.iter_mut().for_each(|profiler| profiler.step_begins(number));
+        let start = Instant::now();
         let outcome = step(self.job.model, self.job.engine, &self.options, &work);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
@@ -332,6 +335,7 @@ impl<'a, 'h> Session<'a, 'h> {
         }
         self.run.step = number;
         self.profiled(number);
+        self.stepped = (self.stepped.0 + 1, self.stepped.1 + start.elapsed());
         let tokens = micro_batches.iter().flatten().map(|sample| sample.row.input_ids.len() as u64).sum();
         let memory = self.job.engine.device().track().peak;
         self.job.engine.comm().pulse().trained(tokens, memory);
@@ -485,6 +489,8 @@ impl<'a, 'h> Session<'a, 'h> {
             train_loss: self.run.losses.mean(),
             runtime: self.start.elapsed(),
             tokens_per_second: self.pace.progress(self.start.elapsed()).tokens_per_second,
+            step: (self.stepped.0 > 0).then(|| (self.stepped.1 / self.stepped.0).as_secs_f64()),
+            peak: self.job.engine.device().track().peak,
             interrupted,
         }
     }
@@ -583,6 +589,8 @@ fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finish
         train_loss,
         runtime: Duration::ZERO,
         tokens_per_second: 0.0,
+        step: None,
+        peak: 0,
         interrupted: false,
     }))
 }

@@ -12,12 +12,11 @@ use ferrotune_config::plan::Stage;
 use ferrotune_data::clock::Moment;
 use ferrotune_data::conversation::Conversation;
 use ferrotune_data::prepare::conversations;
+use ferrotune_data::serving::{ServedPrompt, served_prompt};
 use ferrotune_data::template::{Template, TemplateOptions};
-use ferrotune_deploy::{
-    Adapter, Base, Demand, GPUS, ServedPrompt, Service, Wanted, compose, curl, kubernetes, model_name, python,
-    served_prompt, size,
-};
+use ferrotune_deploy::{Adapter, Base, Demand, Service, Wanted, compose, curl, kubernetes, model_name, python, size};
 use ferrotune_model::Config;
+use ferrotune_tensor::cards::{self, CARDS};
 use std::path::{Path, PathBuf};
 
 /// Conversations on which the chat template is tried.
@@ -188,11 +187,11 @@ fn prompt_of(resolved: &Resolved, folder: &Path) -> Result<ServedPrompt, Failure
 
 /// Name and GiB of a card.
 fn gpu(text: &str) -> Result<(String, f64), Failure> {
-    let named = GPUS.iter().find(|gpu| gpu.name.eq_ignore_ascii_case(text)).map(|gpu| (gpu.name.to_owned(), gpu.gib));
+    let named = cards::find(text).map(|card| (card.name.to_owned(), card.gib()));
     let given =
         text.parse::<f64>().ok().filter(|gib| (1.0..10_000.0).contains(gib)).map(|gib| (format!("{gib} GiB"), gib));
     named.or(given).ok_or_else(|| {
-        let known: Vec<&str> = GPUS.iter().map(|gpu| gpu.name).collect();
+        let known: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
         Failure::Other(anyhow!("--gpu {text} is no card that is known ({}), nor a number of GiB", known.join(", ")))
     })
 }

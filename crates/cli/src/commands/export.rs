@@ -9,7 +9,7 @@ use ferrotune_config::Verb;
 use ferrotune_config::plan::{Plan, Precision, Stage, Tuning};
 use ferrotune_data::conversation::{Conversation, Message, Role};
 use ferrotune_data::prepare::conversations;
-use ferrotune_deploy::trained_prompt;
+use ferrotune_data::serving::trained_prompt;
 use ferrotune_infer::Generator;
 use ferrotune_train::save::Saver;
 use std::path::Path;

@@ -12,7 +12,7 @@ mod parts;
 mod restore;
 mod store;
 
-pub use model::{ModelFiles, Saver, saved_bytes};
+pub use model::{ModelFiles, Saver, intended_adapter, saved_bytes};
 pub use restore::{Found, split_before};
 pub use store::{Pending, Snapshots};
 

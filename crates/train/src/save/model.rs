@@ -59,24 +59,7 @@ impl Saver<'_> {
 
     fn adapter(&self, plan: &LoraPlan, parameters: &[Parameter]) -> ModelFiles {
         let tensors = tensors(parameters, Dtype::F32, |parameter| parameter.param.trainable);
-        let modules = parameters.iter().filter(|p| p.param.trainable).filter_map(lora_part);
-        let targets: BTreeSet<&str> = modules.map(|(module, _)| module.rsplit('.').next().unwrap_or(module)).collect();
-        let config = AdapterConfig {
-            base_model_name_or_path: Some(self.base_name.to_owned()),
-            revision: self.revision.map(str::to_owned),
-            r: plan.rank,
-            lora_alpha: number(plan.alpha),
-            lora_dropout: plan.dropout,
-            use_rslora: plan.rslora,
-            use_dora: plan.dora,
-            target_modules: self.continued.map_or_else(
-                || TargetModules::Names(targets.into_iter().map(str::to_owned).collect()),
-                |config| config.target_modules.clone(),
-            ),
-            modules_to_save: (!plan.additional_targets.is_empty()).then(|| plan.additional_targets.clone()),
-            inference_mode: true,
-            ..self.continued.cloned().unwrap_or_default()
-        };
+        let config = adapter_config(plan, (self.base_name, self.revision), self.continued, parameters);
         let part = |tensor: &FileTensor| {
             let (ending, part) = lora_ending(parameters[tensor.parameter].role)?;
             let module = tensor.name.strip_suffix(ending)?;
@@ -90,6 +73,40 @@ impl Saver<'_> {
             tokenizer: self.tokenizer.clone(),
         }
     }
+}
+
+/// `adapter_config.json` of a run with these parameters on a base, by its name and revision.
+fn adapter_config(
+    plan: &LoraPlan,
+    (base_name, revision): (&str, Option<&str>),
+    continued: Option<&AdapterConfig>,
+    parameters: &[Parameter],
+) -> AdapterConfig {
+    let modules = parameters.iter().filter(|p| p.param.trainable).filter_map(lora_part);
+    let targets: BTreeSet<&str> = modules.map(|(module, _)| module.rsplit('.').next().unwrap_or(module)).collect();
+    AdapterConfig {
+        base_model_name_or_path: Some(base_name.to_owned()),
+        revision: revision.map(str::to_owned),
+        r: plan.rank,
+        lora_alpha: number(plan.alpha),
+        lora_dropout: plan.dropout,
+        use_rslora: plan.rslora,
+        use_dora: plan.dora,
+        target_modules: continued.map_or_else(
+            || TargetModules::Names(targets.into_iter().map(str::to_owned).collect()),
+            |config| config.target_modules.clone(),
+        ),
+        modules_to_save: (!plan.additional_targets.is_empty()).then(|| plan.additional_targets.clone()),
+        inference_mode: true,
+        ..continued.cloned().unwrap_or_default()
+    }
+}
+
+/// What a run would write of an adapter: its configuration, and the modules with a pair as the files name them.
+pub fn intended_adapter(plan: &LoraPlan, base_name: &str, parameters: &[Parameter]) -> (AdapterConfig, Vec<String>) {
+    let files = tensors(parameters, Dtype::F32, |parameter| parameter.role == Role::LoraA);
+    let module = |tensor: &FileTensor| tensor.name.strip_suffix(".lora_A.weight").map(str::to_owned);
+    (adapter_config(plan, (base_name, None), None, parameters), files.iter().filter_map(module).collect())
 }
 
 /// The type that config.json names for weights.

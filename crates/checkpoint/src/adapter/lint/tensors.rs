@@ -151,7 +151,7 @@ fn no_part(name: &str, findings: &mut Findings) {
 }
 
 /// Whether the server has such a module.
-fn place(module: &str, options: LintOptions<'_>, findings: &mut Findings) {
+pub(super) fn place(module: &str, options: LintOptions<'_>, findings: &mut Findings) {
     let last = module.rsplit('.').next().unwrap_or(module);
     if module.contains(".experts") {
         return expert(module, options, findings);
