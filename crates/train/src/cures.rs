@@ -10,7 +10,7 @@ use ferrotune_tensor::cards::CARDS;
 const GRAIN: usize = 64;
 /// Most cards of a node, and most nodes, that are looked at.
 const MOST_CARDS: usize = 8;
-const MOST_NODES: usize = 64;
+const MOST_NODES: usize = 4;
 
 /// What would make `subject` fit, one change each: those of the recipe first, the fastest in front; then other machines.
 ///

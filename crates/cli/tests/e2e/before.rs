@@ -129,7 +129,7 @@ fn everything_wrong_is_told_at_once() {
     let run = place.run(&["check", "train.yaml"]);
     assert_eq!(run.code, Some(1), "{}", run.out);
     assert!(run.out.contains("nowhere"), "{}", run.out);
-    let place = trainable("additional_target: embed_tokens\nlora_rank: 24\ncutoff_len: 16\n");
+    let place = trainable("additional_target: embed_tokens\nlora_rank: 24\ncutoff_len: 30\n");
     let run = place.run(&["check", "train.yaml", "--format", "json"]);
     let page: Value = serde_json::from_str(&run.out).unwrap();
     assert_eq!((run.code, &page["sound"]), (Some(1), &json!(false)));

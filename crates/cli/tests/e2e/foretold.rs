@@ -61,7 +61,14 @@ fn memory_is_foretold_within_five_percent_of_the_processs_own_peak() {
         let page = read_json(&place.path("output/plan.json"));
         let of = |key: &str| page[key]["resident_bytes"].as_f64().unwrap();
         let off = of("foretold") / of("seen") - 1.0;
-        println!("{:6.1} MiB seen, {:+.1} %: {case:?}", of("seen") / f64::from(1 << 20), 100.0 * off);
+        let time = |key: &str| page[key]["seconds_a_step"].as_f64().unwrap();
+        println!(
+            "{:6.1} MiB seen, {:+.1} %; {:.3} s a step, {:+.1} %: {case:?}",
+            of("seen") / f64::from(1 << 20),
+            100.0 * off,
+            time("seen"),
+            100.0 * (time("foretold") / time("seen") - 1.0)
+        );
         if off.abs() > 0.05 {
             wrong.push((case, off));
         }

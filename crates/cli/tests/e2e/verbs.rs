@@ -70,7 +70,7 @@ fn data_shows_what_is_trained_on_and_the_report() {
     let place = trainable("");
     let run = place.run(&["data", "train.yaml", "--rows", "1"]).ok();
     let first = "--- row 0: 33 tokens\n<|im_start|>user\nSay 0 and 0<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nIt is \
-                 0.<|im_end|>\n⟧\ndataset d: 30 rows in data/d.json, 30 used, 30 kept, 0 dropped\ntrain: 30 of 30 rows kept in 30 \
+                 0.<|im_end|>\n⟧\nrow 0 is the same by the model's own chat template\ndataset d: 30 rows in data/d.json, 30 used, 30 kept, 0 dropped\ntrain: 30 of 30 rows kept in 30 \
                  sequences, ";
     assert!(run.out.starts_with(first), "{}", run.out);
     assert!(!run.out.contains("--- row 1"), "{}", run.out);
