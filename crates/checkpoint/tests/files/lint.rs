@@ -224,6 +224,20 @@ fn version_0_11_is_stricter() {
 }
 
 #[test]
+fn an_expert_that_the_base_lacks_is_named() {
+    for (expert, there) in [(0, true), (7, true), (8, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut parts = Parts::read(&fixture("train/qwen3moe_lora/init_adapter"));
+        parts.move_pair(Q, &format!("base_model.model.model.layers.0.mlp.experts.{expert}.gate_proj"));
+        parts.write(dir.path());
+        let report = check(dir.path(), Vllm::V0_32, Some("tiny-qwen3moe"));
+        let lacks =
+            report.errors().any(|error| error.rule == "module" && error.what.contains("is not in tiny-qwen3moe"));
+        assert_eq!(lacks, !there, "{report:#?}");
+    }
+}
+
+#[test]
 fn files_that_cannot_be_read_are_findings() {
     let dir = tempfile::tempdir().unwrap();
     let rules = || -> Vec<&str> { check(dir.path(), Vllm::V0_32, None).errors().map(|error| error.rule).collect() };
