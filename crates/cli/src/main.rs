@@ -11,6 +11,7 @@ mod interrupt;
 mod launch;
 mod liveness;
 mod log;
+mod mixture;
 mod page;
 mod parity;
 mod place;

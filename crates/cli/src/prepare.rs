@@ -1,6 +1,7 @@
 //! From arguments to a plan, and from a plan to an opened model, tokenizer and engine: what several verbs need.
 
 use crate::failure::Failure;
+use crate::mixture::{balance_note, experts_note};
 use crate::place::About;
 use crate::{environment, fetch, ui};
 use anyhow::anyhow;
@@ -14,8 +15,8 @@ use ferrotune_data::clock::Moment;
 use ferrotune_data::prepare::CACHE;
 use ferrotune_data::template::{Template, TemplateOptions};
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_model::{Config, Model, ModelError, Unmet, expert_name, stack_name};
-use ferrotune_tensor::{Device, Param};
+use ferrotune_model::{Config, Model, ModelError, Unmet, stack_name};
+use ferrotune_tensor::Device;
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
 use ferrotune_train::save::saved_bytes;
 use ferrotune_train::{Fresh, Grown, Stacked, check_files, dtype};
@@ -509,21 +510,10 @@ impl Fitted {
         self.wanted.tuning.is_some()
     }
 
-    /// What `lora_target: all` takes of a mixture of experts, which LLaMA-Factory leaves out without a word.
-    pub(crate) fn experts_note(&self) -> Option<String> {
-        let Some(Tuning::Lora(LoraPlan { targets: LoraTargets::All, .. })) = &self.wanted.tuning else { return None };
-        let moe = self.model.config().moe.as_ref()?;
-        let trained = self.model.parameters().iter().map(|parameter| &parameter.param).filter(|param| param.trainable);
-        let (experts, others): (Vec<_>, Vec<_>) = trained.partition(|param| expert_name(&param.name, 0).is_some());
-        let count = |params: &[&Param]| ui::grouped(params.iter().map(|param| param.shape.numel()).sum());
-        Some(format!(
-            "lora_target: all takes the {} experts of each of {} blocks ({} parameters) and attention ({}); with \
-             lora_target: attention it is attention alone, as LLaMA-Factory has it",
-            moe.experts,
-            moe.sparse.iter().filter(|sparse| **sparse).count(),
-            count(&experts),
-            count(&others)
-        ))
+    /// What is worth knowing of a mixture of experts before it trains.
+    pub(crate) fn notes(&self, plan: &Plan) -> Vec<String> {
+        let Some(tuning) = &self.wanted.tuning else { return Vec::new() };
+        experts_note(&self.model, tuning).into_iter().chain(balance_note(self.model.config(), plan)).collect()
     }
 
     /// Bytes of the model's files in a checkpoint; `config` is its config.json.

@@ -41,7 +41,7 @@ pub(crate) fn split(
 ) -> Result<Planned, Failure> {
     let before = environment::resident();
     let plan = &resolved.plan;
-    let options = step_options(plan, false);
+    let options = step_options(plan, fitted.model().config(), false);
     let budget = plan.parallel.max_tokens_per_micro_batch;
     let train = prepared.train.as_ref().filter(|_| fitted.trains());
     // What will come of a stream is known only in that it won't be longer.

@@ -297,6 +297,8 @@ pub struct TrainPlan {
     pub max_grad_norm: f64,
     /// Share of the target spread over the vocabulary.
     pub label_smoothing: f64,
+    /// Weight of the loss on the balance of experts; `None` for the model's own.
+    pub router_aux_loss: Option<f64>,
     /// NEFTune noise on the embedding, <https://arxiv.org/abs/2310.05914>.
     pub neftune_alpha: Option<f64>,
     /// Seed of initialisation, dropout and noise.

@@ -138,6 +138,7 @@ fn expected_training() -> TrainPlan {
         optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
         max_grad_norm: 1.0,
         label_smoothing: 0.0,
+        router_aux_loss: None,
         neftune_alpha: None,
         seed: 42,
         data_seed: 42,

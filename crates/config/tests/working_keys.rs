@@ -81,6 +81,7 @@ const OTHER: &[(&str, &str)] = &[
     ("adam_epsilon", "1e-6"),
     ("max_grad_norm", "0"),
     ("label_smoothing_factor", "0.1"),
+    ("moe_aux_loss_coef", "0.001"),
     ("bf16", "true"),
     ("gradient_checkpointing", "false"),
     ("seed", "1"),

@@ -155,6 +155,7 @@ fn time(model: &Model, division: Division, micro_batches: usize, comm: &dyn Comm
         optimizer: optimizer(),
         max_norm: 1.0,
         smoothing: 0.0,
+        router_aux_loss: 0.0,
         embedding_alpha: 0.0,
         seed: 1,
         plus: None,

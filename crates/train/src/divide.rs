@@ -117,7 +117,8 @@ fn look(
     };
     let mut found: Vec<Way> = Vec::new();
     for &recompute in recomputed {
-        let demand = Demand::of(load.model, load.lengths, recompute, load.options.plus.is_some(), rates)?;
+        let demand = Demand::of(load.model, load.lengths, recompute, load.options.plus.is_some(), rates)?
+            .with_router_loss(load.model, load.options.router_aux_loss);
         let every = || candidates(&demand, world, per_node, load.micro_batches, room.device());
         let all = given.map_or_else(every, |given| vec![given.clone()]);
         let wished: Vec<Candidate> = all.into_iter().filter(|c| is_wished(c, plan, among)).collect();

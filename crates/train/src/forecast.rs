@@ -164,7 +164,7 @@ impl Run {
         let among = subject.machine.circumstances(false);
         let saves = plan.output.save != Interval::Never;
         let saved = saves.then(|| saved_bytes(&plan.tuning, subject.json, model.parameters()));
-        let options = step_options(plan, false);
+        let options = step_options(plan, subject.config, false);
         let evaluated = longest_evaluation(subject.evaluated.clone(), plan);
         Ok(Self { model, options, lengths, evaluated, micro_batches: plan.train.accumulation * among.world, saved })
     }
@@ -235,11 +235,14 @@ impl Typical {
     fn seconds(&self, load: &Load<'_>, among: &Circumstances<'_>, overlap: bool, way: &Way) -> Result<f64> {
         let (plus, rates, recompute) = (load.options.plus.is_some(), among.rates, way.memory.recompute);
         let filled = self.batches.iter().filter(|lengths| lengths.iter().any(|tokens| *tokens > 1));
-        let of = |lengths: &Vec<usize>| Demand::of(load.model, lengths, recompute, plus, rates);
-        let demands: Vec<Demand> = filled.map(of).collect::<Result<_>>()?;
+        let of = |lengths: &[usize]| -> Result<Demand> {
+            let demand = Demand::of(load.model, lengths, recompute, plus, rates)?;
+            Ok(demand.with_router_loss(load.model, load.options.router_aux_loss))
+        };
+        let demands: Vec<Demand> = filled.map(|lengths| of(lengths)).collect::<Result<_>>()?;
         let demand = match Demand::mean(&demands) {
             Some(demand) => demand,
-            None => Demand::of(load.model, load.lengths, recompute, plus, rates)?,
+            None => of(load.lengths)?,
         };
         let candidate = &way.choice.candidate;
         let ranks = candidate.layout.data_ranks();

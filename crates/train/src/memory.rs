@@ -6,6 +6,7 @@ use crate::engine::{Division, Engine, Offload};
 use crate::evaluate::evaluate_batch;
 use crate::plan::Candidate;
 use crate::room::Room;
+use crate::router_loss::RouterLoss;
 use crate::step::{Sample, StepOptions, Votes, Work, step};
 use crate::{Error, Result};
 use ferrotune_config::plan::ParallelPlan;
@@ -111,8 +112,9 @@ fn count(
         step(model, &engine, options, &work)?;
     }
     if !evaluated.is_empty() {
-        let rows = flat(evaluated);
-        evaluate_batch(model, &engine, &self::samples(&rows))?;
+        let (rows, tokens) = (flat(evaluated), evaluated.iter().sum::<usize>().max(1) as f64);
+        let router = RouterLoss::new(model, &engine, options.router_aux_loss, tokens);
+        evaluate_batch(model, &engine, &self::samples(&rows), router.as_ref())?;
     }
     let host = if engine.host_memory().is(device) { 0 } else { engine.host_memory().track().peak };
     let owned = engine.owned().iter().map(|piece| piece.tensor.bytes() as u64).sum();
@@ -236,6 +238,7 @@ mod tests {
             optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
             max_norm: 1.0,
             smoothing: 0.0,
+            router_aux_loss: 0.0,
             embedding_alpha: 0.0,
             seed: 1,
             plus: None,

@@ -15,6 +15,7 @@ use crate::profile::{Profile, Profiler};
 use crate::report::state::TRAINER_STATE;
 use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
 use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
+use crate::router_loss::router_aux_loss;
 use crate::save::{Pending, RunState, Saver, Snapshots};
 use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step};
@@ -23,7 +24,7 @@ use crate::{Error, Result};
 use ferrotune_config::plan::{Interval, Plan, ProfilePlan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
-use ferrotune_model::Model;
+use ferrotune_model::{Config, Model};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -74,8 +75,8 @@ pub struct Finished {
     pub interrupted: bool,
 }
 
-/// Options of a plan's steps.
-pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
+/// Options of the steps of a plan with a model.
+pub fn step_options(plan: &Plan, config: &Config, recompute: bool) -> StepOptions {
     let plus = match &plan.tuning {
         Tuning::Lora(lora) => lora.plus,
         _ => None,
@@ -84,6 +85,7 @@ pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
         optimizer: plan.train.optimizer,
         max_norm: plan.train.max_grad_norm,
         smoothing: plan.train.label_smoothing as f32,
+        router_aux_loss: router_aux_loss(plan, config),
         embedding_alpha: plan.train.neftune_alpha.unwrap_or(0.0) as f32,
         seed: plan.train.seed,
         plus,
@@ -228,7 +230,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let outputs = (rank == 0).then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
         let earlier = run.seconds;
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
-        let options = step_options(plan, job.memory.recompute);
+        let options = step_options(plan, job.model.config(), job.memory.recompute);
         let (trainable, parameters) = job.engine.counts();
         hear(Event::Started(Start {
             trainable,
@@ -370,12 +372,11 @@ impl<'a, 'h> Session<'a, 'h> {
     }
 
     fn log(&mut self, outcome: &Outcome, rate: f64) -> Result<()> {
-        let due = self.due(self.every.log) || (self.job.plan.output.logging_first_step && self.run.step == 1);
-        if !due {
+        if !self.due(self.every.log) && !(self.job.plan.output.logging_first_step && self.run.step == 1) {
             return Ok(());
         }
         let loss = self.run.losses.take().unwrap_or(outcome.loss);
-        self.record(LogRow::step(self.when(), loss, outcome.grad_norm, rate))
+        self.record(LogRow::step(self.when(), loss, outcome.grad_norm, rate).with_router_loss(outcome.router_loss))
     }
 
     fn record(&mut self, row: LogRow) -> Result<()> {
@@ -390,10 +391,9 @@ impl<'a, 'h> Session<'a, 'h> {
     /// Evaluates on every set; true if the run has been without progress for long enough.
     fn evaluate(&mut self) -> Result<bool> {
         let plan = &self.job.plan.eval;
-        let several = self.job.plan.data.eval_each && self.job.eval.len() > 1;
-        let mut rows = Vec::new();
+        let (several, mut rows) = (self.job.plan.data.eval_each && self.job.eval.len() > 1, Vec::new());
         for (name, set) in self.job.eval {
-            let found = evaluate(self.job.model, self.job.engine, set, plan.batch)?;
+            let found = evaluate(self.job.model, self.job.engine, set, plan.batch, self.options.router_aux_loss)?;
             let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.accuracy), ..found };
             let name = several.then(|| name.clone());
             let row = LogRow::evaluation(self.when(), name.as_deref(), &found);

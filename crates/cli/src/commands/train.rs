@@ -72,7 +72,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         if prepared.coming.is_some() {
             ui::say("rows are encoded while the run goes on; what became of them is told at its end");
         }
-        fitted.experts_note().iter().for_each(|note| ui::note(note));
+        fitted.notes(plan).iter().for_each(|note| ui::note(note));
     }
     let closer = || world::claims_on_each_file(&located.path, &prepared);
     world.agree(&world::claims_on_files(&located.path, &prepared), closer)?;
@@ -303,7 +303,8 @@ impl Session<'_> {
         let folder = FolderWriter::new(&plan.output.dir)?;
         let several = plan.data.eval_each && self.prepared.eval.len() > 1;
         for (name, rows) in &self.prepared.eval {
-            let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch)?;
+            let own = self.model.config().moe.as_ref().map_or(0.0, |moe| moe.router_aux_loss);
+            let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch, own)?;
             if !self.first {
                 continue;
             }

@@ -7,6 +7,7 @@ mod before;
 mod common;
 mod determinism;
 mod disks;
+mod experts;
 mod foretold;
 mod golden_train;
 mod launch;

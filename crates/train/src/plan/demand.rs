@@ -111,6 +111,8 @@ pub struct Demand {
     pub border: u64,
     /// Seconds to update all trained parameters on one rank.
     pub update: f64,
+    /// Experts whose choices are counted for the loss on their balance; 0 where it doesn't count.
+    pub counted_experts: u64,
 }
 
 impl Demand {
@@ -154,7 +156,25 @@ impl Demand {
         let trained: usize =
             model.parameters().iter().map(|p| &p.param).filter(|p| p.trainable).map(|p| p.shape.numel()).sum();
         let update = trained as f64 / rates.update;
-        Ok(Self { segments, groups: groups(model.parameters(), plus, &host.reads.borrow()), border, update })
+        let groups = groups(model.parameters(), plus, &host.reads.borrow());
+        Ok(Self { segments, groups, border, update, counted_experts: 0 })
+    }
+
+    /// The same with a loss on the balance of the model's experts, if `weight` isn't 0.
+    #[must_use]
+    pub fn with_router_loss(self, model: &Model, weight: f64) -> Self {
+        let moe = model.config().moe.as_ref().filter(|moe| weight != 0.0 && moe.sparse.contains(&true));
+        Self { counted_experts: moe.map_or(0, |moe| moe.experts as u64), ..self }
+    }
+
+    /// Whether a rank runs its `micro_batches` forward once more, without the head, to count what routers choose.
+    pub(super) fn counts_first(&self, micro_batches: usize) -> bool {
+        self.counted_experts > 0 && micro_batches > 1
+    }
+
+    /// Seconds of a segment when routers are counted.
+    pub(super) fn census(&self, segment: usize) -> f64 {
+        if segment + 1 == self.segments.len() { 0.0 } else { self.segments[segment].forward }
     }
 
     /// The mean of steps that are alike but for their lengths; `None` of no step.
