@@ -222,8 +222,10 @@ fn typical(rows: &[usize], plan: &Plan, share: Share) -> Typical {
     let steps = order.shape().total_steps().max(1);
     let looked_at = steps.min(SAMPLED_STEPS);
     let number = |i: u64| 1 + i * steps / looked_at;
-    let all: Vec<Vec<Vec<usize>>> = (0..looked_at).map(|i| order.step_rows(number(i), |row| rows[row])).collect();
-    let of_a_step = all.iter().map(Vec::len).sum::<usize>() as f64 / looked_at as f64;
+    // Only rows that are still coming can fail to come, and these are here.
+    let of = |i: u64| order.step_rows(number(i), |row| rows[row]).ok();
+    let all: Vec<Vec<Vec<usize>>> = (0..looked_at).filter_map(of).collect();
+    let of_a_step = all.iter().map(Vec::len).sum::<usize>() as f64 / all.len().max(1) as f64;
     let every = all.iter().map(Vec::len).sum::<usize>().div_ceil(SAMPLED_BATCHES).max(1);
     let lengths = |batch: Vec<usize>| batch.into_iter().map(|row| rows[row]).collect();
     let batches = all.into_iter().flatten().step_by(every).map(lengths).collect();
