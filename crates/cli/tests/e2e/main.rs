@@ -3,12 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod bad_input;
-mod before;
 mod common;
 mod determinism;
 mod disks;
-mod experts;
-mod foretold;
+mod gguf;
 mod golden_train;
 mod launch;
 mod many;

@@ -50,12 +50,11 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("use_unsloth", Bool, "false", KERNELS),
     no_effect("use_unsloth_gc", Bool, "false", "recomputation is set by `gradient_checkpointing`"),
     no_effect("enable_liger_kernel", Bool, "false", KERNELS),
-    works(
+    unsupported(
         "moe_aux_loss_coef",
-        Float(Range::NotNegative),
+        Float(Range::Any),
         "null",
-        "weight of the loss on the balance of experts; 0 or none: as the model's own `output_router_logits` and \
-         `router_aux_loss_coef` say",
+        "remove it: routers are frozen under LoRA, and no loss on their balance is computed",
     ),
     works("disable_gradient_checkpointing", Bool, "false", "keep every activation (`gradient_checkpointing: false`)"),
     no_effect("use_reentrant_gc", Bool, "true", "recomputation has one implementation"),

@@ -4,7 +4,6 @@
 mod faults;
 mod gpus;
 mod nets;
-mod order;
 #[path = "../support/mod.rs"]
 mod support;
 mod whole;

@@ -132,9 +132,8 @@ pub fn balance_of(
     micro_batches: usize,
     capacity: Option<u64>,
 ) -> Option<Vec<Range<usize>>> {
-    let counts_first = demand.counts_first(micro_batches);
     let load = |(segment, cost): (usize, &Cost)| Load {
-        seconds: cost.forward + cost.backward + if counts_first { demand.census(segment) } else { 0.0 },
+        seconds: cost.forward + cost.backward,
         resident: demand.resident(segment),
         held: cost.held,
     };
