@@ -1,5 +1,6 @@
 // Causal attention without matrix instructions: for f32, where there is no fitting one (tf32 would round inputs to 11 bits, and
-// who asks for f32 wants f32), and for decoding, where one query meets a long cache and the keys are split over warps.
+// who asks for f32 wants f32), for head sizes that `attention.cu` doesn't have, and for decoding, where one query meets a long
+// cache and the keys are split over warps.
 //
 // A warp has a query and a head (for dk and dv a key and a kv head), 4 warps a block. Lanes take 32 rows of the other side at
 // a time, a row a lane for products and a column in 32 for sums. Heads are multiples of 8 up to 256, arrays begin at multiples
@@ -159,9 +160,9 @@ PLAIN(bf16, bf16)
 PLAIN(f16, f16)
 
 // dq = scale ds k with ds = p (do v' - delta).
-KERNEL __launch_bounds__(128, 4)
-    attention_plain_backward_queries_f32(const float *q, const float *k, const float *v, const float *dout, const float *lse,
-                                         const float *delta, float *dq, Spans s, u32 head_dim) {
+template <class T>
+INLINE void backward_queries(const T *q, const T *k, const T *v, const T *dout, const float *lse, const float *delta, T *dq,
+                             const Spans &s, u32 head_dim) {
     __shared__ float rows[4][2][256];
     u32 item = blockIdx.x * 4 + threadIdx.y;
     if (item >= s.queries * s.heads)
@@ -187,9 +188,9 @@ KERNEL __launch_bounds__(128, 4)
 }
 
 // dk = scale ds' q and dv = p' do, of all heads of the group; `keys` is their number.
-KERNEL __launch_bounds__(128, 4)
-    attention_plain_backward_keys_f32(const float *q, const float *k, const float *v, const float *dout, const float *lse,
-                                      const float *delta, float *dk, float *dv, Spans s, u32 head_dim, u32 keys) {
+template <class T>
+INLINE void backward_keys(const T *q, const T *k, const T *v, const T *dout, const float *lse, const float *delta, T *dk, T *dv,
+                          const Spans &s, u32 head_dim, u32 keys) {
     __shared__ float rows[4][2][256];
     u32 item = blockIdx.x * 4 + threadIdx.y;
     if (item >= keys * s.kv_heads)
@@ -219,3 +220,18 @@ KERNEL __launch_bounds__(128, 4)
     write_row(dk + (u64)item * head_dim, dks, s.scale, head_dim);
     write_row(dv + (u64)item * head_dim, dvs, 1, head_dim);
 }
+
+#define PLAIN_BACKWARD(T, NAME)                                                                                         \
+    KERNEL __launch_bounds__(128, 4)                                                                                    \
+        attention_plain_backward_queries_##NAME(const T *q, const T *k, const T *v, const T *dout, const float *lse,    \
+                                                const float *delta, T *dq, Spans s, u32 head_dim) {                     \
+        backward_queries(q, k, v, dout, lse, delta, dq, s, head_dim);                                                   \
+    }                                                                                                                   \
+    KERNEL __launch_bounds__(128, 4)                                                                                    \
+        attention_plain_backward_keys_##NAME(const T *q, const T *k, const T *v, const T *dout, const float *lse,       \
+                                             const float *delta, T *dk, T *dv, Spans s, u32 head_dim, u32 keys) {       \
+        backward_keys(q, k, v, dout, lse, delta, dk, dv, s, head_dim, keys);                                            \
+    }
+PLAIN_BACKWARD(float, f32)
+PLAIN_BACKWARD(bf16, bf16)
+PLAIN_BACKWARD(f16, f16)

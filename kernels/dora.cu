@@ -33,6 +33,14 @@ INLINE void scale_columns(const T *x, const float *factors, const B *bias, T *y,
     }
 }
 
+// x[row] *= factors[row], rounded once. A block of 256 a row.
+KERNEL __launch_bounds__(256) scale_rows_f32(float *x, const float *factors, u32 rows, u32 width) {
+    u32 row = blockIdx.x;
+    float factor = factors[row];
+    for (u32 i = threadIdx.x; i < width; i += 256)
+        x[(u64)row * width + i] *= factor;
+}
+
 // parts[y, column] = sum of x y over `step` rows.
 template <class T> INLINE void dots(float *parts, const T *x, const T *y, u32 rows, u32 width, u32 step) {
     u32 column = blockIdx.x * blockDim.x + threadIdx.x;

@@ -5,6 +5,8 @@ struct Factors {
     float grad, keep, beta1, rest1, beta2, rest2, root, eps, rate;
 };
 
+INLINE bool finite(float x) { return fabsf(x) < __uint_as_float(0x7f800000u); }
+
 // The weight after the step. `clip` holds a further factor of the gradients where it isn't null: no host reads it.
 INLINE float update(float p, float g, float &m, float &v, const Factors &f, const float *clip) {
     g = __fmul_rn(g, f.grad);
@@ -21,6 +23,9 @@ INLINE float update(float p, float g, float &m, float &v, const Factors &f, cons
 template <class T>
 INLINE void step(T *weight, float *master, const float *grad, float *m, float *v, u64 n, const Factors &f,
                  const float *clip) {
+    // Gradients that aren't finite: everything stays as it is.
+    if (clip && !finite(*clip))
+        return;
     u64 stride = (u64)gridDim.x * blockDim.x;
     for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
         float first = m[i], second = v[i];
@@ -83,9 +88,11 @@ KERNEL __launch_bounds__(256) sum_parts(double *sum, const double *parts, u64 co
         *sum += own;
 }
 
-// The factor that brings gradients whose squares sum to `sum` to a norm of at most `most`; one thread.
-KERNEL clip_factor(float *factor, const double *sum, float scale, float most) {
+// The factor that brings gradients whose squares sum to `sum` to a norm of at most `most` (0: any), times `scale`, the inverse
+// of the loss's scale. NaN where the norm isn't finite, or the loss if it isn't null: then `adamw` does nothing. One thread.
+KERNEL clip_factor(float *factor, const double *sum, float scale, float most, const float *loss) {
     double norm = sqrt(*sum) * (double)scale;
-    double wanted = (double)most / (norm + 1e-6);
-    *factor = wanted < 1.0 ? (float)wanted : 1.0f;
+    double wanted = most > 0 ? (double)most / (norm + 1e-6) : 1.0;
+    bool sound = norm < 1.7e308 && (loss == 0 || finite(*loss));
+    *factor = sound ? (wanted < 1.0 ? (float)wanted : 1.0f) : __uint_as_float(0x7fffffffu);
 }

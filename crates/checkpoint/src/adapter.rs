@@ -7,7 +7,7 @@ mod config;
 mod lint;
 
 pub use config::{AdapterConfig, Number, TargetModules};
-pub use lint::{Finding, LintBase, LintOptions, LintReport, LintSeverity, Vllm, lint};
+pub use lint::{Finding, LintBase, LintOptions, LintReport, LintSeverity, Vllm, lint, lint_intended};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

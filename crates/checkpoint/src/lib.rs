@@ -25,12 +25,12 @@ mod source;
 
 pub use adapter::{
     Adapter, AdapterConfig, Finding, HostTensor, LintBase, LintOptions, LintReport, LintSeverity, LoraWeights, Number,
-    TargetModules, Vllm, lint,
+    TargetModules, Vllm, lint, lint_intended,
 };
 pub use dtype::{Dtype, encode};
 pub use error::{Error, Result};
 pub use folder::{FolderWriter, StreamError, random, write_atomic};
-pub use model::{OpenModel, Origin, TokenizerFiles, open_model, open_tokenizer};
+pub use model::{OpenModel, Origin, TokenizerFiles, open_config, open_model, open_tokenizer};
 pub use safetensors::{OutTensor, SafetensorsFile, SaveModel, ShardedSafetensors, write_model};
 pub use snapshot::{
     DONE, Draft, FoundSnapshot, Snapshot, SnapshotState, SnapshotWriter, latest_snapshot, list_snapshots,

@@ -85,6 +85,18 @@ pub fn open_model(path: &Path) -> Result<OpenModel> {
     })
 }
 
+/// Reads only the configuration of a folder or of a `.gguf` file; weights and tokenizer may be absent.
+///
+/// # Errors
+/// As [`open_model`].
+pub fn open_config(path: &Path) -> Result<Value> {
+    if !path.is_dir() {
+        return Ok(Gguf::open(path)?.into_model()?.config);
+    }
+    let file = path.join("config.json");
+    if file.exists() { read_json(&file) } else { Err(no_config(path)) }
+}
+
 /// Opens only the tokenizer of a folder or of a `.gguf` file; weights may be absent. What was corrected or assumed is
 /// told as a warning.
 ///

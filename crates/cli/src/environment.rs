@@ -30,6 +30,16 @@ pub(crate) fn available_memory() -> Option<u64> {
     Some((kib * 1024).min(limit.unwrap_or(u64::MAX)))
 }
 
+/// Bytes of memory that this process has resident now, and the most that it ever had.
+pub(crate) fn resident() -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let read = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+    };
+    Some((read("VmRSS:")?, read("VmHWM:")?))
+}
+
 /// This machine's name, as people know it.
 pub(crate) fn host() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();

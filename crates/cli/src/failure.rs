@@ -45,6 +45,15 @@ impl Failure {
         }
     }
 
+    /// Where a recipe causes it, if it is about a recipe.
+    pub(crate) fn place(&self) -> String {
+        let Failure::Recipe(diagnostics) = self else { return String::new() };
+        let place = |d: &ferrotune_config::Diagnostic| {
+            d.span.as_ref().map_or_else(|| d.file.clone(), |span| format!("{}:{}:{}", d.file, span.line, span.column))
+        };
+        diagnostics.0.first().map(place).unwrap_or_default()
+    }
+
     /// Prints it and says how to exit.
     pub(crate) fn report(self) -> ExitCode {
         match self {

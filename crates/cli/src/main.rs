@@ -5,13 +5,18 @@ mod commands;
 mod environment;
 mod failure;
 mod fetch;
+mod foretold;
 mod gpus;
 mod interrupt;
 mod launch;
 mod liveness;
 mod log;
+mod mixture;
+mod page;
+mod parity;
 mod place;
 mod prepare;
+mod review;
 mod split;
 mod ui;
 mod world;
@@ -42,6 +47,13 @@ struct RecipeArgs {
 enum Command {
     /// Trains as a recipe says; started again, goes on from the last checkpoint.
     Train(RecipeArgs),
+    /// Says what a training takes: memory, traffic, time, and which ways to split it fit. Needs no weights and no GPU.
+    Plan {
+        #[command(flatten)]
+        args: commands::plan::PlanArgs,
+        #[command(flatten)]
+        recipe: RecipeArgs,
+    },
     /// Shows how the rows of a recipe are encoded, and what is wrong with them.
     Data {
         /// Print `{"index", "input_ids", "labels", "text"}` a line a row instead of the coloured view.
@@ -63,7 +75,7 @@ enum Command {
         #[command(flatten)]
         recipe: RecipeArgs,
     },
-    /// Says whether vLLM can serve an adapter, and what it would take in silence although it is wrong.
+    /// Looks at a recipe, its data, prompts, memory and adapter before a run; or at an adapter, for vLLM.
     Check(commands::check::CheckArgs),
     /// Writes what starts a vLLM server of a trained model; or checks a running one with --verify.
     Deploy(commands::deploy::DeployArgs),
@@ -112,6 +124,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(own_options_first(std::env::args_os().collect()));
     let result = match cli.command {
         Command::Train(recipe) => commands::train(&recipe.args),
+        Command::Plan { args, recipe } => commands::plan(&args, &recipe.args),
         Command::Data { format, rows, recipe } => commands::data(&recipe.args, format.is_some(), rows),
         Command::Chat(recipe) => commands::chat(&recipe.args),
         Command::Export { adapter_weights, recipe } => commands::export(&recipe.args, &adapter_weights),
@@ -135,9 +148,11 @@ fn main() -> ExitCode {
 }
 
 /// A verb's own options that take a value, where recipes follow.
-const OWN_OPTIONS: [(&str, &[&str]); 4] = [
+const OWN_OPTIONS: [(&str, &[&str]); 6] = [
     ("export", &["--adapter-weights"]),
     ("data", &["--format", "--rows"]),
+    ("check", &["--vllm", "--base", "--nodes", "--gpus", "--gpu", "--network", "--format"]),
+    ("plan", &["--nodes", "--gpus", "--gpu", "--network", "--format"]),
     (
         "deploy",
         &[

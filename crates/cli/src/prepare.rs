@@ -1,6 +1,7 @@
 //! From arguments to a plan, and from a plan to an opened model, tokenizer and engine: what several verbs need.
 
 use crate::failure::Failure;
+use crate::mixture::{balance_note, experts_note};
 use crate::place::About;
 use crate::{environment, fetch, ui};
 use anyhow::anyhow;
@@ -8,17 +9,17 @@ use ferrotune_checkpoint::hub::{self, HubSettings, Want};
 use ferrotune_checkpoint::{
     Adapter, AdapterConfig, OpenModel, TensorSource, TokenizerFiles, open_model, open_tokenizer,
 };
-use ferrotune_config::plan::{LoraPlan, LoraTargets, ModelPlan, Plan, Precision, TemplateChoice, Tuning};
+use ferrotune_config::plan::{LoraPlan, LoraTargets, ModelPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_config::{Diagnostic, Diagnostics, Recipe, Severity, Verb, env, launcher::Launch};
 use ferrotune_data::clock::Moment;
 use ferrotune_data::prepare::CACHE;
 use ferrotune_data::template::{Template, TemplateOptions};
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_model::{Config, Model, ModelError, Unmet, expert_name, stack_name};
-use ferrotune_tensor::{DType, Device, Param};
+use ferrotune_model::{Config, Model, ModelError, Unmet, stack_name};
+use ferrotune_tensor::Device;
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
 use ferrotune_train::save::saved_bytes;
-use ferrotune_train::{Fresh, Grown, Stacked, check_files};
+use ferrotune_train::{Fresh, Grown, Stacked, check_files, dtype};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -54,16 +55,18 @@ pub(crate) struct Read {
     pub(crate) written: String,
 }
 
+/// Whether a word of the command line names a recipe's file, and is no override.
+pub(crate) fn is_recipe(arg: &str) -> bool {
+    let extension = Path::new(arg).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+    !arg.contains('=') && matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
+}
+
 /// Reads a recipe file and overrides, or overrides alone.
 ///
 /// # Errors
 /// With everything that is wrong with their form.
 pub(crate) fn read(args: &[String]) -> Result<Read, Failure> {
-    let is_file = |arg: &String| {
-        let extension = Path::new(arg).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-        !arg.contains('=') && matches!(extension.as_deref(), Some("yaml" | "yml" | "json"))
-    };
-    let file = args.first().filter(|arg| is_file(arg)).cloned();
+    let file = args.first().filter(|arg| is_recipe(arg)).cloned();
     let (recipe, written) = match &file {
         Some(path) => {
             let bytes = std::fs::read(path).map_err(|error| unreadable(path, &error))?;
@@ -80,6 +83,13 @@ pub(crate) fn read(args: &[String]) -> Result<Read, Failure> {
 
 /// Reads a recipe and resolves it, and says the notes.
 pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> {
+    let (resolved, notes) = resolve_quietly(args, verb)?;
+    notes.iter().for_each(|note| ui::error_text(&note.render(ui::colours())));
+    Ok(resolved)
+}
+
+/// Reads a recipe and resolves it; the notes come beside.
+pub(crate) fn resolve_quietly(args: &[String], verb: Verb) -> Result<(Resolved, Vec<Diagnostic>), Failure> {
     let (launch, notes) = Launch::from_env(environment::var)?;
     let Read { recipe, file, written } = read(args)?;
     let text = match &file {
@@ -97,11 +107,8 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
         fetch::datasets(&mut plan, &recipe)?;
     }
     place_cache(&mut plan);
-    for note in notes.iter().chain(&more) {
-        ui::error_text(&note.render(ui::colours()));
-    }
     let again = file.map(|file| std::iter::once(file).chain(model_overrides(&args[1..])).collect::<Vec<_>>().join(" "));
-    Ok(Resolved { plan, recipe, launch, text, again })
+    Ok((Resolved { plan, recipe, launch, text, again }, notes.into_iter().chain(more).collect()))
 }
 
 fn unreadable(path: &str, error: &std::io::Error) -> Failure {
@@ -240,14 +247,6 @@ pub(crate) fn open(resolved: &Resolved) -> Result<(Located, OpenModel), Failure>
     let files = open_model(&located.path).map_err(|error| resolved.place(error))?;
     files.notes.iter().for_each(|note| ui::note(note));
     Ok((located, files))
-}
-
-/// Element type of a precision.
-pub(crate) fn dtype(precision: Precision) -> DType {
-    match precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::Bf16,
-    }
 }
 
 /// The model's configuration, with the recipe's position scaling for rows of `cutoff_len` tokens and, if the recipe
@@ -511,21 +510,10 @@ impl Fitted {
         self.wanted.tuning.is_some()
     }
 
-    /// What `lora_target: all` takes of a mixture of experts, which LLaMA-Factory leaves out without a word.
-    pub(crate) fn experts_note(&self) -> Option<String> {
-        let Some(Tuning::Lora(LoraPlan { targets: LoraTargets::All, .. })) = &self.wanted.tuning else { return None };
-        let moe = self.model.config().moe.as_ref()?;
-        let trained = self.model.parameters().iter().map(|parameter| &parameter.param).filter(|param| param.trainable);
-        let (experts, others): (Vec<_>, Vec<_>) = trained.partition(|param| expert_name(&param.name, 0).is_some());
-        let count = |params: &[&Param]| ui::grouped(params.iter().map(|param| param.shape.numel()).sum());
-        Some(format!(
-            "lora_target: all takes the {} experts of each of {} blocks ({} parameters) and attention ({}); with \
-             lora_target: attention it is attention alone, as LLaMA-Factory has it",
-            moe.experts,
-            moe.sparse.iter().filter(|sparse| **sparse).count(),
-            count(&experts),
-            count(&others)
-        ))
+    /// What is worth knowing of a mixture of experts before it trains.
+    pub(crate) fn notes(&self, plan: &Plan) -> Vec<String> {
+        let Some(tuning) = &self.wanted.tuning else { return Vec::new() };
+        experts_note(&self.model, tuning).into_iter().chain(balance_note(self.model.config(), plan)).collect()
     }
 
     /// Bytes of the model's files in a checkpoint; `config` is its config.json.

@@ -1,16 +1,32 @@
 //! How a run is split over its ranks: what is measured for that, what is decided, and what is said of it.
 
 use crate::failure::Failure;
+use crate::foretold::Foretold;
 use crate::prepare::{Fitted, Resolved};
 use crate::world::World;
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_config::plan::{Interval, Plan};
 use ferrotune_data::prepare::Prepared;
+use ferrotune_data::rows::Rows;
+use ferrotune_tensor::Profile;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::save::split_before;
-use ferrotune_train::{Circumstances, Load, Split, divide, longest_batch, step_options};
+use ferrotune_train::{
+    Circumstances, Load, Room, Split, Way, divide, expected_step, longest_batch, longest_evaluation, middle_batch,
+    step_options,
+};
 use serde_json::Value;
+use std::time::Duration;
+
+/// How long a run measures its ranks before it begins.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(600);
+
+/// A run's split, and what is foretold of it.
+pub(crate) struct Planned {
+    pub(crate) split: Split,
+    pub(crate) foretold: Foretold,
+}
 
 /// Measures ranks and wires, and splits the run. `config` is the model's config.json.
 ///
@@ -22,22 +38,29 @@ pub(crate) fn split(
     fitted: &Fitted,
     config: &Value,
     prepared: &Prepared,
-) -> Result<Split, Failure> {
+) -> Result<Planned, Failure> {
+    let before = environment::resident();
     let plan = &resolved.plan;
-    let options = step_options(plan, false);
+    let options = step_options(plan, fitted.model().config(), false);
     let budget = plan.parallel.max_tokens_per_micro_batch;
-    let rows = prepared.train.as_ref().filter(|_| fitted.trains());
-    let lengths = rows.map_or_else(Vec::new, |rows| longest_batch(rows, plan.train.micro_batch, budget));
+    let train = prepared.train.as_ref().filter(|_| fitted.trains());
+    // What will come of a stream is known only in that it won't be longer.
+    let (growing, whole): (Vec<&Rows>, Vec<&Rows>) = train.into_iter().partition(|rows| rows.is_growing());
+    let rows: Vec<usize> = whole.into_iter().flat_map(sizes).collect();
+    let to_come = growing.iter().flat_map(|rows| vec![rows.max_len(); plan.train.micro_batch]);
+    let lengths = longest_batch(rows.iter().copied().chain(to_come).collect(), plan.train.micro_batch, budget);
+    let evaluated = longest_evaluation(prepared.eval.iter().flat_map(|(_, rows)| sizes(rows)).collect(), plan);
     let ranks = world.comm.world();
-    check_rows(plan, world.ranks_of_a_step.unwrap_or(ranks)).inspect_err(|_| world.all_know())?;
+    let of_a_step = world.ranks_of_a_step.unwrap_or(ranks);
+    check_rows(plan, of_a_step).inspect_err(|_| world.all_know())?;
     let load = Load {
         model: fitted.model(),
         options: &options,
         recompute: plan.model.recompute,
         lengths: &lengths,
-        micro_batches: plan.train.accumulation * world.ranks_of_a_step.unwrap_or(ranks),
+        evaluated: &evaluated,
+        micro_batches: plan.train.accumulation * of_a_step,
         saved: (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config)),
-        profile: world.device.profile(),
     };
     // A GPU is one process's; the processes of a machine share its memory.
     let shared = || environment::available_memory().map(|free| free / world.per_node as u64);
@@ -45,31 +68,54 @@ pub(crate) fn split(
     let per_node = world.per_node.min(ranks);
     let device = &world.device;
     let probe = Probe::new(&*world.comm, device, per_node)?;
-    // One rank has nothing to choose from.
-    let rates = if ranks > 1 { measure_rates(load.model, device, &lengths, &*world.comm)? } else { Rates::even(1.0) };
-    let before = split_before(&*world.comm, plan, world.local_rank == 0)?;
-    let (links, before) = (probe.links, before.as_ref());
-    let among = Circumstances { world: ranks, per_node, available, links, rates, before };
+    let batch = if rows.is_empty() { None } else { middle_batch(&rows, plan) }.unwrap_or_else(|| lengths.clone());
+    let rates = measure_rates(load.model, device, &batch, &*world.comm, PATIENCE)?;
+    let earlier = split_before(&*world.comm, plan, world.local_rank == 0)?;
+    let room = match device.profile() {
+        Profile::Cpu => Room::Shared(available),
+        Profile::Cuda => Room::Free(available),
+    };
+    let among = Circumstances { world: ranks, per_node, room, links: probe.links, rates, before: earlier.as_ref() };
     let split = divide(&load, &plan.parallel, &among).inspect_err(|_| world.all_know());
     let split = split.map_err(|error| resolved.place(error))?;
-    if world.is_first() && ranks > 1 {
-        ui::say(&measured(&probe, &rates));
-        for (hop, middle) in probe.slow() {
-            let [from, to] = [hop.from, hop.to].map(|rank| world.name(rank));
-            ui::warning(&format!(
-                "the wire from {from} to {to} carries {}, others of its kind {}: every step waits for it. Look at its card, \
-                 cable and switch port, and at NCCL_SOCKET_IFNAME",
-                bandwidth(hop.bandwidth),
-                bandwidth(middle)
-            ));
-        }
-        ui::say(&format!("strategy: {}", split.shape.candidate));
-        // A run that goes on has no choice.
-        if plan.parallel.strategy.is_none() && split.choices.len() > 1 {
-            ui::say(&table(&split.choices));
-        }
+    tell(plan, world, &probe, &rates, &split);
+    let way = split.ways.first().filter(|_| !rows.is_empty());
+    let step = way.map(|way| expected_step(&load, plan, (&rows, of_a_step), &among, way)).transpose()?;
+    // What the process has of its own, and the rows, which are mapped and stay.
+    let mapped = prepared.train.iter().chain(prepared.eval.iter().map(|(_, rows)| rows)).map(|rows| 8 * rows.tokens());
+    let mapped: u64 = mapped.sum();
+    let needed = split.memory.needed();
+    // What lies on a GPU isn't the process's memory.
+    let resident = before.filter(|_| !room.has_own_host());
+    let resident = resident.map(|(now, most)| (now + needed + mapped).max(most));
+    Ok(Planned { split, foretold: Foretold { resident, step } })
+}
+
+/// Each row's tokens.
+fn sizes(rows: &Rows) -> Vec<usize> {
+    (0..rows.len()).map(|i| rows.size(i).0).collect()
+}
+
+/// Says how several ranks were measured and divided.
+fn tell(plan: &Plan, world: &World, probe: &Probe, rates: &Rates, split: &Split) {
+    if !world.is_first() || world.comm.world() == 1 {
+        return;
     }
-    Ok(split)
+    ui::say(&measured(probe, rates));
+    for (hop, middle) in probe.slow() {
+        let [from, to] = [hop.from, hop.to].map(|rank| world.name(rank));
+        ui::warning(&format!(
+            "the wire from {from} to {to} carries {}, others of its kind {}: every step waits for it. Look at its card, cable and \
+             switch port, and at NCCL_SOCKET_IFNAME",
+            bandwidth(hop.bandwidth),
+            bandwidth(middle)
+        ));
+    }
+    ui::say(&format!("strategy: {}", split.shape.candidate));
+    // A run that goes on has no choice.
+    if plan.parallel.strategy.is_none() && split.ways.len() > 1 {
+        ui::say(&table(&split.ways));
+    }
 }
 
 /// DeepSpeed's `train_batch_size` follows from what else is said, and must not contradict it.
@@ -119,12 +165,12 @@ fn bandwidth(rate: f64) -> String {
 }
 
 /// All splits that were looked at, the best first.
-fn table(choices: &[Choice]) -> String {
+fn table(ways: &[Way]) -> String {
     let mut text = format!(
         "  {:26} {:>13} {:>9} {:>10} {:>8} {:>7} {:>14}",
         "", "memory a rank", "s a step", "computing", "bubble", "wires", "out of a node"
     );
-    for Choice { candidate, needed, fits, estimate, across, .. } in choices {
+    for Choice { candidate, needed, fits, estimate, across, .. } in ways.iter().map(|way| &way.choice) {
         let (name, memory) = (candidate.to_string(), ui::bytes(*needed));
         text += &format!("\n  {name:26} {memory:>13}");
         text += &if *fits {

@@ -22,6 +22,8 @@ use crate::settings::Settings;
 pub enum Verb {
     /// Training, evaluation, or both.
     Train,
+    /// Saying what a training would take; its data may be elsewhere.
+    Plan,
     /// Encoding rows and showing them.
     Data,
     /// Talking to a model.

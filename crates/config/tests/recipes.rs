@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ferrotune_config::plan::{
-    AdamWPlan, BadRows, DataPlan, EvalPlan, ExportFormat, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan,
-    LoraPlus, LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume,
-    RunLength, Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
+    AdamWPlan, BadRows, DataPlan, EvalPlan, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan, LoraPlus,
+    LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume, RunLength,
+    Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
 };
 use ferrotune_config::{Recipe, Verb};
 
@@ -121,13 +121,7 @@ fn expected_lora_example() -> Plan {
             skip_special_tokens: true,
             seed: 42,
         },
-        export: ExportPlan {
-            dir: None,
-            shard_bytes: 5_000_000_000,
-            precision: None,
-            format: ExportFormat::Safetensors,
-            upload: None,
-        },
+        export: ExportPlan { dir: None, shard_bytes: 5_000_000_000, precision: None },
     }
 }
 
@@ -144,6 +138,7 @@ fn expected_training() -> TrainPlan {
         optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
         max_grad_norm: 1.0,
         label_smoothing: 0.0,
+        router_aux_loss: None,
         neftune_alpha: None,
         seed: 42,
         data_seed: 42,

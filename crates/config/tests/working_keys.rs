@@ -81,6 +81,7 @@ const OTHER: &[(&str, &str)] = &[
     ("adam_epsilon", "1e-6"),
     ("max_grad_norm", "0"),
     ("label_smoothing_factor", "0.1"),
+    ("moe_aux_loss_coef", "0.001"),
     ("bf16", "true"),
     ("gradient_checkpointing", "false"),
     ("seed", "1"),
@@ -140,10 +141,6 @@ const OTHER: &[(&str, &str)] = &[
     ("profiler_repeat", "0; enable_torch_profiler: true"),
     ("export_dir", "e"),
     ("export_size", "2"),
-    ("export_format", "gguf"),
-    ("export_gguf_type", "q8_0; export_format: gguf"),
-    ("export_hub_model_id", "me/mine"),
-    ("hub_private_repo", "true; export_hub_model_id: me/mine"),
 ];
 
 /// Keys whose only other working values mean the same.

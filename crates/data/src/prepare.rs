@@ -192,6 +192,25 @@ pub fn conversations(plan: &DataPlan, count: usize) -> Result<Vec<Conversation>,
     Ok(found)
 }
 
+/// The conversations that rows of a plan come from, by their [`Row::source`](crate::rows::Row::source); nothing for one that can't be used.
+///
+/// # Errors
+/// As [`prepare`], but for faults of rows.
+pub fn conversations_at(plan: &DataPlan, sources: &[(u32, u64)]) -> Result<Vec<Option<Conversation>>, DataError> {
+    let (mut datasets, _) = datasets::find(plan)?;
+    let scratch = tempfile::tempdir().map_err(|source| DataError::CacheFolder { path: PathBuf::from("."), source })?;
+    let mut random = Legacy::new(plan.seed);
+    for dataset in &mut datasets {
+        dataset.open(scratch.path(), plan.max_samples, &mut random)?;
+    }
+    let read = |&(dataset, row): &(u32, u64)| {
+        let dataset = datasets.get(dataset as usize)?;
+        let (value, line) = dataset.read(row);
+        Converter::new(&dataset.entry).conversation(&value.ok()?, line).ok().map(|(conversation, _)| conversation)
+    };
+    Ok(sources.iter().map(read).collect())
+}
+
 /// What can be said of a plan's names before any row is read: the key and what is wrong with its value, all at once.
 pub fn check_names(plan: &DataPlan) -> Vec<(&'static str, DataError)> {
     let lists = [("dataset", &plan.datasets), ("eval_dataset", &plan.eval_datasets)];

@@ -54,7 +54,4 @@ pub enum Error {
         /// What the answer lacks.
         missing: &'static str,
     },
-    /// A conversation can't be written.
-    #[error("a conversation can't be written as in training: {0}")]
-    Prompt(String),
 }

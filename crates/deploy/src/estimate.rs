@@ -5,31 +5,6 @@ use ferrotune_model::Config;
 
 use crate::{Error, Result};
 
-/// A card by the name people call it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Gpu {
-    /// Its name.
-    pub name: &'static str,
-    /// Memory as `nvidia-smi` shows it, in GiB.
-    pub gib: f64,
-}
-
-/// Cards, the smallest first.
-pub const GPUS: [Gpu; 12] = [
-    Gpu { name: "T4", gib: 15.0 },
-    Gpu { name: "A10", gib: 22.5 },
-    Gpu { name: "L4", gib: 22.5 },
-    Gpu { name: "RTX4090", gib: 24.0 },
-    Gpu { name: "A100-40", gib: 40.0 },
-    Gpu { name: "L20", gib: 45.0 },
-    Gpu { name: "L40S", gib: 45.0 },
-    Gpu { name: "A100", gib: 80.0 },
-    Gpu { name: "H100", gib: 79.6 },
-    Gpu { name: "H20", gib: 95.6 },
-    Gpu { name: "H200", gib: 140.4 },
-    Gpu { name: "B200", gib: 179.0 },
-];
-
 /// Share of a card's memory that vLLM takes (`--gpu-memory-utilization`, its default).
 const UTILISATION: f64 = 0.9;
 /// GiB of a card for activations, CUDA's context and captured graphs: an allowance.

@@ -6,15 +6,13 @@
 mod error;
 mod estimate;
 mod manifest;
-mod prompt;
 mod request;
 mod service;
 pub mod verify;
 mod yaml;
 
 pub use error::{Error, Result};
-pub use estimate::{Demand, GPUS, Gpu, Sizing, Wanted, size};
+pub use estimate::{Demand, Sizing, Wanted, size};
 pub use manifest::{compose, kubernetes};
-pub use prompt::{ServedPrompt, messages, served_prompt, trained_prompt};
 pub use request::{curl, python};
 pub use service::{Adapter, Base, Service, model_name};

@@ -16,4 +16,4 @@ mod product;
 pub mod settings;
 mod work;
 
-pub use place::{install, set};
+pub use place::{calls, install, set};

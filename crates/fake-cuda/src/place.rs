@@ -47,3 +47,16 @@ pub unsafe fn set(control: *mut std::ffi::c_void, device: i32, settings: &str) {
     let code = unsafe { std::mem::transmute::<*mut std::ffi::c_void, Control>(control)(device, text.as_ptr()) };
     assert_eq!(code, 0, "settings `{settings}`");
 }
+
+/// The counting function's type: number of a device and name of a function.
+type Count = unsafe extern "C" fn(i32, *const std::ffi::c_char) -> u64;
+
+/// How often a function was called on a device since it was begun. `count` is the address of `ferrotune_fake_cuda_calls`.
+///
+/// # Safety
+/// `count` is that address.
+pub unsafe fn calls(count: *mut std::ffi::c_void, device: i32, name: &str) -> u64 {
+    let name = std::ffi::CString::new(name).expect("a name without zeros");
+    // SAFETY: the caller's promise; the library exports it with this signature.
+    unsafe { std::mem::transmute::<*mut std::ffi::c_void, Count>(count)(device, name.as_ptr()) }
+}

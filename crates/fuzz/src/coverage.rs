@@ -11,7 +11,6 @@ use std::sync::{Mutex, PoisonError};
 static COUNTERS: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
 
 /// Called by each object that has counters.
-#[expect(unsafe_code, reason = "the name is the sanitizer's interface")]
 #[unsafe(no_mangle)]
 extern "C" fn __sanitizer_cov_8bit_counters_init(start: *mut u8, stop: *mut u8) {
     let range = (start as usize, (stop as usize).saturating_sub(start as usize));
@@ -65,7 +64,6 @@ impl Coverage {
 }
 
 /// All counters. Campaigns run one at a time, in one thread.
-#[expect(unsafe_code, reason = "the counters are the compiler's, told by address")]
 fn counters() -> Vec<&'static mut [u8]> {
     let counters = COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: each range is a section of this program that lives as long as it does and that only generated code and this

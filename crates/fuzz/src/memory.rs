@@ -11,7 +11,6 @@ struct Noticing;
 static ALLOCATOR: Noticing = Noticing;
 
 // SAFETY: every call goes to the system's allocator unchanged.
-#[expect(unsafe_code, reason = "an allocator is unsafe by its trait")]
 unsafe impl GlobalAlloc for Noticing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.fetch_max(layout.size(), Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! A micro-batch: rows of tokens laid end to end, with what the ops need to keep them apart.
 
 use crate::{Config, KvCache};
-use ferrotune_tensor::ops::{Noise, Rotary, Spans, Targets};
+use ferrotune_tensor::ops::{Balance, Noise, Rotary, Spans, Targets};
 use ferrotune_tensor::{Device, Kind, Tensor};
 use std::rc::Rc;
 
@@ -34,6 +34,8 @@ pub struct Batch {
     pub noise: Option<Rc<Noise>>,
     /// Keys and values of earlier tokens, when generating.
     pub cache: Option<Rc<KvCache>>,
+    /// What routers count and are priced by, where their balance is part of the loss.
+    pub balance: Option<Rc<Balance>>,
 }
 
 /// Keys of dropout and noise in one optimiser step.
@@ -73,6 +75,7 @@ impl Batch {
             targets: Targets::new(device, &flat.rows, &flat.labels),
             noise,
             cache: None,
+            balance: None,
         }
     }
 
@@ -89,6 +92,7 @@ impl Batch {
             targets: Targets::new(device, &[], &[]),
             noise: None,
             cache: Some(cache),
+            balance: None,
         }
     }
 

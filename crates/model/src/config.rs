@@ -65,6 +65,8 @@ pub struct Moe {
     pub normalize: bool,
     /// Width inside the expert that sees every token.
     pub shared: Option<usize>,
+    /// Coefficient of the loss on the balance of experts that the file asks for; 0 for none.
+    pub router_aux_loss: f64,
     /// The blocks that have experts; the others have an MLP.
     pub sparse: Vec<bool>,
     /// How the parts are called.
@@ -190,12 +192,16 @@ fn moe(get: &Keys<'_>, family: &Family, names: &'static MoeNames, layers: usize)
         None => get.need("num_local_experts", family)?,
     };
     let top_k = get.need("num_experts_per_tok", family)?;
+    if experts > MOST_EXPERTS {
+        return Err(bad("num_experts", experts, &format!("at most {MOST_EXPERTS} experts")));
+    }
     if top_k > experts {
         return Err(bad("num_experts_per_tok", top_k, &format!("at most the number of experts ({experts})")));
     }
     let is_mixtral = *names == MIXTRAL;
     let width = if is_mixtral { "intermediate_size" } else { "moe_intermediate_size" };
-    let shared = get.count("shared_expert_intermediate_size")?.filter(|_| family.model_type == "qwen2_moe");
+    let has_shared = family.model_type == "qwen2_moe";
+    let shared = has_shared.then(|| get.need("shared_expert_intermediate_size", family)).transpose()?;
     let step = get.count("decoder_sparse_step")?.unwrap_or(1);
     let plain = get.json.get("mlp_only_layers").and_then(Value::as_array);
     let is_plain = |layer: usize| plain.is_some_and(|list| list.iter().any(|n| n.as_u64() == Some(layer as u64)));
@@ -206,6 +212,11 @@ fn moe(get: &Keys<'_>, family: &Family, names: &'static MoeNames, layers: usize)
         intermediate_size: get.need(width, family)?,
         normalize: is_mixtral || get.flag("norm_topk_prob").unwrap_or(false),
         shared,
+        // transformers adds the loss where the file asks for the routers' logits, and never otherwise.
+        router_aux_loss: match get.flag("output_router_logits") {
+            Some(true) => get.coefficient("router_aux_loss_coef")?.unwrap_or(0.001),
+            _ => 0.0,
+        },
         sparse: (0..layers).map(is_sparse).collect(),
         names,
     })
@@ -235,6 +246,9 @@ fn bad(key: &str, found: impl std::fmt::Display, expected: &str) -> ModelError {
 /// Sizes beyond this are damage, not models; it also keeps products of sizes far from overflow.
 const LARGEST: u64 = 1 << 24;
 
+/// The same of experts, whose matrices are one parameter with two more sizes.
+const MOST_EXPERTS: usize = 1 << 12;
+
 struct Keys<'a> {
     json: &'a Value,
 }
@@ -250,6 +264,17 @@ impl Keys<'_> {
 
     fn number(&self, key: &str) -> Option<f64> {
         self.json.get(key)?.as_f64()
+    }
+
+    /// A factor of 0 and above, if the key is there and not null.
+    fn coefficient(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        match self.json.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(x) if x.is_finite() && x >= 0.0 => Ok(Some(x)),
+                _ => Err(bad(key, value, "a number of 0 and above")),
+            },
+        }
     }
 
     /// A positive whole number, if the key is there and not null.
@@ -286,6 +311,51 @@ mod tests {
         let mut json = tiny();
         json["use_sliding_window"] = false.into();
         assert_eq!(Config::from_json(&json).unwrap().sliding_window, [None; 3]);
+    }
+
+    #[test]
+    fn experts_are_checked() {
+        let mut json = tiny();
+        for (key, value) in
+            [("model_type", json!("qwen2_moe")), ("num_experts", json!(4)), ("num_experts_per_tok", json!(2))]
+        {
+            json[key] = value;
+        }
+        json["moe_intermediate_size"] = 16.into();
+        let with = |changes: &[(&str, Value)]| {
+            let mut json = json.clone();
+            changes.iter().for_each(|(key, value)| json[*key] = value.clone());
+            Config::from_json(&json)
+        };
+        let message = |changes: &[(&str, Value)]| with(changes).unwrap_err().to_string();
+        let shared = ("shared_expert_intermediate_size", json!(24));
+        // Without it the file's shared expert would be left out in silence.
+        assert_eq!(
+            message(&[]),
+            "config.json has no `shared_expert_intermediate_size`, which a `qwen2_moe` model needs"
+        );
+        assert_eq!(
+            message(&[shared.clone(), ("num_experts_per_tok", json!(5))]),
+            "config.json: `num_experts_per_tok` is 5, expected at most the number of experts (4)"
+        );
+        // Three sizes of 2^24 don't multiply.
+        assert_eq!(
+            message(&[shared.clone(), ("num_experts", json!(1 << 24))]),
+            "config.json: `num_experts` is 16777216, expected at most 4096 experts"
+        );
+        let moe = |changes: &[(&str, Value)]| with(&[&[shared.clone()], changes].concat()).unwrap().moe.unwrap();
+        assert_eq!(moe(&[]).sparse, [true; 3]);
+        assert_eq!(moe(&[("decoder_sparse_step", json!(2))]).sparse, [false, true, false]);
+        assert_eq!(moe(&[("mlp_only_layers", json!([0, 7]))]).sparse, [false, true, true]);
+        // transformers adds the loss on the balance of experts where the file asks for the routers' logits.
+        let asked = ("output_router_logits", json!(true));
+        assert_eq!(moe(&[("router_aux_loss_coef", json!(0.02))]).router_aux_loss, 0.0);
+        assert_eq!(moe(&[asked.clone(), ("router_aux_loss_coef", json!(0.02))]).router_aux_loss, 0.02);
+        assert_eq!(moe(&[asked.clone()]).router_aux_loss, 0.001);
+        assert_eq!(
+            message(&[shared.clone(), asked, ("router_aux_loss_coef", json!(-1.0))]),
+            "config.json: `router_aux_loss_coef` is -1.0, expected a number of 0 and above"
+        );
     }
 
     #[test]

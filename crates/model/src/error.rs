@@ -63,6 +63,15 @@ pub enum Unmet {
         /// A module that would get it.
         name: String,
     },
+    /// No adapter's file has experts that train whole in a form that PEFT or a server reads.
+    #[error(
+        "additional_target would train experts whole beside an adapter ({name}), which PEFT can't load; name them in lora_target, \
+         or train them with finetuning_type: freeze or full"
+    )]
+    ExpertsWhole {
+        /// A module that would train.
+        name: String,
+    },
     /// Each module that would get an adapter trains whole.
     #[error(
         "additional_target trains every module of lora_target ({targets}) whole, which leaves none for an adapter; name another \
@@ -80,6 +89,7 @@ impl Unmet {
         match self {
             Unmet::Module { key, name, .. } => (key, Some(name)),
             Unmet::NoAdapter { .. } => ("lora_target", None),
+            Unmet::ExpertsWhole { .. } => ("additional_target", None),
             Unmet::DoraOfExperts { .. } => ("use_dora", None),
             Unmet::Layers { .. } => ("freeze_trainable_layers", None),
         }

@@ -45,7 +45,7 @@ pub(crate) struct Shared {
 impl Mixture {
     pub(crate) fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
         let noise = batch.noise.as_ref();
-        let (weights, routes) = ops::route(t, x, &self.router, self.route);
+        let (weights, routes) = ops::route(t, x, &self.router, self.route, batch.balance.as_ref());
         let rows = ops::dispatch(t, x, &routes);
         let of = |layer, x: &Var| ops::grouped_linear(t, layer, x, &routes, noise);
         let inner = ops::swiglu(t, &of(&self.gate, &rows), &of(&self.up, &rows));

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 pub const ATTENTION_LINEARS: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
 /// Those of an MLP.
 const MLP_LINEARS: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+/// The gate of the expert that sees every token.
+const SHARED_GATE: &str = "shared_expert_gate";
 /// In the names of modules that are those of all experts of a block.
 const EXPERTS: &str = ".experts.";
 
@@ -68,7 +70,8 @@ impl Trainables {
                 let linears = linear_names(config);
                 let available = last_parts(&linears);
                 let targets = match &plan.targets {
-                    LoraTargets::All => available.clone(),
+                    // What decides where a token goes, or how much counts, is adapted only if it is named.
+                    LoraTargets::All => available.iter().filter(|name| *name != SHARED_GATE).cloned().collect(),
                     LoraTargets::Modules(modules) => modules.clone(),
                 };
                 let missing = |target: &&String| !linears.iter().any(|name| matches_suffix(name, target));
@@ -78,6 +81,8 @@ impl Trainables {
                     available: available.join(", "),
                 }));
                 unmet.extend(not_saved_whole(&plan.additional_targets, names));
+                let is_whole = |name: &&String| name.contains(EXPERTS) && ends_with_one(name, &plan.additional_targets);
+                unmet.extend(linears.iter().find(is_whole).map(|name| Unmet::ExpertsWhole { name: name.clone() }));
                 let experts = linears.iter().find(|name| name.contains(EXPERTS) && adapts(name, &targets, plan));
                 if let Some(name) = experts.filter(|_| plan.dora) {
                     unmet.push(Unmet::DoraOfExperts { name: name.clone() });
@@ -166,6 +171,7 @@ fn linear_names(config: &Config) -> Vec<String> {
                 names.extend(moe.names.projections.map(|linear| format!("{path}{EXPERTS}{linear}")));
                 if moe.shared.is_some() {
                     names.extend(dense(&format!("{path}.shared_expert")));
+                    names.push(format!("{path}.{SHARED_GATE}"));
                 }
             }
         }
@@ -186,14 +192,15 @@ fn last_parts(names: &[String]) -> Vec<String> {
     parts
 }
 
-/// Every name by which a module inside (or outside) the blocks can be called.
+/// Every name by which a module outside the blocks can be called, or one inside them from its block on: what follows the
+/// block's number, as in LLaMA-Factory.
 fn module_names(names: &[String], inside: bool) -> Vec<String> {
     let mut modules = Vec::new();
     for name in names.iter().filter(|n| n.contains(".layers.") == inside) {
         let path: Vec<&str> =
             name.split('.').filter(|p| !matches!(*p, "weight" | "bias" | "model" | "layers")).collect();
         let path: Vec<&str> = path.into_iter().filter(|p| p.parse::<usize>().is_err()).collect();
-        for start in 0..path.len() {
+        for start in 0..if inside { path.len().min(1) } else { path.len() } {
             for end in start + 1..=path.len() {
                 modules.push(path[start..end].join("."));
             }

@@ -3,6 +3,7 @@
 //! [`Device`] is `cpu`, `cuda`, or `meta` (which imitates one of them: counts all, executes nothing). [`Tape`] records ops; a
 //! parameter's data and gradient are asked of its [`Host`].
 
+pub mod cards;
 pub mod cpu;
 pub mod cuda;
 mod device;

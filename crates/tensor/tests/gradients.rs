@@ -2,7 +2,7 @@
 
 mod support;
 
-use ferrotune_tensor::ops::{self, GroupedLinear, Heads, Linear, Lora, Noise, Rotary, Route, Spans, Targets};
+use ferrotune_tensor::ops::{self, Balance, GroupedLinear, Heads, Linear, Lora, Noise, Rotary, Route, Spans, Targets};
 use ferrotune_tensor::{DType, Device, Kind, Param, Segment, Tape, Tensor, Var};
 use std::rc::Rc;
 use support::{Weights, lora, noise, random};
@@ -41,6 +41,11 @@ fn check(weights: &Weights, x: &Param, net: Net<'static>, loss_root: bool) {
         let again: Vec<Vec<f32>> = weights.values.iter().map(|(_, _, g)| g.to_f32()).collect();
         assert!(kept == again, "recomputation changes no bit");
     }
+    compare(weights, &kept, &|| run(weights, x, &net, false, &seed, loss_root));
+}
+
+/// The differences of `total`, a function of the weights, against the gradients `kept`.
+fn compare(weights: &Weights, kept: &[Vec<f32>], total: &dyn Fn() -> f64) {
     for (index, (param, value, _)) in weights.values.iter().enumerate().filter(|(_, (p, ..))| p.trainable) {
         let old = value.to_f32();
         let sign: Vec<f32> = kept[index].iter().map(|g| g.signum() * f32::from(*g != 0.0)).collect();
@@ -48,7 +53,7 @@ fn check(weights: &Weights, x: &Param, net: Net<'static>, loss_root: bool) {
         let at = |steps: f32| {
             let moved: Vec<f32> = old.iter().zip(&sign).map(|(v, s)| v + s * h * steps).collect();
             value.write_f32(&moved);
-            let total = run(weights, x, &net, false, &seed, loss_root);
+            let total = total();
             value.write_f32(&old);
             total
         };
@@ -252,7 +257,11 @@ impl Mixture {
     }
 
     fn forward(&self, t: &Tape<'_>, x: &Var, noise: Option<&Rc<Noise>>) -> Var {
-        let (weights, routes) = ops::route(t, x, &self.router, self.route);
+        self.balanced(t, x, noise, None)
+    }
+
+    fn balanced(&self, t: &Tape<'_>, x: &Var, noise: Option<&Rc<Noise>>, balance: Option<&Rc<Balance>>) -> Var {
+        let (weights, routes) = ops::route(t, x, &self.router, self.route, balance);
         let rows = ops::dispatch(t, x, &routes);
         let of = |layer, x: &Var| ops::grouped_linear(t, layer, x, &routes, noise);
         let inner = ops::swiglu(t, &of(&self.gate, &rows), &of(&self.up, &rows));
@@ -286,6 +295,47 @@ fn experts_and_their_router() {
     }
 }
 
+/// A closed census prices probabilities: `sum of price . p` joins the loss, whatever else comes of the tokens.
+#[test]
+fn the_loss_on_the_balance_of_experts() {
+    for (tokens, sizes, route, trained) in [
+        (9, [8, 7, 0], routes(4, 2, false), [true, true]),
+        (13, [5, 6, 3], routes(19, 19, true), [false, false]),
+        (1, [6, 5, 2], routes(3, 3, true), [true, false]),
+    ] {
+        let device = Device::cpu();
+        let mut w = Weights::new(&device);
+        let x = w.add([tokens, sizes[0]], true);
+        let mixture = Rc::new(Mixture::new(&mut w, sizes, route, trained, 0.0));
+        let router = &w.values[mixture.router.id].1;
+        router.write_f32(&router.to_f32().iter().map(|v| v * 3.0).collect::<Vec<_>>());
+        let net = |balance: &Rc<Balance>| -> Net<'static> {
+            let (mixture, balance) = (mixture.clone(), balance.clone());
+            Rc::new(move |t, x| mixture.balanced(t, &x, None, Some(&balance)))
+        };
+        let (seed, prices) = (random(1 << 16, 9), random(route.experts, 5));
+        let closed = Rc::new(Balance::new(&device, route.experts));
+        closed.close(&prices);
+        let gradients = |recompute| {
+            w.values.iter().for_each(|(_, _, g)| g.zero());
+            run(&w, &x, &net(&closed), recompute, &seed, false);
+            w.values.iter().map(|(_, _, g)| g.to_f32()).collect::<Vec<_>>()
+        };
+        let kept = gradients(false);
+        assert!(kept == gradients(true), "recomputation changes no bit");
+        assert_eq!(closed.census(), vec![0.0; 2 * route.experts], "nothing is counted any more");
+        compare(&w, &kept, &|| {
+            let open = Rc::new(Balance::new(&device, route.experts));
+            let total = run(&w, &x, &net(&open), false, &seed, false);
+            let census = open.census();
+            let (choices, sums) = census.split_at(route.experts);
+            assert_eq!(choices.iter().sum::<f64>(), (tokens * route.top_k) as f64);
+            assert!((sums.iter().sum::<f64>() - tokens as f64).abs() < 1e-5 * tokens as f64);
+            total + prices.iter().zip(sums).map(|(price, sum)| f64::from(*price) * sum).sum::<f64>()
+        });
+    }
+}
+
 /// Each token by itself, in f64, expert by expert.
 #[test]
 fn experts_are_the_weighted_sum_of_what_each_makes_of_a_token() {
@@ -313,7 +363,7 @@ fn experts_are_the_weighted_sum_of_what_each_makes_of_a_token() {
         let tape = Tape::forward_only(&device, &w);
         let input = Var::constant(w.values[x.id].1.clone());
         let found = mixture.forward(&tape, &input, None).value.to_f32();
-        let (_, ways) = ops::route(&tape, &input, &mixture.router, route);
+        let (_, ways) = ops::route(&tape, &input, &mixture.router, route, None);
         assert_eq!(ways.counts().iter().sum::<u32>() as usize, tokens * route.top_k, "no token is lost");
         if let Some(expert) = everything_to {
             assert_eq!(ways.counts()[expert] as usize, tokens);

@@ -106,6 +106,7 @@ fn memory(model: &Model, candidate: &Candidate, tokens: usize) -> String {
         optimizer,
         max_norm: 1.0,
         smoothing: 0.0,
+        router_aux_loss: 0.0,
         embedding_alpha: 0.0,
         seed: 1,
         plus: None,

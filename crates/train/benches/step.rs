@@ -103,6 +103,7 @@ fn case(dtype: &str, shape: &str, mode: &str) {
         optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
         max_norm: 1.0,
         smoothing: 0.0,
+        router_aux_loss: 0.0,
         embedding_alpha: 0.0,
         seed: 1,
         plus: None,

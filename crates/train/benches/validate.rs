@@ -104,7 +104,7 @@ fn worker(case: usize, rank: usize, megabits: f64) {
     let model = model(lora);
     let device = Device::cpu();
     let wires = Probe::new(comm.as_ref(), &device, per_node(layout)).expect("wires").links;
-    let rates = measure_rates(&model, &device, &[TOKENS], comm.as_ref()).expect("rates");
+    let rates = measure_rates(&model, &device, &[TOKENS], comm.as_ref(), Duration::from_millis(600)).expect("rates");
     let demand = Demand::of(&model, &[TOKENS], false, false, rates).expect("counting needs no memory");
     let all = ACCUMULATED * layout.world();
     let spans = balance_of(&demand, layout.stages, all, None).expect("more segments than stages");
@@ -155,6 +155,7 @@ fn time(model: &Model, division: Division, micro_batches: usize, comm: &dyn Comm
         optimizer: optimizer(),
         max_norm: 1.0,
         smoothing: 0.0,
+        router_aux_loss: 0.0,
         embedding_alpha: 0.0,
         seed: 1,
         plus: None,

@@ -1,24 +1,24 @@
 //! How a run is split over its ranks: as the recipe says, or the fastest way that fits.
 
 use crate::engine::Sharding;
-use crate::memory::{MemoryPlan, Shape, decide};
-use crate::plan::{Candidate, Choice, Demand, Links, Question, Rates, best, candidates, choose};
+use crate::memory::{MemoryPlan, Shape, plan_memory};
+use crate::plan::{Candidate, Choice, Demand, Links, Question, Rates, candidates, choose};
+use crate::room::Room;
 use crate::step::StepOptions;
 use crate::{Error, Result};
 use ferrotune_config::plan::{ParallelPlan, Recompute, Strategy};
 use ferrotune_model::Model;
-use ferrotune_tensor::Profile;
 use std::cell::RefCell;
 
 /// What the ranks have found out about themselves, and agreed on.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Circumstances<'a> {
     /// Ranks.
     pub world: usize,
     /// Ranks on a node.
     pub per_node: usize,
-    /// Bytes that the rank with the least memory can have.
-    pub available: Option<u64>,
+    /// What the rank with the least memory can have.
+    pub room: Room,
     /// Wires.
     pub links: Links,
     /// Speed of a rank.
@@ -37,12 +37,21 @@ pub struct Load<'a> {
     pub recompute: Recompute,
     /// Rows of the longest micro-batch, in tokens.
     pub lengths: &'a [usize],
+    /// Rows of the longest evaluation batch, in tokens; none if nothing is evaluated while the run goes on.
+    pub evaluated: &'a [usize],
     /// Micro-batches of a step, over all ranks.
     pub micro_batches: usize,
     /// Bytes of the model's files in a checkpoint; `None` if none is written while the run goes on.
     pub saved: Option<u64>,
-    /// What the ranks' devices are.
-    pub profile: Profile,
+}
+
+/// One way to run: a split, with its blocks recomputed or not.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Way {
+    /// The split, its time and what it sends.
+    pub choice: Choice,
+    /// What it takes of each rank.
+    pub memory: MemoryPlan,
 }
 
 /// A run's split.
@@ -53,7 +62,16 @@ pub struct Split {
     /// What it takes of each rank.
     pub memory: MemoryPlan,
     /// What else was looked at, if there was a choice: the best first, each with its reason.
-    pub choices: Vec<Choice>,
+    pub ways: Vec<Way>,
+}
+
+/// Whether splits that fit without recomputation are looked at with it, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Levels {
+    /// No: recomputing never makes a step faster.
+    AsNeeded,
+    /// Yes, for a table of all.
+    All,
 }
 
 /// Splits a run. All ranks that are given the same come to the same.
@@ -61,47 +79,81 @@ pub struct Split {
 /// # Errors
 /// If the recipe's wish doesn't fit the number of ranks, or nothing that it allows fits into memory.
 pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances<'_>) -> Result<Split> {
-    let Circumstances { world, per_node, available, links, rates, before } = *among;
-    let recompute = load.recompute == Recompute::On;
-    let demand = Demand::of(load.model, load.lengths, recompute, load.options.plus.is_some(), rates)?;
-    let all = candidates(&demand, world, per_node, load.micro_batches, available);
-    let allowed: Vec<Candidate> = all.into_iter().filter(|c| is_wished(c, plan, among)).collect();
-    if allowed.is_empty() {
-        return Err(Error::NoSplit { wish: words(plan), world, segments: demand.segments.len() - 2 });
-    }
+    let ways = ways(load, plan, among, Levels::AsNeeded)?;
+    let first = ways.first().ok_or_else(|| Error::NoSplit { wish: words(plan), world: among.world, segments: 0 })?;
+    let (shape, memory) = (Shape::new(first.choice.candidate.clone(), plan), first.memory.clone().checked()?);
+    Ok(Split { shape, memory, ways })
+}
+
+/// Every way to run that the recipe allows: those that fit first, the fastest in front; then the others, the smallest in
+/// front.
+///
+/// # Errors
+/// If the recipe's wish doesn't fit the number of ranks.
+pub fn ways(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances<'_>, levels: Levels) -> Result<Vec<Way>> {
     // Measurements differ from start to start; a run that goes on must not sum in another order because of that.
-    let before = before.filter(|c| c.is_sound(world, demand.segments.len()) && is_wished(c, plan, among));
-    let fits = |c: &&Candidate| -> bool {
-        let memory = decide(load, &Shape::new((*c).clone(), plan), available);
-        memory.is_ok_and(|memory| available.is_none_or(|available| memory.needed() <= available))
+    let sound = |c: &&Candidate| c.is_sound(among.world, load.model.segments()) && is_wished(c, plan, among);
+    if let Some(before) = among.before.filter(sound) {
+        let found = look(load, plan, among, (levels, Some(before)))?;
+        if found.first().is_some_and(|way| way.choice.fits) {
+            return Ok(found);
+        }
+    }
+    look(load, plan, among, (levels, None))
+}
+
+/// Looks at all splits that are wished, or at the one that is given.
+fn look(
+    load: &Load<'_>,
+    plan: &ParallelPlan,
+    among: &Circumstances<'_>,
+    (levels, given): (Levels, Option<&Candidate>),
+) -> Result<Vec<Way>> {
+    let Circumstances { world, per_node, room, links, rates, .. } = *among;
+    let recomputed: &[bool] = match load.recompute {
+        Recompute::Off => &[false],
+        Recompute::On => &[true],
+        Recompute::Auto => &[false, true],
     };
-    let allowed = before.filter(fits).map_or(allowed, |before| vec![before.clone()]);
-    // What was predicted once needn't be again.
-    let seen: RefCell<Vec<(Candidate, MemoryPlan)>> = RefCell::default();
-    let needed = |candidate: &Candidate| {
-        let shape = Shape::new(candidate.clone(), plan);
-        let memory = decide(load, &shape, available)?;
-        let bytes = memory.needed();
-        seen.borrow_mut().push((candidate.clone(), memory));
-        Ok(bytes)
-    };
-    let question = Question {
-        demand: &demand,
-        micro_batches: load.micro_batches,
-        links: &links,
-        overlap: plan.overlap,
-        capacity: available,
-    };
-    let choices = choose(&question, allowed, &needed)?;
-    let taken = best(&choices).or(choices.first()).map(|choice| choice.candidate.clone());
-    let found = seen.into_inner().into_iter().find(|(candidate, _)| Some(candidate) == taken.as_ref());
-    let (candidate, memory) = found.ok_or(Error::NoSplit { wish: words(plan), world, segments: 0 })?;
-    let memory = memory.checked()?;
-    Ok(Split { shape: Shape::new(candidate, plan), memory, choices })
+    let mut found: Vec<Way> = Vec::new();
+    for &recompute in recomputed {
+        let demand = Demand::of(load.model, load.lengths, recompute, load.options.plus.is_some(), rates)?
+            .with_router_loss(load.model, load.options.router_aux_loss);
+        let every = || candidates(&demand, world, per_node, load.micro_batches, room.device());
+        let all = given.map_or_else(every, |given| vec![given.clone()]);
+        let wished: Vec<Candidate> = all.into_iter().filter(|c| is_wished(c, plan, among)).collect();
+        if wished.is_empty() {
+            return Err(Error::NoSplit { wish: words(plan), world, segments: demand.segments.len() - 2 });
+        }
+        let fits = |c: &Candidate| {
+            let same =
+                |way: &&Way| way.choice.candidate.layout == c.layout && way.choice.candidate.sharded == c.sharded;
+            found.iter().filter(same).any(|way| way.choice.fits)
+        };
+        let left = wished.into_iter().filter(|c| levels == Levels::All || !fits(c)).collect();
+        let memories: RefCell<Vec<(Candidate, MemoryPlan)>> = RefCell::default();
+        let needed = |candidate: &Candidate| {
+            let memory = plan_memory(load, &Shape::new(candidate.clone(), plan), recompute, room)?;
+            let bytes = memory.needed();
+            memories.borrow_mut().push((candidate.clone(), memory));
+            Ok(bytes)
+        };
+        let (micro_batches, overlap) = (load.micro_batches, plan.overlap);
+        let question = Question { demand: &demand, micro_batches, links: &links, overlap, capacity: room.device() };
+        let choices = choose(&question, left, &needed)?;
+        let memories = memories.into_inner();
+        let way = |choice: Choice| {
+            let (_, memory) = memories.iter().find(|(candidate, _)| *candidate == choice.candidate)?;
+            Some(Way { choice: Choice { fits: memory.fits(), ..choice }, memory: memory.clone() })
+        };
+        found.extend(choices.into_iter().filter_map(way));
+    }
+    found.sort_by(|a, b| a.choice.by_worth(&b.choice));
+    Ok(found)
 }
 
 /// Whether a candidate is what the recipe asks for. A single rank is every strategy.
-fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circumstances<'_>) -> bool {
+pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circumstances<'_>) -> bool {
     let Circumstances { world, per_node, .. } = *among;
     let layout = candidate.layout;
     if world == 1 {

@@ -3,13 +3,16 @@
 #![forbid(unsafe_code)]
 
 pub mod clock;
+mod cures;
 mod divide;
 pub mod engine;
 pub mod error;
 mod evaluate;
 mod event;
 mod fit;
+mod forecast;
 mod intervals;
+mod machine;
 mod memory;
 mod order;
 mod outputs;
@@ -18,6 +21,8 @@ pub mod plan;
 mod profile;
 pub mod report;
 mod resume;
+mod room;
+mod router_loss;
 mod run;
 pub mod save;
 pub mod schedule;
@@ -29,13 +34,20 @@ pub mod track;
 #[cfg(test)]
 mod fixtures;
 
-pub use divide::{Circumstances, Load, Split, divide};
+pub use divide::{Circumstances, Levels, Load, Split, Way, divide, ways};
 pub use error::{Error, Result};
 pub use evaluate::evaluate;
 pub use event::{Event, Start};
 pub use fit::check_files;
-pub use memory::{Bytes, MemoryPlan, Shape, decide, predict};
+pub use forecast::{
+    Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_step, forecast, is_meant, longest_evaluation, meant,
+    measured, middle_batch,
+};
+pub use machine::Machine;
+pub use memory::{Bytes, MemoryPlan, Shape, plan_memory, predict};
 pub use order::{Order, Share};
+pub use room::Room;
+pub use router_loss::router_aux_loss;
 pub use run::{Finished, Job, longest_batch, run, step_options};
 pub use sources::{Fresh, Grown};
 pub use stacked::Stacked;

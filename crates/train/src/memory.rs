@@ -3,14 +3,17 @@
 
 use crate::divide::Load;
 use crate::engine::{Division, Engine, Offload};
+use crate::evaluate::evaluate_batch;
 use crate::plan::Candidate;
+use crate::room::Room;
+use crate::router_loss::RouterLoss;
 use crate::step::{Sample, StepOptions, Votes, Work, step};
 use crate::{Error, Result};
-use ferrotune_config::plan::{ParallelPlan, Recompute};
+use ferrotune_config::plan::ParallelPlan;
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Comm, Imagined, Mesh, Place};
 use ferrotune_model::Model;
-use ferrotune_tensor::{Device, Profile, Track, cpu};
+use ferrotune_tensor::{Device, Phase, Profile, Segment, Track, cpu};
 use std::rc::Rc;
 
 /// How a run is split, before there is anything to split.
@@ -49,6 +52,8 @@ pub struct Bytes {
     pub host: u64,
     /// Of the state that this rank writes into checkpoints.
     pub owned: u64,
+    /// When the device held most; `None` for the time outside all segments (gradients reduced, weights updated).
+    pub moment: Option<(Segment, Phase)>,
 }
 
 impl Bytes {
@@ -66,23 +71,24 @@ pub fn predict(
     lengths: &[usize],
     profile: Profile,
 ) -> Result<Bytes> {
-    let stages = by_stage(model, options, shape, lengths, profile)?;
+    let stages = by_stage(model, options, shape, (lengths, &[]), profile)?;
     Ok(stages.into_iter().max_by_key(Bytes::live).unwrap_or_default())
 }
 
-/// The bytes of the first rank of each stage, the first stage's first.
+/// The bytes of the first rank of each stage, the first stage's first, in steps over rows of some lengths and evaluations
+/// over others.
 fn by_stage(
     model: &Model,
     options: &StepOptions,
     shape: &Shape,
-    lengths: &[usize],
+    rows: (&[usize], &[usize]),
     profile: Profile,
 ) -> Result<Vec<Bytes>> {
     let layout = shape.candidate.layout;
     let of = |stage| {
         let rank = layout.rank(Place { shard: 0, stage, replica: 0 });
         let device = Device::imitating(profile);
-        count(model, options, shape.division(Rc::new(Imagined::new(rank, layout.world()))), lengths, &device)
+        count(model, options, shape.division(Rc::new(Imagined::new(rank, layout.world()))), rows, &device)
     };
     (0..layout.stages).map(of).collect()
 }
@@ -91,23 +97,32 @@ fn count(
     model: &Model,
     options: &StepOptions,
     division: Division,
-    lengths: &[usize],
+    (lengths, evaluated): (&[usize], &[usize]),
     device: &Device,
 ) -> Result<Bytes> {
     let stages = division.spans.len();
     let engine = Engine::new(device, model, division, options.plus.is_some());
-    let rows: Vec<Flat> = lengths.iter().map(|&len| Flat::new(len)).collect();
-    let samples: Vec<Sample<'_>> =
-        rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect();
+    let flat = |lengths: &[usize]| -> Vec<Flat> { lengths.iter().map(|&len| Flat::new(len)).collect() };
+    let rows = flat(lengths);
+    let samples = samples(&rows);
     // As many micro-batches as a pipe holds at once; and a second step, for which gathers begin ahead.
     let micro_batches = vec![samples; stages];
     for number in 1..=2 {
         let work = Work { step: number, rate: 0.0, micro_batches: &micro_batches, votes: &Votes::default };
         step(model, &engine, options, &work)?;
     }
+    if !evaluated.is_empty() {
+        let (rows, tokens) = (flat(evaluated), evaluated.iter().sum::<usize>().max(1) as f64);
+        let router = RouterLoss::new(model, &engine, options.router_aux_loss, tokens);
+        evaluate_batch(model, &engine, &self::samples(&rows), router.as_ref())?;
+    }
     let host = if engine.host_memory().is(device) { 0 } else { engine.host_memory().track().peak };
     let owned = engine.owned().iter().map(|piece| piece.tensor.bytes() as u64).sum();
-    Ok(Bytes { device: device.track(), host, owned })
+    Ok(Bytes { device: device.track(), host, owned, moment: engine.fullest() })
+}
+
+fn samples(rows: &[Flat]) -> Vec<Sample<'_>> {
+    rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect()
 }
 
 /// A row of so many tokens with a label on each: the most a row of that length can cost.
@@ -134,31 +149,34 @@ pub struct MemoryPlan {
     pub recompute: bool,
     /// The step as it will be run, on the rank with the most.
     pub predicted: Track,
-    /// Whose memory it is.
-    pub profile: Profile,
-    /// What that rank keeps in host memory, which is the device's own where the processor computes.
+    /// When that rank's device holds most; `None` for the time outside all segments.
+    pub moment: Option<(Segment, Phase)>,
+    /// What that rank keeps in host memory, which on a processor is the same memory.
     pub host: u64,
-    /// Copies of what that rank saves, which threads write while the run goes on.
+    /// Copies of what that rank saves, which threads write while the run goes on; in host memory, too.
     pub copies: u64,
-    /// Bytes that the kernels' own buffers take, outside the count.
+    /// Bytes outside the count: kernels' own buffers, or a card's context and the buffers of its collectives.
     pub constant: u64,
-    /// Bytes that could be had.
-    pub available: Option<u64>,
+    /// Where all that is to lie.
+    pub room: Room,
 }
 
 impl MemoryPlan {
-    /// All bytes of the fullest rank.
+    /// All bytes of the fullest rank on the device that computes.
     pub fn needed(&self) -> u64 {
-        let beside = match self.profile {
-            Profile::Cpu => self.host + self.copies,
-            Profile::Cuda => 0,
-        };
-        self.predicted.peak + self.constant + beside
+        let apart = if self.room.has_own_host() { 0 } else { self.host + self.copies };
+        self.predicted.peak + self.constant + apart
+    }
+
+    /// Bytes of host memory, where that is another memory than the device's.
+    pub fn needed_of_host(&self) -> u64 {
+        if self.room.has_own_host() { self.host + self.copies } else { 0 }
     }
 
     /// Whether they can be had.
     pub fn fits(&self) -> bool {
-        self.available.is_none_or(|available| self.needed() <= available)
+        let within = |bytes: u64, limit: Option<u64>| limit.is_none_or(|limit| bytes <= limit);
+        within(self.needed(), self.room.device()) && within(self.needed_of_host(), self.room.host())
     }
 
     /// Itself, if it fits.
@@ -169,44 +187,40 @@ impl MemoryPlan {
         if self.fits() {
             return Ok(self);
         }
-        let (needed, available) = (self.needed(), self.available.unwrap_or_default());
+        let (needed, available) = (self.needed(), self.room.device().unwrap_or_default());
         Err(Error::DoesNotFit { needed, available, recompute: self.recompute })
     }
 }
 
-/// Decides on recomputation for the longest batch; `available` bytes can be had, if that is known. The plan that comes out may
-/// still not fit.
+/// The bytes of a split's fullest rank at the longest batch, with or without recomputation.
 ///
 /// # Errors
 /// If the step itself can't be run.
-pub fn decide(load: &Load<'_>, shape: &Shape, available: Option<u64>) -> Result<MemoryPlan> {
-    let profile = load.profile;
-    let constant = match profile {
-        Profile::Cpu => (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64,
+pub fn plan_memory(load: &Load<'_>, shape: &Shape, recompute: bool, room: Room) -> Result<MemoryPlan> {
+    let constant = match room {
+        Room::Shared(_) => (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64,
         // Products' scratch memory is there before anybody asks what is free.
-        Profile::Cuda => 0,
+        Room::Free(_) => 0,
+        Room::Card { .. } => Room::taken(shape.candidate.layout),
     };
-    let plan = |recompute| -> Result<MemoryPlan> {
-        let options = StepOptions { recompute, ..load.options.clone() };
-        let stages = by_stage(load.model, &options, shape, load.lengths, profile)?;
-        let of = |(stage, bytes): (usize, Bytes)| {
-            // The first rank of all writes the model's files besides its part of the state.
-            let files = load.saved.filter(|_| stage == 0).unwrap_or(0);
-            let copies = load.saved.map_or(0, |_| bytes.owned) + files;
-            MemoryPlan { recompute, predicted: bytes.device, profile, host: bytes.host, copies, constant, available }
-        };
-        let plans = stages.into_iter().enumerate().map(of);
-        Ok(plans.max_by_key(MemoryPlan::needed).unwrap_or_default())
+    let options = StepOptions { recompute, ..load.options.clone() };
+    let stages = by_stage(load.model, &options, shape, (load.lengths, load.evaluated), room.profile())?;
+    let of = |(stage, bytes): (usize, Bytes)| {
+        // The first rank of all writes the model's files besides its part of the state.
+        let files = load.saved.filter(|_| stage == 0).unwrap_or(0);
+        let copies = load.saved.map_or(0, |_| bytes.owned) + files;
+        let Bytes { device: predicted, host, moment, .. } = bytes;
+        MemoryPlan { recompute, predicted, moment, host, copies, constant, room }
     };
-    let first = plan(load.recompute == Recompute::On)?;
-    if first.fits() || load.recompute != Recompute::Auto { Ok(first) } else { plan(true) }
+    let plans = stages.into_iter().enumerate().map(of);
+    Ok(plans.max_by_key(MemoryPlan::needed).unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::Sharding;
-    use ferrotune_config::plan::{AdamWPlan, Tuning};
+    use ferrotune_config::plan::{AdamWPlan, Recompute, Tuning};
     use ferrotune_dist::Layout;
     use ferrotune_model::Config;
     use ferrotune_tensor::DType;
@@ -224,6 +238,7 @@ mod tests {
             optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
             max_norm: 1.0,
             smoothing: 0.0,
+            router_aux_loss: 0.0,
             embedding_alpha: 0.0,
             seed: 1,
             plus: None,
@@ -235,9 +250,9 @@ mod tests {
             let candidate = Candidate { layout, sharded, spans: vec![0..model.segments(); 1] };
             let shape = Shape { candidate, overlap: true, offload: Offload::default() };
             let (recompute, lengths) = (Recompute::Off, &[8][..]);
-            let profile = Profile::Cpu;
-            let load = Load { model: &model, options: &options, recompute, lengths, micro_batches: 1, saved, profile };
-            decide(&load, &shape, None).unwrap()
+            let load =
+                Load { model: &model, options: &options, recompute, lengths, evaluated: &[], micro_batches: 1, saved };
+            plan_memory(&load, &shape, false, Room::default()).unwrap()
         };
         let never = plan(1, Sharding::Whole, None);
         assert_eq!(never.copies, 0);

@@ -14,6 +14,7 @@
 
 use crate::Result;
 use crate::engine::Engine;
+use crate::router_loss::RouterLoss;
 use crate::step::{Sample, batch};
 use ferrotune_dist::Ticket;
 use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings};
@@ -29,6 +30,8 @@ pub(crate) struct Passes<'a> {
     pub(crate) noise: NoiseSettings,
     /// Blocks are recomputed in the backward pass.
     pub(crate) recompute: bool,
+    /// The loss on the balance of experts.
+    pub(crate) router: Option<&'a RouterLoss>,
 }
 
 /// A micro-batch between its forward and its backward pass.
@@ -50,6 +53,9 @@ impl Passes<'_> {
         let losses = self.engine.device().zeros([micro_batches.len()], DType::F32, Kind::Act);
         let (mut flying, mut sent) = (VecDeque::new(), Vec::new());
         let mut done = 0;
+        if micro_batches.len() > 1 {
+            self.census(micro_batches)?;
+        }
         for (number, samples) in micro_batches.iter().enumerate() {
             let tape = Tape::new(self.engine.device(), self.engine, &recompute);
             flying.push_back(self.forward(tape, samples, &mut sent, &losses.view(4 * number, [1], DType::F32))?);
@@ -66,6 +72,24 @@ impl Passes<'_> {
         Ok(losses.to_f32().into_iter().fold(0.0, |sum, loss| sum + f64::from(loss)))
     }
 
+    /// Runs all micro-batches forward, the head left out, so that their routers count.
+    fn census(&self, micro_batches: &[Vec<Sample<'_>>]) -> Result<()> {
+        let (engine, Some(router)) = (self.engine, self.router) else { return Ok(()) };
+        let span = engine.division().span();
+        let span = span.start..span.end.min(self.model.segments() - 1);
+        for samples in micro_batches {
+            let batch = batch(self.model, engine, samples, Some(self.noise), Some(router.balance()));
+            let input = receive(self.model, engine, &batch)?.map(Var::constant);
+            let tape = Tape::forward_only(engine.device(), engine);
+            let output = self.model.forward(&tape, &batch, span.clone(), input, self.loss);
+            if !engine.division().is_last() {
+                pass_on(engine, &output).wait()?;
+            }
+            engine.check()?;
+        }
+        router.settle(engine.comm())
+    }
+
     fn forward<'t>(
         &self,
         tape: Tape<'t>,
@@ -73,7 +97,8 @@ impl Passes<'_> {
         sent: &mut Vec<Ticket>,
         loss: &Tensor,
     ) -> Result<Flight<'t>> {
-        let batch = batch(self.model, self.engine, samples, Some(self.noise));
+        let balance = self.router.map(RouterLoss::balance);
+        let batch = batch(self.model, self.engine, samples, Some(self.noise), balance);
         let input = receive(self.model, self.engine, &batch)?
             .map(|x| if self.engine.trains_before() { tape.leaf(x) } else { Var::constant(x) });
         let span = self.engine.division().span();
@@ -90,6 +115,9 @@ impl Passes<'_> {
     fn backward(&self, flight: Option<Flight<'_>>, last: bool, sent: &mut Vec<Ticket>) -> Result<()> {
         let Some(Flight { tape, input, output }) = flight else { return Ok(()) };
         let (engine, pipe) = (self.engine, &self.engine.division().mesh.pipe);
+        if let Some(router) = self.router {
+            router.settle(engine.comm())?;
+        }
         engine.begin_micro_batch(last);
         let seed = if engine.division().is_last() {
             Tensor::from_f32(engine.device(), &[1.0], [1], Kind::ActGrad)

@@ -15,6 +15,7 @@ use crate::profile::{Profile, Profiler};
 use crate::report::state::TRAINER_STATE;
 use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
 use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
+use crate::router_loss::router_aux_loss;
 use crate::save::{Pending, RunState, Saver, Snapshots};
 use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step};
@@ -23,7 +24,7 @@ use crate::{Error, Result};
 use ferrotune_config::plan::{Interval, Plan, ProfilePlan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
-use ferrotune_model::Model;
+use ferrotune_model::{Config, Model};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -66,12 +67,16 @@ pub struct Finished {
     pub runtime: Duration,
     /// Tokens a second of this session.
     pub tokens_per_second: f64,
+    /// Seconds of a step in the mean of this session, without what lies between steps; nothing if it made none.
+    pub step: Option<f64>,
+    /// Most bytes of this rank's tensors.
+    pub peak: u64,
     /// Whether the caller asked it to end before it was done; its checkpoint is there.
     pub interrupted: bool,
 }
 
-/// Options of a plan's steps.
-pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
+/// Options of the steps of a plan with a model.
+pub fn step_options(plan: &Plan, config: &Config, recompute: bool) -> StepOptions {
     let plus = match &plan.tuning {
         Tuning::Lora(lora) => lora.plus,
         _ => None,
@@ -80,6 +85,7 @@ pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
         optimizer: plan.train.optimizer,
         max_norm: plan.train.max_grad_norm,
         smoothing: plan.train.label_smoothing as f32,
+        router_aux_loss: router_aux_loss(plan, config),
         embedding_alpha: plan.train.neftune_alpha.unwrap_or(0.0) as f32,
         seed: plan.train.seed,
         plus,
@@ -87,14 +93,9 @@ pub fn step_options(plan: &Plan, recompute: bool) -> StepOptions {
     }
 }
 
-/// Lengths, in tokens, of the longest micro-batch that an order can make of `rows`: the longest rows together, or as many
-/// of them as the budget of tokens holds.
-pub fn longest_batch(rows: &Rows, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
-    let mut lengths: Vec<usize> = match rows.is_growing() {
-        // What will come is known only in that it won't be longer.
-        true => vec![rows.max_len(); micro_batch],
-        false => (0..rows.len()).map(|i| rows.size(i).0).collect(),
-    };
+/// Lengths, in tokens, of the longest micro-batch that an order can make of rows of `lengths`: the longest rows together, or
+/// as many of them as the budget of tokens holds.
+pub fn longest_batch(mut lengths: Vec<usize>, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     match budget {
         None => lengths.truncate(micro_batch),
@@ -181,6 +182,8 @@ struct Session<'a, 'h> {
     pending: Option<Pending>,
     pace: Pace,
     profiler: Option<Profiler>,
+    /// Steps of this session, and what they took.
+    stepped: (u32, Duration),
     start: Instant,
     /// Seconds of earlier sessions.
     earlier: f64,
@@ -227,7 +230,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let outputs = (rank == 0).then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
         let earlier = run.seconds;
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
-        let options = step_options(plan, job.memory.recompute);
+        let options = step_options(plan, job.model.config(), job.memory.recompute);
         let (trainable, parameters) = job.engine.counts();
         hear(Event::Started(Start {
             trainable,
@@ -260,6 +263,7 @@ impl<'a, 'h> Session<'a, 'h> {
             pending: None,
             pace,
             profiler,
+            stepped: (0, Duration::ZERO),
             start,
             earlier,
             evaluated,
@@ -315,6 +319,7 @@ impl<'a, 'h> Session<'a, 'h> {
         };
         let work = Work { step: number, rate, micro_batches: &micro_batches, votes: &votes };
         self.profiler.iter_mut().for_each(|profiler| profiler.step_begins(number));
+        let start = Instant::now();
         let outcome = step(self.job.model, self.job.engine, &self.options, &work);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
@@ -332,6 +337,7 @@ impl<'a, 'h> Session<'a, 'h> {
         }
         self.run.step = number;
         self.profiled(number);
+        self.stepped = (self.stepped.0 + 1, self.stepped.1 + start.elapsed());
         let tokens = micro_batches.iter().flatten().map(|sample| sample.row.input_ids.len() as u64).sum();
         let memory = self.job.engine.device().track().peak;
         self.job.engine.comm().pulse().trained(tokens, memory);
@@ -366,12 +372,11 @@ impl<'a, 'h> Session<'a, 'h> {
     }
 
     fn log(&mut self, outcome: &Outcome, rate: f64) -> Result<()> {
-        let due = self.due(self.every.log) || (self.job.plan.output.logging_first_step && self.run.step == 1);
-        if !due {
+        if !self.due(self.every.log) && !(self.job.plan.output.logging_first_step && self.run.step == 1) {
             return Ok(());
         }
         let loss = self.run.losses.take().unwrap_or(outcome.loss);
-        self.record(LogRow::step(self.when(), loss, outcome.grad_norm, rate))
+        self.record(LogRow::step(self.when(), loss, outcome.grad_norm, rate).with_router_loss(outcome.router_loss))
     }
 
     fn record(&mut self, row: LogRow) -> Result<()> {
@@ -386,10 +391,9 @@ impl<'a, 'h> Session<'a, 'h> {
     /// Evaluates on every set; true if the run has been without progress for long enough.
     fn evaluate(&mut self) -> Result<bool> {
         let plan = &self.job.plan.eval;
-        let several = self.job.plan.data.eval_each && self.job.eval.len() > 1;
-        let mut rows = Vec::new();
+        let (several, mut rows) = (self.job.plan.data.eval_each && self.job.eval.len() > 1, Vec::new());
         for (name, set) in self.job.eval {
-            let found = evaluate(self.job.model, self.job.engine, set, plan.batch)?;
+            let found = evaluate(self.job.model, self.job.engine, set, plan.batch, self.options.router_aux_loss)?;
             let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.accuracy), ..found };
             let name = several.then(|| name.clone());
             let row = LogRow::evaluation(self.when(), name.as_deref(), &found);
@@ -485,6 +489,8 @@ impl<'a, 'h> Session<'a, 'h> {
             train_loss: self.run.losses.mean(),
             runtime: self.start.elapsed(),
             tokens_per_second: self.pace.progress(self.start.elapsed()).tokens_per_second,
+            step: (self.stepped.0 > 0).then(|| (self.stepped.1 / self.stepped.0).as_secs_f64()),
+            peak: self.job.engine.device().track().peak,
             interrupted,
         }
     }
@@ -583,6 +589,8 @@ fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finish
         train_loss,
         runtime: Duration::ZERO,
         tokens_per_second: 0.0,
+        step: None,
+        peak: 0,
         interrupted: false,
     }))
 }

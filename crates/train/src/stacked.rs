@@ -9,6 +9,10 @@ use std::ops::Range;
 /// it is which.
 const FUSED: &str = "gate_up_proj";
 const HALVES: [&str; 2] = ["gate_proj", "up_proj"];
+/// What it calls a mixture in memory, and Mixtral's files do.
+const MODULES: [&str; 2] = [".mlp.", ".block_sparse_moe."];
+/// The matrices of an expert in the one form and the other.
+const MATRICES: [(&str, &str); 3] = [("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")];
 
 /// A model's files with the matrices of all experts of a block in one tensor, `[experts, out, in]`, by the name that
 /// [`stack_name`] gives. All other tensors are as they are.
@@ -18,11 +22,13 @@ pub struct Stacked<S> {
 }
 
 /// Where a stack's elements are.
+#[derive(Clone)]
 struct Stack {
     info: TensorInfo,
     place: Place,
 }
 
+#[derive(Clone)]
 enum Place {
     /// One tensor an expert.
     Apart,
@@ -42,6 +48,7 @@ impl<S: TensorSource> Stacked<S> {
                 (*largest, *count) = ((*largest).max(expert), *count + 1);
             } else {
                 stacks.extend(fused(&inner, &name));
+                stacks.extend(router(&inner, &name));
             }
         }
         let whole = found.into_iter().filter(|(_, (largest, count))| largest + 1 == *count);
@@ -95,9 +102,11 @@ fn apart(inner: &dyn TensorSource, name: &str, count: usize) -> Option<Stack> {
     Some(Stack { info, place: Place::Apart })
 }
 
-/// The stacks that a tensor of several experts holds: `experts.gate_up_proj`, or `experts.down_proj` without `.weight`.
+/// The stacks that a tensor of several experts holds: `experts.gate_up_proj` or `experts.down_proj` as transformers has them in
+/// memory, where Mixtral has the names of all; or `experts.down_proj.weight`, as the model has it, in GGUF.
 fn fused(inner: &dyn TensorSource, name: &str) -> Vec<(String, Stack)> {
-    let Some((before, last)) = name.rsplit_once('.').filter(|(before, _)| before.ends_with(".experts")) else {
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    let Some((before, last)) = stem.rsplit_once('.').filter(|(before, _)| before.ends_with(".experts")) else {
         return Vec::new();
     };
     let Some(info) = inner.info(name) else { return Vec::new() };
@@ -106,13 +115,31 @@ fn fused(inner: &dyn TensorSource, name: &str) -> Vec<(String, Stack)> {
         let info = TensorInfo { shape: vec![experts, out / of, inputs], dtype: info.dtype };
         Stack { info, place: Place::Fused { name: name.to_owned(), part, of } }
     };
-    if last != FUSED {
-        return vec![(format!("{before}.{last}.weight"), stack(0, 1))];
+    let found = match last {
+        FUSED if !out.is_multiple_of(2) => Vec::new(),
+        FUSED => (0..2).map(|part| (HALVES[part], stack(part, 2))).collect(),
+        _ => vec![(last, stack(0, 1))],
+    };
+    let mut named = Vec::new();
+    for (matrix, stack) in found {
+        if let (Some((_, other)), Some(before)) = (MATRICES.iter().find(|(one, _)| *one == matrix), mixtral(before)) {
+            named.push((format!("{before}.{other}.weight"), stack.clone()));
+        }
+        named.push((format!("{before}.{matrix}.weight"), stack));
     }
-    if !out.is_multiple_of(2) {
-        return Vec::new();
-    }
-    (0..2).map(|part| (format!("{before}.{}.weight", HALVES[part]), stack(part, 2))).collect()
+    named
+}
+
+/// A name as Mixtral's files have it.
+fn mixtral(name: &str) -> Option<String> {
+    name.contains(MODULES[0]).then(|| name.replace(MODULES[0], MODULES[1]))
+}
+
+/// A router under the name of Mixtral's files, row by row.
+fn router(inner: &dyn TensorSource, name: &str) -> Option<(String, Stack)> {
+    let as_mixtral = name.ends_with(".mlp.gate.weight").then(|| mixtral(name))??;
+    let info = inner.info(name).filter(|info| info.shape.len() == 2)?;
+    Some((as_mixtral, Stack { info, place: Place::Fused { name: name.to_owned(), part: 0, of: 1 } }))
 }
 
 impl<S: TensorSource> TensorSource for Stacked<S> {
@@ -120,6 +147,7 @@ impl<S: TensorSource> TensorSource for Stacked<S> {
         let mut names = self.inner.names();
         names.extend(self.stacks.keys().cloned());
         names.sort_unstable();
+        names.dedup();
         names
     }
 
@@ -136,7 +164,7 @@ impl<S: TensorSource> TensorSource for Stacked<S> {
     }
 
     fn read_range(&self, name: &str, range: Range<usize>, to: Dtype, dst: &mut [u8]) -> Result<()> {
-        let Some(stack) = self.stacks.get(name) else {
+        let Some(stack) = self.stacks.get(name).filter(|_| self.inner.info(name).is_none()) else {
             return match self.one(name).filter(|_| self.inner.info(name).is_none()) {
                 Some((stack, expert)) => self.read_one(name, stack, expert, range, to, dst),
                 None => self.inner.read_range(name, range, to, dst),
@@ -230,6 +258,29 @@ mod tests {
         }
         assert!(stacked.read_range(name, 5..13, Dtype::F32, &mut [0; 32]).is_err());
         assert_eq!(stacked.read_f32("l.mlp.gate.weight").expect("as it is")[0], 7.0);
+    }
+
+    /// As GGUF has them, and as transformers has Mixtral in memory.
+    #[test]
+    fn experts_of_whole_stacks_are_found_one_by_one_and_by_mixtrals_names() {
+        let files = Files(vec![
+            ("model.layers.0.mlp.experts.up_proj.weight", vec![2, 2, 3], 0.0),
+            ("model.layers.1.mlp.experts.gate_up_proj", vec![2, 4, 3], 0.0),
+            ("model.layers.1.mlp.experts.down_proj", vec![2, 3, 2], 50.0),
+            ("model.layers.1.mlp.gate.weight", vec![2, 3], 80.0),
+        ]);
+        let stacked = Stacked::new(files);
+        let read = |name: &str| stacked.read_f32(&format!("model.layers.{name}.weight")).expect("read");
+        assert_eq!(read("0.mlp.experts.1.up_proj"), [6., 7., 8., 9., 10., 11.]);
+        assert_eq!(read("0.mlp.experts.up_proj").len(), 12);
+        assert!(stacked.info("model.layers.0.mlp.experts.2.up_proj.weight").is_none());
+        let module = "1.block_sparse_moe";
+        assert_eq!(read(&format!("{module}.experts.w3")), read("1.mlp.experts.up_proj"));
+        assert_eq!(read(&format!("{module}.experts.1.w1")), [12., 13., 14., 15., 16., 17.]);
+        assert_eq!(read(&format!("{module}.experts.w2"))[0], 50.0);
+        assert_eq!(read(&format!("{module}.gate")), [80., 81., 82., 83., 84., 85.]);
+        let names = stacked.names();
+        assert!(names.windows(2).all(|pair| pair[0] < pair[1]), "each once: {names:?}");
     }
 
     #[test]

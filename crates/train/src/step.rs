@@ -6,6 +6,7 @@
 
 use crate::engine::{Engine, Update};
 use crate::passes::{Passes, pass_on, receive};
+use crate::router_loss::RouterLoss;
 use crate::{Error, Result};
 use ferrotune_config::plan::{AdamWPlan, LoraPlus};
 use ferrotune_data::rows::Row;
@@ -13,6 +14,7 @@ use ferrotune_dist::Activity;
 use ferrotune_dist::trace::Lane;
 use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings, Sequence};
 use ferrotune_tensor::Tape;
+use ferrotune_tensor::ops::Balance;
 use std::rc::Rc;
 
 /// What stays the same over the steps of a run.
@@ -24,6 +26,8 @@ pub struct StepOptions {
     pub max_norm: f64,
     /// Label smoothing.
     pub smoothing: f32,
+    /// Weight of the loss on the balance of experts; 0 for none.
+    pub router_aux_loss: f64,
     /// NEFTune's alpha; 0 for none.
     pub embedding_alpha: f32,
     /// Seed of dropout and noise.
@@ -68,8 +72,10 @@ pub struct Votes {
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
-    /// Mean loss over the step's label tokens.
+    /// Mean loss over the step's label tokens, with what the balance of experts adds.
     pub loss: f64,
+    /// The loss on the balance of experts before its weight, where it counts.
+    pub router_loss: Option<f64>,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
     /// Tokens that went through the model.
@@ -102,6 +108,7 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     let [labels, tokens] = sums.map(|sum| sum / engine.division().spans.len() as f64);
     let mut outcome = Outcome {
         loss: 0.0,
+        router_loss: None,
         grad_norm: 0.0,
         tokens: tokens as u64,
         label_tokens: labels as u64,
@@ -116,11 +123,16 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     engine.zero_grads();
     let loss = LossOptions { scale: (1.0 / labels) as f32, smoothing: options.smoothing };
     let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
-    let passes = Passes { model, engine, loss, noise, recompute: options.recompute };
+    let router = RouterLoss::new(model, engine, options.router_aux_loss, tokens);
+    let passes = Passes { model, engine, loss, noise, recompute: options.recompute, router: router.as_ref() };
     outcome.loss = passes.run(work.micro_batches)?;
     world.pulse().does(Activity::Updating);
     let span = world.pulse().trace().begin();
     tally(engine, work, &mut outcome)?;
+    if let Some((value, weighted)) = router.as_ref().map(RouterLoss::value) {
+        outcome.router_loss = Some(value);
+        outcome.loss += weighted;
+    }
     outcome.grad_norm = engine.reduce_grads()?;
     if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
         return Err(not_finite(model, engine, work, &outcome)?);
@@ -145,9 +157,16 @@ fn tally(engine: &Engine, work: &Work<'_>, outcome: &mut Outcome) -> Result<()> 
 }
 
 /// Lays samples end to end on the engine's device.
-pub(crate) fn batch(model: &Model, engine: &Engine, samples: &[Sample<'_>], noise: Option<NoiseSettings>) -> Rc<Batch> {
+pub(crate) fn batch(
+    model: &Model,
+    engine: &Engine,
+    samples: &[Sample<'_>],
+    noise: Option<NoiseSettings>,
+    balance: Option<Rc<Balance>>,
+) -> Rc<Batch> {
     let sequences: Vec<Sequence<'_>> = samples.iter().map(sequence).collect();
-    Rc::new(Batch::new(engine.device(), model.config(), &sequences, noise))
+    let batch = Batch::new(engine.device(), model.config(), &sequences, noise);
+    Rc::new(Batch { balance, ..batch })
 }
 
 fn sequence<'a>(sample: &'a Sample<'_>) -> Sequence<'a> {
@@ -211,7 +230,7 @@ fn look_at_rows(model: &Model, engine: &Engine, work: &Work<'_>, mine: &mut Find
     let most = counts.iter().filter_map(|bytes| Some(u64::from_le_bytes(bytes.as_slice().try_into().ok()?))).max();
     for number in 0..most.unwrap_or(0) as usize {
         let sample = samples.get(number);
-        let alone = batch(model, engine, sample.map_or(&[], std::slice::from_ref), None);
+        let alone = batch(model, engine, sample.map_or(&[], std::slice::from_ref), None, None);
         let tape = Tape::forward_only(engine.device(), engine);
         let input = receive(model, engine, &alone)?.map(ferrotune_tensor::Var::constant);
         let (part, output) = model.first_bad_part(&tape, &alone, engine.division().span(), input);

@@ -6,6 +6,7 @@ use ferrotune_dist::threads;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::plan::{Link, Probe, measure_rates};
+use std::time::Duration;
 
 #[test]
 fn all_ranks_learn_the_same_of_their_wires() {
@@ -46,7 +47,7 @@ fn all_ranks_reckon_with_the_slowest() {
         for lengths in [&[][..], &[1], &[1, 1], &[50, 3, 200]] {
             let rates = threads::run(2, |comm| {
                 let model = Model::new(&config, dtype, Some(&tuning), false).unwrap();
-                measure_rates(&model, &Device::cpu(), lengths, &*comm).unwrap()
+                measure_rates(&model, &Device::cpu(), lengths, &*comm, Duration::from_millis(600)).unwrap()
             });
             assert_eq!(rates[0], rates[1]);
             let found = [rates[0].blocks, rates[0].head, rates[0].update];

@@ -21,6 +21,8 @@ struct Case {
     dtype: DType,
     recompute: bool,
     overlap: bool,
+    /// Blocks have experts, whose balance is part of the loss.
+    balanced: bool,
 }
 
 fn lora() -> Tuning {
@@ -40,7 +42,8 @@ fn lora() -> Tuning {
 impl Case {
     fn model(&self) -> Model {
         let json = serde_json::json!({
-            "model_type": "qwen3", "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 4,
+            "model_type": if self.balanced { "qwen3_moe" } else { "qwen3" }, "num_experts": 5, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "mlp_only_layers": [2], "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 101,
             "max_position_embeddings": 64, "tie_word_embeddings": self.tied,
         });
@@ -67,6 +70,7 @@ impl Case {
             optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
             max_norm: 1.0,
             smoothing: 0.0,
+            router_aux_loss: self.weight(),
             embedding_alpha: 0.0,
             seed: 1,
             plus: None,
@@ -88,7 +92,13 @@ impl Case {
     }
 
     fn demand(&self) -> Demand {
-        Demand::of(&self.model(), &[TOKENS], self.recompute, false, Rates::even(1.0)).unwrap()
+        let model = self.model();
+        let demand = Demand::of(&model, &[TOKENS], self.recompute, false, Rates::even(1.0)).unwrap();
+        demand.with_router_loss(&model, self.weight())
+    }
+
+    fn weight(&self) -> f64 {
+        if self.balanced { 0.1 } else { 0.0 }
     }
 }
 
@@ -136,26 +146,34 @@ fn adapters() {
         (false, DType::Bf16, true, false),
         (true, DType::Bf16, false, true),
     ] {
-        check(&Case { tuning: lora(), tied, dtype, recompute, overlap });
+        check(&Case { tuning: lora(), tied, dtype, recompute, overlap, balanced: false });
     }
 }
 
 #[test]
 fn whole_weights() {
     for (tied, overlap) in [(false, true), (true, true), (true, false)] {
-        check(&Case { tuning: Tuning::Full, tied, dtype: DType::F32, recompute: tied, overlap });
+        check(&Case { tuning: Tuning::Full, tied, dtype: DType::F32, recompute: tied, overlap, balanced: false });
+    }
+}
+
+#[test]
+fn experts_with_a_loss_on_their_balance() {
+    for (tuning, overlap) in [(lora(), true), (Tuning::Full, false)] {
+        check(&Case { tuning, tied: overlap, dtype: DType::F32, recompute: overlap, overlap, balanced: true });
     }
 }
 
 #[test]
 fn some_blocks() {
     let tuning = Tuning::Freeze(FreezePlan { layers: 2, modules: Vec::new(), extra_modules: Vec::new() });
-    check(&Case { tuning, tied: false, dtype: DType::F32, recompute: false, overlap: true });
+    check(&Case { tuning, tied: false, dtype: DType::F32, recompute: false, overlap: true, balanced: false });
 }
 
 #[test]
 fn only_gradients_of_adapters_leave_a_node() {
-    let case = Case { tuning: lora(), tied: false, dtype: DType::Bf16, recompute: true, overlap: true };
+    let case =
+        Case { tuning: lora(), tied: false, dtype: DType::Bf16, recompute: true, overlap: true, balanced: false };
     let links = Links { per_node: 2, inside: Link::FREE, across: Link::FREE };
     let adapters: usize = {
         let trained = |p: &&ferrotune_model::Parameter| p.param.trainable;

@@ -196,17 +196,18 @@ pub(super) fn irregular_pattern(config: &AdapterConfig) -> Option<&str> {
     keys.map(String::as_str).find(|key| !plain(key))
 }
 
-/// Ways to initialise that take something out of the base weights, to which PEFT does it again when it loads. LoRA-GA does, too,
-/// but wants a gradient for it: without one PEFT adds the pairs to the weights as they are, and so does everyone.
-const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
+/// Ways to initialise that take something out of the base weights, to which PEFT does it again when it loads.
+const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Keys that give the pairs another meaning than `W + s B A`.
-const VARIANTS: [&str; 8] = [
+const VARIANTS: [&str; 9] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
     "monteclora_config",
+    // Pairs on parameters instead of layers: all experts of a block in one.
+    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -221,8 +222,12 @@ pub(super) fn other_meaning(config: &AdapterConfig) -> Option<(String, &'static 
                     model, write true there";
         return Some((format!("init_lora_weights is {init}"), cure));
     }
-    let used =
-        |key: &&&str| config.other.get(**key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)));
+    let unused = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    };
+    let used = |key: &&&str| config.other.get(**key).is_some_and(|value| !unused(value));
     let cure = "only plain LoRA, rsLoRA and DoRA are supported: merge it with PEFT's merge_and_unload";
     VARIANTS.iter().find(used).map(|key| (format!("{key} is set"), cure))
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{CONFIG, open_weights};
+use super::{AdapterConfig, CONFIG, open_weights};
 use crate::file::read_json;
 use crate::source::TensorSource;
 
@@ -159,6 +159,30 @@ pub fn lint(folder: &Path, options: LintOptions<'_>) -> LintReport {
         rank: settings.largest_rank(),
         modules,
         max_lora_rank: options.vllm.max_lora_rank(settings.largest_rank()).filter(|max| *max > Vllm::DEFAULT_MAX_RANK),
+        findings: findings.finish(),
+    }
+}
+
+/// Checks an adapter that isn't written yet: its configuration and the modules that will have a pair.
+pub fn lint_intended(
+    folder: &Path,
+    config: &AdapterConfig,
+    modules: &[String],
+    options: LintOptions<'_>,
+) -> LintReport {
+    let mut findings = Findings::default();
+    let settings = match serde_json::to_value(config) {
+        Ok(Value::Object(settings)) => config::Settings::check(&settings, options, &mut findings),
+        _ => config::Settings::default(),
+    };
+    modules.iter().for_each(|module| tensors::place(module, options, &mut findings));
+    let rank = settings.largest_rank();
+    LintReport {
+        adapter: folder.to_path_buf(),
+        vllm: options.vllm.to_string(),
+        rank,
+        modules: modules.len(),
+        max_lora_rank: options.vllm.max_lora_rank(rank).filter(|max| *max > Vllm::DEFAULT_MAX_RANK),
         findings: findings.finish(),
     }
 }

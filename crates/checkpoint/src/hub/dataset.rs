@@ -120,6 +120,9 @@ fn one_kind(names: &[String]) -> Vec<String> {
     names.iter().filter(|name| ending(name) == most).cloned().collect()
 }
 
+/// A split's name and the patterns of its files.
+type SplitFiles = (String, Vec<String>);
+
 /// The patterns that the README's `configs` give for a split. The header is YAML of a fixed form, and is read line by
 /// line: this crate has no YAML, and what isn't of that form is as good as absent.
 fn configured(readme: &str, subset: Option<&str>, split: &str) -> Option<Vec<String>> {
@@ -129,7 +132,7 @@ fn configured(readme: &str, subset: Option<&str>, split: &str) -> Option<Vec<Str
         let rest = line.trim_start_matches(['-', ' ']).strip_prefix(key)?.strip_prefix(':')?;
         Some(rest.trim().trim_matches(['"', '\'']).to_owned())
     };
-    let mut found: Vec<(String, bool, Vec<(String, Vec<String>)>)> = Vec::new();
+    let mut found: Vec<(String, bool, Vec<SplitFiles>)> = Vec::new();
     for line in configs.lines() {
         if !line.starts_with([' ', '-']) {
             break;

@@ -141,12 +141,14 @@ fn what_cannot_be_right_is_refused() {
     let b: Filled<'_> = ("q.lora_B.weight", &[4, 2], 1.0);
     let m: Filled<'_> = ("q.lora_magnitude_vector", &[4], 1.0);
     let none = json!({});
-    for harmless in [json!({}), json!({"init_lora_weights": "gaussian", "use_qalora": false, "arrow_config": null})] {
+    let unused =
+        json!({"init_lora_weights": "gaussian", "use_qalora": false, "arrow_config": null, "target_parameters": []});
+    for harmless in [json!({}), unused] {
         assert_eq!(read_changed(&[a, b], &harmless), "read");
     }
     let embedding: [Filled<'_>; 3] =
         [("e.lora_embedding_A", a.1, 1.0), ("e.lora_embedding_B", b.1, 1.0), ("e.lora_magnitude_vector", &[4], 1.0)];
-    let cases: [(&[Filled<'_>], Value, &str); 21] = [
+    let cases: [(&[Filled<'_>], Value, &str); 22] = [
         (&[], none.clone(), "holds no tensor"),
         (&[a], none.clone(), "'q' lacks its tensor 'lora_B.weight'"),
         (&[b], none.clone(), "'q' lacks its tensor 'lora_A.weight'"),
@@ -170,6 +172,7 @@ fn what_cannot_be_right_is_refused() {
         (&[a, b], json!({"init_lora_weights": "olora"}), "init_lora_weights is olora"),
         (&[a, b], json!({"alora_invocation_tokens": [7]}), "alora_invocation_tokens is set; only plain LoRA"),
         (&[a, b], json!({"trainable_token_indices": [7]}), "trainable_token_indices is set"),
+        (&[a, b], json!({"target_parameters": ["mlp.experts.down_proj"]}), "target_parameters is set"),
         (&embedding, json!({"use_dora": true}), "'e' is an embedding with DoRA"),
         (&[a, b], json!({"r": -1}), "adapter_config.json: "),
     ];

@@ -1,43 +1,141 @@
-//! `check`: whether what lies in a folder can be used as it is. Today an adapter's folder, against a version of vLLM.
+//! `check`: whether a recipe's run will be what it is meant to be, before a weight is read; or whether an adapter's folder can
+//! be served as it is.
 
+use super::plan::{Place, Shape, Where, lengths, subject};
 use crate::failure::{self, Failure};
+use crate::prepare::{self, Resolved};
+use crate::review::{self, Section, Weight};
+use crate::split::PATIENCE;
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
-use ferrotune_checkpoint::{LintBase, LintOptions, LintReport, LintSeverity, OpenModel, Vllm, lint, open_model};
-use serde_json::Value;
+use ferrotune_checkpoint::{
+    LintBase, LintOptions, LintReport, LintSeverity, OpenModel, Vllm, lint, open_model, open_tokenizer,
+};
+use ferrotune_config::Verb;
+use ferrotune_config::plan::Tuning;
+use ferrotune_data::prepare::{Prepared, prepare as encode};
+use ferrotune_data::tokenizer::Tokenizer;
+use ferrotune_model::Model;
+use ferrotune_train::{dtype, forecast};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// What is checked, and against what.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
-    /// An adapter's folder: an output_dir, or one of its checkpoints.
-    #[arg(value_name = "ADAPTER")]
-    target: PathBuf,
-    /// The version of vLLM that is to serve it.
+    /// The version of vLLM that is to serve the adapter.
     #[arg(long, value_name = "VERSION", default_value_t = Vllm::V0_32)]
     vllm: Vllm,
-    /// The base model, if it isn't where the adapter says: a folder, a file, a hub id.
+    /// The adapter's base model, if it isn't where the adapter says: a folder, a file, a hub id.
     #[arg(long, value_name = "MODEL")]
     base: Option<String>,
+    #[command(flatten)]
+    place: Where,
     /// How the findings are printed.
     #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"], default_value = "text")]
     format: String,
+    /// A recipe and overrides; or an adapter's folder: an output_dir, or one of its checkpoints.
+    #[arg(value_name = "RECIPE | ADAPTER", trailing_var_arg = true, allow_hyphen_values = true)]
+    target: Vec<String>,
 }
 
-/// Prints what is wrong; exit code 1 if the adapter can't be served.
+/// Prints what is wrong; exit code 1 if anything is.
 pub(crate) fn check(args: &CheckArgs) -> Result<(), Failure> {
-    if !args.target.is_dir() {
-        let hint = "check takes the folder of an adapter; recipes are checked by every verb that reads one";
-        return Err(Failure::Other(anyhow!("{} is no folder; {hint}", args.target.display())));
+    match &args.target[..] {
+        [] => Err(Failure::Other(anyhow!("name a recipe (.yaml, .json) or the folder of an adapter"))),
+        [folder] if Path::new(folder).is_dir() => check_adapter(args, Path::new(folder)),
+        [word] if !word.contains('=') && !prepare::is_recipe(word) => {
+            Err(Failure::Other(anyhow!("{word} is neither the folder of an adapter nor a recipe (.yaml, .yml, .json)")))
+        }
+        recipe => check_recipe(args, recipe),
     }
-    let base = Opened::of_adapter(&args.target, args.base.as_deref());
-    let report = lint(&args.target, LintOptions { vllm: args.vllm, base: base.as_lint_base() });
+}
+
+fn check_adapter(args: &CheckArgs, folder: &Path) -> Result<(), Failure> {
+    let base = Opened::of_adapter(folder, args.base.as_deref());
+    let report = lint(folder, LintOptions { vllm: args.vllm, base: base.as_lint_base() });
     match args.format.as_str() {
         "json" => ui::line(&serde_json::to_string_pretty(&report)?)?,
         _ => ui::line(&text(&report))?,
     }
     if report.is_sound() { Ok(()) } else { Err(Failure::Told(failure::ERROR)) }
+}
+
+fn check_recipe(args: &CheckArgs, recipe: &[String]) -> Result<(), Failure> {
+    let place = Place::new(&args.place)?;
+    let file = recipe.first().map_or("", String::as_str);
+    let sections = match prepare::resolve_quietly(recipe, Verb::Train) {
+        Ok((resolved, notes)) => {
+            let mut sections = vec![review::recipe(&notes, file)];
+            sections.extend(all_sections(&resolved, &place, args.vllm));
+            sections
+        }
+        Err(Failure::Recipe(wrong)) => vec![review::recipe(&wrong.0, file)],
+        Err(other) => return Err(other),
+    };
+    let sound = sections.iter().all(|section| section.weight() != Some(Weight::Error));
+    match args.format.as_str() {
+        "json" => {
+            let sections: Vec<Value> = sections.iter().map(Section::json).collect();
+            let page = json!({"recipe": file, "sound": sound, "sections": sections});
+            ui::line(&serde_json::to_string_pretty(&page)?)?;
+        }
+        _ => {
+            sections.iter().try_for_each(|section| ui::line(&section.text()))?;
+            let count = |weight: Weight| {
+                sections.iter().flat_map(|section| &section.findings).filter(|f| f.weight == weight).count()
+            };
+            let (errors, warnings) = (count(Weight::Error), count(Weight::Warning));
+            let verdict = if sound { "the run can begin" } else { "the run would not be what it is meant to be" };
+            ui::line(&format!("\n{verdict}: {errors} errors, {warnings} warnings"))?;
+        }
+    }
+    if sound { Ok(()) } else { Err(Failure::Told(failure::ERROR)) }
+}
+
+/// All that can be looked at; what can't is told, and the rest goes on.
+fn all_sections(resolved: &Resolved, place: &Place, vllm: Vllm) -> Vec<Section> {
+    let model = Shape::of(resolved);
+    let rows = model.as_ref().ok().map(|model| encoded(resolved, model));
+    let mut sections = Vec::new();
+    if let Err(failure) = &model {
+        sections.push(Section::failed("model", &failure.place(), failure.words()));
+    }
+    match &rows {
+        Some(Ok((tokenizer, prepared))) => {
+            sections.push(review::data(&prepared.report));
+            sections.push(review::prompts(resolved, tokenizer, &prepared.template).0);
+        }
+        Some(Err(failure)) => sections.push(Section::failed("data", &failure.place(), failure.words())),
+        None => {}
+    }
+    let Ok(model) = &model else { return sections };
+    if let Some(Ok((_, prepared))) = &rows {
+        let planned = subject(resolved, model, lengths(prepared), (place, PATIENCE));
+        let planned = planned.and_then(|subject| forecast(&subject).map_err(|error| resolved.place(error)));
+        sections.push(match &planned {
+            Ok(found) => review::forecast(found),
+            Err(failure) => Section::failed("plan", &failure.place(), failure.words()),
+        });
+    }
+    let plan = &resolved.plan;
+    if let Tuning::Lora(lora) = &plan.tuning {
+        let tuned = Model::new(&model.config, dtype(plan.model.precision), Some(&plan.tuning), plan.train.pure_bf16);
+        sections.push(match &tuned {
+            Ok(tuned) => review::adapter((&plan.output.dir, vllm), lora, &model.name, tuned),
+            Err(error) => Section::failed("adapter", "lora_target", error.to_string()),
+        });
+    }
+    sections
+}
+
+fn encoded(resolved: &Resolved, model: &Shape) -> Result<(Tokenizer, Prepared), Failure> {
+    let plan = &resolved.plan;
+    let files = open_tokenizer(&model.path).map_err(|error| resolved.place(error))?;
+    let mut tokenizer = prepare::tokenizer(&plan.model, &files)?;
+    let prepared = encode(&plan.data, &mut tokenizer, &ui::Encoding::default());
+    Ok((tokenizer, prepared.map_err(|error| resolved.place(error))?))
 }
 
 /// A base model, or why it can't be looked at.

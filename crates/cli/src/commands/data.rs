@@ -1,10 +1,14 @@
 //! `data`: how rows are encoded. Needs only the tokenizer's files.
 
 use crate::failure::Failure;
-use crate::{prepare, ui};
+use crate::prepare::Resolved;
+use crate::{parity, prepare, review, ui};
 use ferrotune_config::Verb;
-use ferrotune_data::prepare::{json_lines, prepare as encode, spans};
+use ferrotune_config::plan::Stage;
+use ferrotune_data::parity::Comparison;
+use ferrotune_data::prepare::{conversations_at, json_lines, prepare as encode, spans};
 use ferrotune_data::rows::Rows;
+use ferrotune_data::template::Template;
 use ferrotune_data::tokenizer::Tokenizer;
 use std::io::{BufWriter, Write, stdout};
 
@@ -28,8 +32,42 @@ pub(crate) fn data(args: &[String], json: bool, count: usize) -> Result<(), Fail
     }
     for rows in sets.take(1) {
         show(rows, &tokenizer, count)?;
+        if plan.data.stage == Stage::Sft {
+            show_parity(&resolved, (&tokenizer, &prepared.template), rows, count)?;
+        }
     }
-    Ok(ui::text(&prepared.report.render())?)
+    ui::text(&prepared.report.render())?;
+    Ok(ui::line(&review::prompts(&resolved, &tokenizer, &prepared.template).0.text())?)
+}
+
+/// The same rows by the model's own chat template, where they differ.
+fn show_parity(
+    resolved: &Resolved,
+    (tokenizer, template): (&Tokenizer, &Template),
+    rows: &Rows,
+    count: usize,
+) -> Result<(), Failure> {
+    let Some(comparison) = Comparison::new(tokenizer, template)? else { return Ok(()) };
+    let plain = rows.iter().enumerate().take(count).filter(|(_, row)| row.segments.len() == 1);
+    let (numbers, sources): (Vec<usize>, Vec<(u32, u64)>) = plain.map(|(i, row)| (i, row.source)).unzip();
+    let found = conversations_at(&resolved.plan.data, &sources).map_err(|error| resolved.place(error))?;
+    for (number, conversation) in numbers.iter().zip(found.into_iter().flatten()) {
+        match comparison.compare(&conversation) {
+            Ok(same) if same.differs.is_empty() => {
+                ui::line(&format!("row {number} is the same by the model's own chat template"))?;
+            }
+            Ok(found) => {
+                let parts = parity::parts(&found);
+                ui::line(&format!("row {number} differs from the model's own chat template in {parts}"))?;
+                ui::line("  at token: - training alone, + the model's template alone")?;
+                ui::line(&parity::difference(&found, tokenizer)?)?;
+            }
+            Err(reason) => {
+                ui::line(&format!("row {number} can't be written by the model's own chat template: {reason}"))?
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Shows the first rows: what is trained on in green, or between brackets where there are no colours.

@@ -12,12 +12,11 @@ use ferrotune_config::plan::Stage;
 use ferrotune_data::clock::Moment;
 use ferrotune_data::conversation::Conversation;
 use ferrotune_data::prepare::conversations;
+use ferrotune_data::serving::{ServedPrompt, served_prompt};
 use ferrotune_data::template::{Template, TemplateOptions};
-use ferrotune_deploy::{
-    Adapter, Base, Demand, GPUS, ServedPrompt, Service, Wanted, compose, curl, kubernetes, model_name, python,
-    served_prompt, size,
-};
+use ferrotune_deploy::{Adapter, Base, Demand, Service, Wanted, compose, curl, kubernetes, model_name, python, size};
 use ferrotune_model::Config;
+use ferrotune_tensor::cards::{self, CARDS};
 use std::path::{Path, PathBuf};
 
 /// Conversations on which the chat template is tried.
@@ -67,13 +66,6 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
     let folder = args.folder.canonicalize().map_err(|error| anyhow!("{}: {error}", args.folder.display()));
     let folder = folder.map_err(Failure::Other)?;
     let is_adapter = folder.join("adapter_config.json").is_file();
-    if let Some(file) = gguf_in(&folder).filter(|_| !is_adapter) {
-        return Err(Failure::Other(anyhow!(
-            "{} is a GGUF file, which vLLM doesn't serve well: start `llama-server -m {0} --jinja`, or `ollama create NAME -f Modelfile` \
-             in its folder; for vLLM, export without export_format: gguf",
-            file.display()
-        )));
-    }
     let opened = if is_adapter {
         Opened::of_adapter(&folder, args.base.as_deref())
     } else {
@@ -108,16 +100,6 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
     };
     write(&service, &prompt, &folder.join("deploy"))?;
     tell(&service, &prompt, &args.folder, &gpu.0)
-}
-
-/// The GGUF file that a path is, or that a folder holds in place of a Hugging Face model.
-fn gguf_in(path: &Path) -> Option<PathBuf> {
-    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf") && path.is_file();
-    if path.join("config.json").is_file() {
-        return None;
-    }
-    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    std::iter::once(path.to_path_buf()).chain(inside).find(is_gguf)
 }
 
 /// The adapter, if vLLM can serve it, and how many numbers it has.
@@ -205,11 +187,11 @@ fn prompt_of(resolved: &Resolved, folder: &Path) -> Result<ServedPrompt, Failure
 
 /// Name and GiB of a card.
 fn gpu(text: &str) -> Result<(String, f64), Failure> {
-    let named = GPUS.iter().find(|gpu| gpu.name.eq_ignore_ascii_case(text)).map(|gpu| (gpu.name.to_owned(), gpu.gib));
+    let named = cards::find(text).map(|card| (card.name.to_owned(), card.gib()));
     let given =
         text.parse::<f64>().ok().filter(|gib| (1.0..10_000.0).contains(gib)).map(|gib| (format!("{gib} GiB"), gib));
     named.or(given).ok_or_else(|| {
-        let known: Vec<&str> = GPUS.iter().map(|gpu| gpu.name).collect();
+        let known: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
         Failure::Other(anyhow!("--gpu {text} is no card that is known ({}), nor a number of GiB", known.join(", ")))
     })
 }

@@ -5,9 +5,11 @@ use super::check;
 use super::deploy::RECIPE;
 use crate::agent::Agent;
 use crate::failure::{self, Failure};
+use crate::foretold::{Foretold, Seen};
 use crate::interrupt::Interrupts;
-use crate::prepare::{self, Resolved, Training};
-use crate::split::split;
+use crate::prepare::{self, Fitted, Resolved, Training};
+use crate::review;
+use crate::split::{Planned, split};
 use crate::world::{self, World};
 use crate::{environment, ui};
 use anyhow::anyhow;
@@ -16,13 +18,14 @@ use ferrotune_config::Verb;
 use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, begin, prepare as encode};
 use ferrotune_data::rows::Rows;
+use ferrotune_data::serving::ServedPrompt;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::{Activity, Heard, Pulse};
 use ferrotune_model::{Model, expert_name};
 use ferrotune_train::engine::Engine;
 use ferrotune_train::report::{Evaluation, LogRow, Phase, Reached, StatusKeeper, When, write_results};
 use ferrotune_train::save::Saver;
-use ferrotune_train::{Event, Finished, Job, MemoryPlan, run};
+use ferrotune_train::{Event, Finished, Job, MemoryPlan, Split, run};
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -69,12 +72,14 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         if prepared.coming.is_some() {
             ui::say("rows are encoded while the run goes on; what became of them is told at its end");
         }
-        fitted.experts_note().iter().for_each(|note| ui::note(note));
+        fitted.notes(plan).iter().for_each(|note| ui::note(note));
     }
     let closer = || world::claims_on_each_file(&located.path, &prepared);
     world.agree(&world::claims_on_files(&located.path, &prepared), closer)?;
     check_vocabulary(fitted.model(), &tokenizer, &prepared)?;
-    let split = split(resolved, world, &fitted, &files.config, &prepared)?;
+    let Planned { split, foretold } = split(resolved, world, &fitted, &files.config, &prepared)?;
+    let first = world.is_first();
+    let served = first.then(|| review(resolved, (&tokenizer, &prepared), (&fitted, &located.name), &split, &foretold));
     let division = split.shape.division(world.comm.clone());
     world.comm.pulse().does(Activity::Loading);
     world.device.reserve(split.memory.needed());
@@ -99,10 +104,34 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         engine: &engine,
         tokenizer: &tokenizer,
         memory: split.memory,
+        foretold,
+        served: served.flatten(),
         first: world.is_first(),
         ranks_of_a_step: world.ranks_of_a_step,
     };
     session.go(saver)
+}
+
+/// Says what `check` says, a line a section; how the model is to be asked.
+fn review(
+    resolved: &Resolved,
+    (tokenizer, prepared): (&Tokenizer, &Prepared),
+    (fitted, base_name): (&Fitted, &str),
+    split: &Split,
+    foretold: &Foretold,
+) -> Option<ServedPrompt> {
+    let plan = &resolved.plan;
+    let mut sections = vec![review::data(&prepared.report)];
+    let (prompts, served) = review::prompts(resolved, tokenizer, &prepared.template);
+    sections.push(prompts);
+    sections.push(review::memory(&split.memory, foretold.step));
+    if let Tuning::Lora(lora) = &plan.tuning
+        && plan.output.train
+    {
+        sections.push(review::adapter((&plan.output.dir, Vllm::V0_32), lora, base_name, fitted.model()));
+    }
+    sections.iter().for_each(|section| ui::say(&section.line()));
+    served
 }
 
 struct Session<'a> {
@@ -119,6 +148,10 @@ struct Session<'a> {
     tokenizer: &'a Tokenizer,
     /// What the run takes of the fullest rank.
     memory: MemoryPlan,
+    /// What was foretold of the run.
+    foretold: Foretold,
+    /// How a server is to write prompts; the first rank's.
+    served: Option<ServedPrompt>,
     /// This rank speaks for the run.
     first: bool,
     ranks_of_a_step: Option<usize>,
@@ -148,12 +181,7 @@ impl Session<'_> {
         let pulse = engine.comm().pulse().clone();
         let output = plan.output.dir.clone();
         let mut screen = Screen { first: self.first, output, pulse, ..Screen::default() };
-        let finished = run(&job, &mut |event| {
-            if matches!(event, Event::Started(_)) && self.first {
-                self.leave_recipe();
-            }
-            screen.show(event);
-        });
+        let finished = run(&job, &mut |event| screen.show(event));
         screen.bar.finish_and_clear();
         screen.end_status(&finished);
         let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
@@ -182,15 +210,6 @@ impl Session<'_> {
                 "{} rows were encoded when the run ended; the next one with the same data goes on from there",
                 ui::grouped(coming.rows())
             )),
-        }
-    }
-
-    /// Leaves the recipe for `deploy`, at once, so that the checkpoints of a run that is killed can be served, too.
-    fn leave_recipe(&self) {
-        let path = self.resolved.plan.output.dir.join(RECIPE);
-        let recipe = format!("{:#}\n", self.resolved.recipe.to_json());
-        if let Err(error) = write_atomic(&path, recipe.as_bytes()) {
-            ui::warning(&format!("{error}; `deploy` will want the recipe behind the folder"));
         }
     }
 
@@ -235,6 +254,7 @@ impl Session<'_> {
             finished.tokens_per_second,
             finished.train_loss
         ))?;
+        self.foretold.beside(&Seen::of(finished), &plan.output.dir)?;
         if let (Some(first), Some(last)) = (screen.first_eval, screen.last_eval)
             && plan.eval.on_start
         {
@@ -258,6 +278,10 @@ impl Session<'_> {
         let program = environment::program();
         ui::line(&format!("  {program} chat {recipe} {adapter}"))?;
         ui::line(&format!("  {program} export {recipe} {adapter} export_dir={dir}-merged"))?;
+        if let Some(served) = &self.served {
+            review::write_serving(&plan.output.dir, served)?;
+        }
+        write_atomic(&plan.output.dir.join(RECIPE), format!("{:#}\n", self.resolved.recipe.to_json()).as_bytes())?;
         match self.tuning {
             Tuning::Lora(_) => {
                 let base = LintBase { name: self.base_name, config: &self.base.config, tensors: &*self.base.tensors };
@@ -279,7 +303,8 @@ impl Session<'_> {
         let folder = FolderWriter::new(&plan.output.dir)?;
         let several = plan.data.eval_each && self.prepared.eval.len() > 1;
         for (name, rows) in &self.prepared.eval {
-            let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch)?;
+            let own = self.model.config().moe.as_ref().map_or(0.0, |moe| moe.router_aux_loss);
+            let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch, own)?;
             if !self.first {
                 continue;
             }

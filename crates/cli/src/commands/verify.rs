@@ -7,10 +7,10 @@ use anyhow::anyhow;
 use ferrotune_config::plan::{Plan, Precision, Stage};
 use ferrotune_data::encode::{EncodeOptions, Encoder, IGNORE};
 use ferrotune_data::prepare::{conversations, prepare as encode};
+use ferrotune_data::serving::{messages, trained_prompt};
 use ferrotune_data::template::Template;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_deploy::verify::{Agreement, Client, Problem, Question, Row, Verdict};
-use ferrotune_deploy::{messages, trained_prompt};
 use ferrotune_infer::Generator;
 use serde_json::{Map, Value};
 

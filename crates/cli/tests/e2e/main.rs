@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod bad_input;
+mod before;
 mod common;
 mod determinism;
 mod disks;
-mod gguf;
+mod experts;
+mod foretold;
 mod golden_train;
 mod launch;
 mod many;

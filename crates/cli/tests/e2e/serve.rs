@@ -80,8 +80,9 @@ fn a_damaged_adapter_is_refused_with_reason_and_cure() {
         assert!(said.ends_with("can't serve it: 6 errors\n"), "{said}");
     }
     assert!(!place.path("output/deploy").exists());
-    let run = place.run(&["check", "train.yaml"]);
-    assert_eq!((run.code, run.error().contains("train.yaml is no folder")), (Some(1), true), "{}", run.err);
+    let run = place.run(&["check", "nowhere"]);
+    let told = run.error().contains("nowhere is neither the folder of an adapter nor a recipe");
+    assert_eq!((run.code, told), (Some(1), true), "{}", run.err);
 }
 
 #[test]

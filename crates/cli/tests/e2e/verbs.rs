@@ -70,7 +70,7 @@ fn data_shows_what_is_trained_on_and_the_report() {
     let place = trainable("");
     let run = place.run(&["data", "train.yaml", "--rows", "1"]).ok();
     let first = "--- row 0: 33 tokens\n<|im_start|>user\nSay 0 and 0<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nIt is \
-                 0.<|im_end|>\n⟧\ndataset d: 30 rows in data/d.json, 30 used, 30 kept, 0 dropped\ntrain: 30 of 30 rows kept in 30 \
+                 0.<|im_end|>\n⟧\nrow 0 is the same by the model's own chat template\ndataset d: 30 rows in data/d.json, 30 used, 30 kept, 0 dropped\ntrain: 30 of 30 rows kept in 30 \
                  sequences, ";
     assert!(run.out.starts_with(first), "{}", run.out);
     assert!(!run.out.contains("--- row 1"), "{}", run.out);
@@ -233,47 +233,4 @@ fn head_ends_the_program_quietly() {
     let output = Command::new("bash").args(["-c", &line]).output().unwrap();
     let run = place.read(output).ok();
     assert_eq!((run.out.lines().count(), run.err.as_str()), (1, ""));
-}
-
-/// Adapters on all experts, saved one by one, merged, gone on with; and attention alone.
-#[test]
-fn a_mixture_of_experts_is_an_ordinary_model() {
-    let model = format!("model_name_or_path={}", model("tiny-qwen3moe").display());
-    let place = trainable("learning_rate: 0.02\nmax_steps: 6\nlora_dropout: 0.1\n");
-    let run = place.run(&["train", "train.yaml", &model]).ok();
-    let told = "lora_target: all takes the 8 experts of each of 2 blocks (18,432 parameters) and attention (5,120)";
-    assert!(run.err.contains(told), "{}", run.err);
-    assert!(run.out.contains("adapters on experts are beyond vLLM 0.11.0"), "{}", run.out);
-    let adapter = tensors(&place.path("output/adapter_model.safetensors"));
-    let name = |e: usize, part| format!("base_model.model.model.layers.1.mlp.experts.{e}.down_proj.lora_{part}.weight");
-    assert_eq!(adapter.len(), 2 * 2 * (4 + 8 * 3));
-    assert_eq!((adapter[&name(7, "A")].len(), adapter[&name(7, "B")].len()), (4 * 32, 64 * 4));
-
-    // The merged model is worth what model and adapter are.
-    let evaluate = |arguments: &[&str]| {
-        let common = ["train", "train.yaml", "do_train=false", "do_eval=true", "eval_dataset=d", "output_dir=eval"];
-        place.run(&[&common, arguments].concat()).ok();
-        place.json("eval/eval_results.json")["eval_loss"].as_f64().unwrap()
-    };
-    let tuned = evaluate(&[&model, "adapter_name_or_path=output"]);
-    let base = evaluate(&[&model]);
-    place.run(&["export", "train.yaml", &model, "adapter_name_or_path=output", "export_dir=merged"]).ok();
-    let merged = evaluate(&["model_name_or_path=merged"]);
-    assert!(tuned < base - 0.1 && (merged - tuned).abs() < 1e-5, "{base} {tuned} {merged}");
-
-    // Going on with it begins where it ended, and a new adapter on top of it, too.
-    for more in ["create_new_adapter=false", "create_new_adapter=true"] {
-        let (adapter, more) = ("adapter_name_or_path=output", [more, "output_dir=next", "overwrite_output_dir=true"]);
-        let args = [&["train", "train.yaml", &model, adapter, "max_steps=1", "learning_rate=1e-9"], &more[..]].concat();
-        place.run(&args).ok();
-        let first = curve(&place.json("next/trainer_state.json"), "loss")[0];
-        assert!((first - tuned).abs() < 0.5, "{first} {tuned}");
-    }
-
-    let run = place.run(&["train", "train.yaml", &model, "lora_target=attention", "output_dir=attention"]).ok();
-    assert!(!run.err.contains("experts"), "{}", run.err);
-    assert!(tensors(&place.path("attention/adapter_model.safetensors")).keys().all(|name| name.contains("self_attn")));
-
-    let refused = place.run(&["train", "train.yaml", &model, "use_dora=true", "output_dir=x"]);
-    assert!(refused.error().contains("use_dora is not possible on experts"), "{}", refused.error());
 }

@@ -50,11 +50,12 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("use_unsloth", Bool, "false", KERNELS),
     no_effect("use_unsloth_gc", Bool, "false", "recomputation is set by `gradient_checkpointing`"),
     no_effect("enable_liger_kernel", Bool, "false", KERNELS),
-    unsupported(
+    works(
         "moe_aux_loss_coef",
-        Float(Range::Any),
+        Float(Range::NotNegative),
         "null",
-        "remove it: routers are frozen under LoRA, and no loss on their balance is computed",
+        "weight of the loss on the balance of experts; 0 or none: as the model's own `output_router_logits` and \
+         `router_aux_loss_coef` say",
     ),
     works("disable_gradient_checkpointing", Bool, "false", "keep every activation (`gradient_checkpointing: false`)"),
     no_effect("use_reentrant_gc", Bool, "true", "recomputation has one implementation"),

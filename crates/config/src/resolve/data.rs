@@ -57,7 +57,7 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
 }
 
 fn check_needed(s: &mut Settings<'_>, verb: Verb) {
-    if matches!(verb, Verb::Chat | Verb::Export) {
+    if matches!(verb, Verb::Chat | Verb::Export | Verb::Plan) {
         return;
     }
     if trains(s, verb) && s.lacks("dataset") {

@@ -53,7 +53,7 @@ pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {
 fn precision(s: &Settings<'_>, verb: Verb) -> Precision {
     let trained = if s.bool("bf16") || s.bool("pure_bf16") { Precision::Bf16 } else { Precision::F32 };
     match verb {
-        Verb::Train | Verb::Data => trained,
+        Verb::Train | Verb::Plan | Verb::Data => trained,
         Verb::Chat | Verb::Export => infer_precision(s).unwrap_or(trained),
     }
 }

@@ -27,6 +27,7 @@ pub(super) fn train(s: &mut Settings<'_>) -> TrainPlan {
         },
         max_grad_norm: s.float("max_grad_norm"),
         label_smoothing: s.float("label_smoothing_factor"),
+        router_aux_loss: s.opt_float("moe_aux_loss_coef").filter(|weight| *weight != 0.0),
         neftune_alpha: s.opt_float("neftune_noise_alpha"),
         seed,
         data_seed: s.opt_int("data_seed").map_or(seed, i64::unsigned_abs),

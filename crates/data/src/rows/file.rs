@@ -210,7 +210,7 @@ fn map(file: File, header: &Header, contents: Contents) -> io::Result<Option<Cac
 pub(crate) struct Writer<'a> {
     path: &'a Path,
     key: &'a Digest,
-    unfinished: Unfinished,
+    unfinished: Box<Unfinished>,
     out: BufWriter<File>,
     words: u64,
     index: Vec<IndexEntry>,
@@ -222,7 +222,7 @@ pub(crate) struct Writer<'a> {
 /// What came of beginning to write.
 pub(crate) enum Begun<'a, S> {
     /// Write; what an earlier process has written is in, and its marks tell how far it came.
-    Write(Writer<'a>, Vec<S>),
+    Write(Box<Writer<'a>>, Vec<S>),
     /// Another process has written it meanwhile.
     There(Cached),
 }
@@ -246,7 +246,7 @@ impl<'a> Writer<'a> {
                     }
                     let (words, index, sets) = (replay.words, replay.index, replay.sets);
                     let writer = Self { path, key, unfinished, out, words, index, sets, readers: None };
-                    return Ok(Begun::Write(writer, replay.states));
+                    return Ok(Begun::Write(Box::new(writer), replay.states));
                 }
                 Asked::Finished => {
                     if let Some(cached) = open(path, key)? {

@@ -70,7 +70,7 @@ pub(super) struct Unfinished {
 /// What came of asking for the unfinished file of `path`.
 pub(super) enum Asked<S> {
     /// It is ours.
-    Ours(Unfinished, File, Replay<S>),
+    Ours(Box<Unfinished>, File, Replay<S>),
     /// Another process has just finished it.
     Finished,
 }
@@ -105,7 +105,9 @@ impl Unfinished {
                 return Ok(Asked::Finished);
             }
         };
-        let log_path = unfinished.with_added_extension("log");
+        let mut log_path = unfinished.clone().into_os_string();
+        log_path.push(".log");
+        let log_path = PathBuf::from(log_path);
         let log = open_file(&log_path)?;
         let (replay, log_bytes) = replay(&log, &file, key)?;
         log.set_len(log_bytes)?;
@@ -114,7 +116,7 @@ impl Unfinished {
         (&file).seek(SeekFrom::End(0))?;
         let marked = replay.index.len();
         let ours = Self { path: unfinished, log_path, log, hasher: Sha256::new(), marked, persisted: false };
-        Ok(Asked::Ours(ours, file, replay))
+        Ok(Asked::Ours(Box::new(ours), file, replay))
     }
 
     /// Notes data that was written.

@@ -10,7 +10,7 @@ fn row<'a>(ids: &'a [u32], labels: &'a [i32], segments: &'a [u32], source: (u32,
     Row { input_ids: ids, labels, segments, isolated: false, source }
 }
 
-fn begin(path: &Path) -> Writer<'_> {
+fn begin(path: &Path) -> Box<Writer<'_>> {
     match Writer::begin::<u64>(path, &KEY).unwrap() {
         Begun::Write(writer, marks) if marks.is_empty() => writer,
         _ => panic!("nothing is there yet"),

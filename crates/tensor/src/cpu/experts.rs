@@ -108,12 +108,38 @@ fn sort(chosen: &[u32], top_k: usize, offsets: &mut [u32], slots: &mut [u32], so
     offsets[0] = 0;
 }
 
+/// Adds to a census, `[2, experts]`: how many rows each expert has by `offsets`, and the sum of its probabilities
+/// `[t, experts]`, in f64 and in the order of tokens.
+///
+/// # Panics
+/// If a slice is of another length.
+pub fn census(probabilities: &[f32], offsets: &[u32], census: &mut [f32]) {
+    let experts = offsets.len() - 1;
+    let (choices, sums) = census.split_at_mut(experts);
+    assert_eq!(sums.len(), experts, "a census of {experts} experts");
+    choices.iter_mut().zip(offsets.windows(2)).for_each(|(choices, at)| *choices += (at[1] - at[0]) as f32);
+    for (first, sums) in (0..).step_by(LANES).zip(sums.chunks_mut(LANES)) {
+        let mut added = [0.0_f64; LANES];
+        for row in probabilities.chunks_exact(experts) {
+            added.iter_mut().zip(&row[first..first + sums.len()]).for_each(|(sum, p)| *sum += f64::from(*p));
+        }
+        sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += added as f32);
+    }
+}
+
 /// The gradient of the logits from that of the weights: `dp_i = dw_i / s - sum_j dw_j w_j / s` for the chosen ones where they
-/// were divided by their sum s, else `dw_i`; `dlogits = p (dp - sum p dp)`.
-pub fn route_backward(args: Route, routed: &[f32], chosen: &[u32], dweights: &[f32], dlogits: &mut [f32]) {
+/// were divided by their sum s, else `dw_i`; each expert's price is added where there are some;
+/// `dlogits = p (dp - sum p dp)`.
+pub fn route_backward(
+    args: Route,
+    (routed, chosen): (&[f32], &[u32]),
+    (dweights, prices): (&[f32], Option<&[f32]>),
+    dlogits: &mut [f32],
+) {
     let Route { experts, top_k, normalize } = args;
     let tokens = routed.len() / experts;
     assert_eq!((chosen.len(), dweights.len(), dlogits.len()), (tokens * top_k, tokens * top_k, tokens * experts));
+    assert!(prices.is_none_or(|prices| prices.len() == experts), "a price for each expert");
     let out = Shared::new(dlogits);
     over_rows(tokens, experts, |rows| {
         for token in rows {
@@ -125,10 +151,14 @@ pub fn route_backward(args: Route, routed: &[f32], chosen: &[u32], dweights: &[f
             let sum: f32 = if normalize { (0..top_k).map(of).sum() } else { 1.0 };
             let mean: f32 = if normalize { (0..top_k).map(|j| dw[j] * of(j)).sum::<f32>() / sum } else { 0.0 };
             let dp = |j: usize| (dw[j] - mean) / sum;
-            let dot: f32 = (0..top_k).map(|j| dp(j) * of(j)).sum();
+            let priced: f32 = prices.map_or(0.0, |prices| prices.iter().zip(p).map(|(price, p)| price * p).sum());
+            let dot: f32 = (0..top_k).map(|j| dp(j) * of(j)).sum::<f32>() + priced;
             d.iter_mut().zip(p).for_each(|(d, p)| *d = -p * dot);
             for j in 0..top_k {
                 d[picks[j] as usize] += of(j) * dp(j);
+            }
+            if let Some(prices) = prices {
+                d.iter_mut().zip(p).zip(prices).for_each(|((d, p), price)| *d += p * price);
             }
         }
     });

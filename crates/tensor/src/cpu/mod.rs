@@ -29,8 +29,8 @@ pub use elementwise::{
     add_assign, add_column_dots, add_column_sums, all_finite, cast, row_norms, scale, scale_columns, sum_of_squares,
 };
 pub use experts::{
-    Route, Routed, Stack, add_gated, add_gated_backward, combine, combine_backward, grouped, grouped_outer, route,
-    route_backward,
+    Route, Routed, Stack, add_gated, add_gated_backward, census, combine, combine_backward, grouped, grouped_outer,
+    route, route_backward,
 };
 pub use gemm::{Gemm, Mat, Product, gemm};
 pub use level::{Level, features, level, with_level};

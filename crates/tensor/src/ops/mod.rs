@@ -31,7 +31,7 @@ pub use noise::{Noise, embedding_noise, fill_uniform};
 pub use optimizer::{AdamW, adamw, all_finite, sum_of_squares};
 pub use rmsnorm::rmsnorm;
 pub use rope::{Rotary, rope};
-pub use route::{Routes, route};
+pub use route::{Balance, Routes, route};
 pub use swiglu::swiglu;
 
 pub use crate::cpu::Route;

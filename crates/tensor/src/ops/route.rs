@@ -5,12 +5,67 @@
 //! experts, with weights `w_j = p_j`, divided by their sum with `normalize` (`norm_topk_prob`). No token is dropped: each is
 //! seen by exactly `top_k` experts, so that the number of rows is known without looking.
 //! dlogits: see `cpu::route_backward`; dx = dlogits W, dW += dlogits' x.
+//!
+//! A [`Balance`] counts who is chosen, and adds a loss that is linear in p.
 
 use super::matmul::{Term, flipped, matmul, plain};
 use crate::cpu::{self, Route, Routed};
 use crate::device::On;
 use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
+use std::cell::Cell;
 use std::rc::Rc;
+
+/// How evenly experts are used, over all routers that are given it: first a census, then a loss.
+///
+/// While the census is open, each router adds to it how often it chose each expert, and the sums of its probabilities. Closing
+/// it sets the loss `sum over tokens of price . p`; the prices are a function of the census of a whole step, so they are
+/// constants to the backward pass, as the counts are in Switch Transformers (<https://arxiv.org/abs/2101.03961>, eq. 4 to 6).
+#[derive(Debug)]
+pub struct Balance {
+    /// Choices, then sums of probabilities, f32 `[2, experts]`.
+    census: Tensor,
+    /// Gradient of the loss with respect to a probability of each expert, f32 `[experts]`.
+    prices: Tensor,
+    open: Cell<bool>,
+}
+
+impl Balance {
+    /// An empty census, and no loss.
+    pub fn new(device: &Device, experts: usize) -> Self {
+        let (census, prices) =
+            (device.zeros([2, experts], DType::F32, Kind::Input), device.zeros([experts], DType::F32, Kind::Input));
+        Self { census, prices, open: Cell::new(true) }
+    }
+
+    /// Experts that are counted.
+    pub fn experts(&self) -> usize {
+        self.prices.numel()
+    }
+
+    /// What was counted: choices of each expert, then sums of its probabilities. Zeros where the device doesn't execute.
+    pub fn census(&self) -> Vec<f64> {
+        let counted = self.census.to_f32();
+        if counted.is_empty() { vec![0.0; self.census.numel()] } else { counted.into_iter().map(f64::from).collect() }
+    }
+
+    /// Ends the census. `prices`: what the probability of each expert adds to the loss.
+    ///
+    /// # Panics
+    /// If there isn't one for each expert.
+    pub fn close(&self, prices: &[f32]) {
+        assert_eq!(prices.len(), self.experts(), "a price for each expert");
+        self.open.set(false);
+        self.prices.write_f32(prices);
+    }
+
+    fn count(&self, probabilities: &Tensor, routes: &Routes) {
+        match self.census.runs_on().filter(|_| self.open.get()) {
+            None => {}
+            Some(On::Cpu) => cpu::census(probabilities.f32(), routes.offsets.u32(), self.census.f32_mut()),
+            Some(On::Cuda(gpu)) => gpu.lacks("a census of experts"),
+        }
+    }
+}
 
 /// Where the tokens of a batch go. All are tensors, so nobody has to look at the counts.
 #[derive(Debug)]
@@ -47,8 +102,12 @@ impl Routes {
 }
 
 /// Routes the tokens of `x`; gives the weights, `[t, top_k]` in f32, and the ways.
-pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route) -> (Var, Rc<Routes>) {
+///
+/// # Panics
+/// If `balance` counts another number of experts.
+pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route, balance: Option<&Rc<Balance>>) -> (Var, Rc<Routes>) {
     let (device, tokens) = (t.device(), x.value.shape().rows());
+    assert!(balance.is_none_or(|balance| balance.experts() == args.experts), "a census of {} experts", args.experts);
     let weight = t.weight(router);
     assert_eq!(weight.dims()[0], args.experts, "a row of the router for each expert");
     let logits = device.empty([tokens, args.experts], DType::F32, Kind::Work);
@@ -71,6 +130,8 @@ pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route) -> (Var, Rc<Rou
         }
         Some(On::Cuda(gpu)) => gpu.lacks("a router of experts"),
     }
+    balance.iter().for_each(|balance| balance.count(&probabilities, &routes));
+    let balance = balance.cloned();
     let (saved, x_id, x_dtype) = (x.save(), x.id(), x.value.dtype());
     let (router, ways) = (router.clone(), routes.clone());
     let var = t.op(weights, x.needs_grad() || t.trains(&router), move |g, dw| {
@@ -79,7 +140,8 @@ pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route) -> (Var, Rc<Rou
             None => {}
             Some(On::Cpu) => {
                 let (p, chosen) = (probabilities.f32(), ways.chosen.u32());
-                cpu::route_backward(args, p, chosen, dw.f32(), dlogits.f32_mut());
+                let prices = balance.as_ref().map(|balance| balance.prices.f32());
+                cpu::route_backward(args, (p, chosen), (dw.f32(), prices), dlogits.f32_mut());
             }
             Some(On::Cuda(gpu)) => gpu.lacks("the gradient of a router of experts"),
         }

@@ -94,6 +94,16 @@ fn heads_of_256() {
 }
 
 #[test]
+fn every_edge_of_a_tile() {
+    // A thread loads rows a step apart: each of its loads must end where the sequence does.
+    for (dim, step) in [(64, 16), (96, 10), (128, 8), (256, 4)] {
+        for rows in (3..64).step_by(step) {
+            check(Type::Bf16, &case((1, 1, dim), None, &[0, rows], &[0, rows]));
+        }
+    }
+}
+
+#[test]
 fn queries_that_see_nothing() {
     for of in [Type::Bf16, Type::F16] {
         for dim in [64, 128, 256] {

@@ -15,8 +15,13 @@ fn norms_of_rows_and_their_quotients() {
             gpu.launch("row_norms", [rows as u32, 1, 1], BLOCK, &[norms.into(), xa.into(), Arg::U32(width as u32)]);
             let args = [factors.into(), ma.into(), norms.into(), Arg::U32(rows as u32)];
             gpu.launch("quotients", [1, 1, 1], BLOCK, &args);
-            [norms, factors].map(|a| gpu.read(a))
+            let args = [xa.into(), ma.into(), Arg::U32(rows as u32), Arg::U32(width as u32)];
+            gpu.launch("scale_rows_f32", [rows as u32, 1, 1], BLOCK, &args);
+            [norms, factors, xa].map(|a| gpu.read(a))
         });
+        // Exact: both have 8 bits.
+        let scaled: Vec<f64> = x.iter().enumerate().map(|(i, x)| x * m[i / width]).collect();
+        assert_eq!(got[2], scaled, "rows scaled");
         let norms: Vec<f64> = x.chunks(width).map(|r| r.iter().map(|x| x * x).sum::<f64>().sqrt()).collect();
         let factors: Vec<f64> = m.iter().zip(&norms).map(|(m, n)| m / n).collect();
         assert_near("norms", Type::F32, &got[0], &norms, 2e-7);
@@ -34,7 +39,7 @@ fn columns_rescaled_and_their_gradient() {
         (Type::F16, Type::F32),
     ];
     for (of, bias_of) in pairs {
-        for (rows, width, step) in [(1usize, 1usize, 1usize), (5, 300, 2)] {
+        for (rows, width, step) in [(1usize, 1usize, 1usize), (5, 300, 2), (11, 33, 9)] {
             let (x, z) = (values(rows * width, 1, 2.0), values(rows * width, 2, 2.0));
             let (f, b) = (values(width, 3, 1.0), values(width, 4, 0.5));
             let (norms, parts) = (vec![0.7; width], rows.div_ceil(step));

@@ -44,6 +44,33 @@ fn products_of_experts() {
 }
 
 #[test]
+fn every_edge_of_a_tile() {
+    // An expert for each eighth of a tile's rows.
+    let counts: Vec<usize> = (4..128).step_by(8).collect();
+    let case = Case { counts: &counts, n: 8, k: 8, rank: 72, trans: true, beta: 0.0 };
+    for (of, trans) in [(Type::Bf16, true), (Type::Bf16, false), (Type::F16, true), (Type::F16, false)] {
+        for beta in [0.0, 0.5] {
+            for columns in [128, 32] {
+                check((of, of, columns), Case { trans, beta, ..case });
+                for n in (8..=columns).step_by(8) {
+                    check((of, of, columns), Case { counts: &[9], n, trans, beta, ..case });
+                }
+            }
+            check((of, Type::F32, 32), Case { trans, beta, ..case });
+            for n in (8..=32).step_by(8) {
+                check((of, Type::F32, 32), Case { counts: &[9], n, trans, beta, ..case });
+            }
+        }
+        for k in (8..136).step_by(8) {
+            check((of, of, 128), Case { counts: &[5], k, rank: 136 - k, trans, ..case });
+            check((of, of, 32), Case { counts: &[5], k, rank: 136 - k, trans, ..case });
+            check((of, Type::F32, 32), Case { counts: &[5], k, rank: 136 - k, trans, ..case });
+        }
+        check((of, of, 128), Case { counts: &[131], n: 136, k: 16, trans, ..case });
+    }
+}
+
+#[test]
 fn outer_products_of_experts() {
     for of in [Type::Bf16, Type::F16] {
         for ((rows, columns), (m, n)) in [((128, 128), (136, 72)), ((128, 32), (136, 40)), ((32, 128), (40, 136))] {

@@ -52,6 +52,16 @@ fn products_of_experts() {
         check(types, Case { trans, ..case });
         check(types, Case { counts: &[2, 1], n: 1, k: 1, rank: 0, trans, beta: 1.0 });
         check(types, Case { counts: &[9], n: 3, k: 40, rank: 17, trans, beta: 0.0 });
+        check(types, Case { counts: &[131], n: 67, k: 3, rank: 0, trans, beta: 0.0 });
+    }
+}
+
+#[test]
+fn every_edge_of_a_tile() {
+    for (types, trans) in mixes().into_iter().flat_map(|types| [(types, true), (types, false)]) {
+        for n in (10..64).step_by(16) {
+            check(types, Case { counts: &[2 * n - 1], n, k: 5, rank: 2, trans, beta: 0.0 });
+        }
     }
 }
 
@@ -60,7 +70,10 @@ fn outer_products_of_experts() {
     let f32 = Type::F32;
     let mixed = [Type::Bf16, Type::F16].into_iter().flat_map(|t| [(t, t), (t, f32), (f32, t)]);
     for (of_a, of_b) in std::iter::once((f32, f32)).chain(mixed) {
-        for (counts, m, n) in [(&[0usize, 1, 19][..], 131, 5), (&[3, 0], 4, 70), (&[33], 1, 1)] {
+        let lengths: Vec<[usize; 1]> = (1..=16).map(|n| [n]).collect();
+        let sizes = [(&[0usize, 1, 19][..], 131, 5), (&[3, 0], 4, 70), (&[33], 1, 1), (&[2], 20, 10), (&[2], 90, 42)];
+        // Whatever the last step of the reduction has, nothing is read behind it.
+        for (counts, m, n) in lengths.iter().map(|n| (&n[..], 3, 2)).chain(sizes) {
             let case = Case { counts, n, k: m, rank: 0, trans: false, beta: 0.0 };
             let (offsets, experts) = (case.offsets(), counts.len());
             let (a, b) = (values(case.rows() * m, 1, 0.5), values(case.rows() * n, 2, 0.5));

@@ -81,7 +81,9 @@ fn rmsnorm_and_its_gradients() {
         for (rows, width) in [(1, 1), (3, 64), (9, 33), (8, 128), (7, 300)] {
             check(pair, rows, width, 32);
         }
-        for (rows, width, per_row) in [(1, 1, 256), (2, 257, 256), (3, 1000, 128), (2, 2048, 1024)] {
+        for (rows, width, per_row) in
+            [(1, 1, 256), (2, 257, 256), (3, 1000, 128), (2, 2048, 1024), (3, 700, 224), (1, 90, 64)]
+        {
             check(pair, rows, width, per_row);
         }
     }

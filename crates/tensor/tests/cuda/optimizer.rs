@@ -91,6 +91,31 @@ fn a_clipping_factor_is_read_on_the_device() {
         })
     };
     assert_eq!(one(Some(0.5), 1.0), one(None, 0.5));
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        assert_eq!(one(Some(bad), 1.0), vec![0.0; n], "nothing is updated");
+    }
+}
+
+#[test]
+fn a_norm_or_a_loss_that_isnt_finite_leaves_no_factor() {
+    let factor = |sum: f64, most: f32, loss: Option<f64>| {
+        let got = on_gpu(|gpu| {
+            let bits = sum.to_bits();
+            let (total, factor) = (gpu.words(&[bits as u32, (bits >> 32) as u32]), gpu.empty(Type::F32, 1));
+            let loss = loss.map_or(NULL, |loss| gpu.array(Type::F32, &[loss]).into());
+            let args = [factor.into(), total, Arg::F32(0.5), Arg::F32(most), loss];
+            gpu.launch("clip_factor", [1, 1, 1], [1, 1, 1], &args);
+            // Two that are no numbers are equal here.
+            gpu.raw(&factor.into(), 4)
+        });
+        f32::from_le_bytes(got.try_into().expect("four bytes"))
+    };
+    assert_eq!(factor(1e300, 0.0, Some(2.0)), 1.0, "any norm");
+    assert_eq!(factor(16.0, 1.0, Some(2.0)), (1.0 / (2.0 + 1e-6)) as f32);
+    assert_eq!(factor(1.0, 1.0, None), 1.0, "already small");
+    for (sum, loss) in [(f64::INFINITY, 1.0), (f64::NAN, 1.0), (1.0, f64::INFINITY), (1.0, f64::NAN)] {
+        assert!(factor(sum, 1.0, Some(loss)).is_nan() && factor(sum, 0.0, Some(loss)).is_nan(), "{sum} {loss}");
+    }
 }
 
 #[test]
@@ -108,7 +133,7 @@ fn norms_of_gradients() {
                 let args = [total.clone(), work, Arg::U64(parts as u64)];
                 gpu.launch("sum_parts", [1, 1, 1], BLOCK, &args);
                 let factor = gpu.empty(Type::F32, 1);
-                let args = [factor.into(), total.clone(), Arg::F32(0.5), Arg::F32(1.0)];
+                let args = [factor.into(), total.clone(), Arg::F32(0.5), Arg::F32(1.0), NULL];
                 gpu.launch("clip_factor", [1, 1, 1], [1, 1, 1], &args);
                 let bytes = gpu.raw(&total, 8).try_into().expect("eight bytes");
                 (f64::from_le_bytes(bytes), gpu.read(factor)[0])

@@ -118,7 +118,7 @@ fn heads(gpu: &mut Gpu) {
     for dim in [64, 96, 128, 256] {
         attention::compute(gpu, of, &case((2, 1, dim), None, &[0, 128], &[0, 128]));
     }
-    attention_plain::compute(gpu, &case((2, 1, 128), None, &[0, 64], &[0, 64]));
+    attention_plain::compute(gpu, Type::F32, &case((2, 1, 128), None, &[0, 64], &[0, 64]));
 }
 
 fn experts(gpu: &mut Gpu) {

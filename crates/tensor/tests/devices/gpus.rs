@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 struct Fakes {
     libraries: Libraries,
     control: usize,
+    count: usize,
     _folder: tempfile::TempDir,
 }
 
@@ -17,14 +18,21 @@ static FAKES: LazyLock<Fakes> = LazyLock::new(|| {
     ferrotune_fake_cuda::install(folder.path()).expect("the fake libraries");
     let around = Surroundings { chosen: Some(folder.path().to_owned()), ..Surroundings::default() };
     let libraries = Libraries::find(&Search::new(&around)).expect("usable libraries").expect("a GPU");
-    let control = libraries.driver().library().symbol(c"ferrotune_fake_cuda").expect("the fake driver") as usize;
-    Fakes { libraries, control, _folder: folder }
+    let of = |name| libraries.driver().library().symbol(name).expect("the fake driver") as usize;
+    let (control, count) = (of(c"ferrotune_fake_cuda"), of(c"ferrotune_fake_cuda_calls"));
+    Fakes { libraries, control, count, _folder: folder }
 });
 
 /// Begins device `number` anew.
 pub(crate) fn set(number: usize, settings: &str) {
     // SAFETY: the address of the fake's control function; each test has devices of its own.
     unsafe { ferrotune_fake_cuda::set(FAKES.control as *mut c_void, number as i32, settings) };
+}
+
+/// How often a function was called on a device since it was begun.
+pub(crate) fn calls(number: usize, name: &str) -> u64 {
+    // SAFETY: the address of the fake's counting function.
+    unsafe { ferrotune_fake_cuda::calls(FAKES.count as *mut c_void, number as i32, name) }
 }
 
 /// The number of a device that no other test uses.

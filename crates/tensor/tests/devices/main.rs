@@ -4,6 +4,7 @@
 mod faults;
 mod gpus;
 mod nets;
+mod order;
 #[path = "../support/mod.rs"]
 mod support;
 mod whole;

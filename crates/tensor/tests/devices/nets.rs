@@ -193,7 +193,7 @@ fn experts_have_no_kernels_yet() {
         let router = w.add([4, 8], true);
         let layer = GroupedLinear { weight: w.add([4, 8, 8], true), lora: None };
         Box::new(move |t, x| {
-            let (weights, routes) = ops::route(t, &x, &router, Route { experts: 4, top_k: 2, normalize: true });
+            let (weights, routes) = ops::route(t, &x, &router, Route { experts: 4, top_k: 2, normalize: true }, None);
             let rows = ops::grouped_linear(t, &layer, &ops::dispatch(t, &x, &routes), &routes, None);
             ops::combine(t, &rows, &weights, &routes)
         })

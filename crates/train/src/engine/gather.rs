@@ -121,6 +121,12 @@ impl Host for Engine {
     }
 
     fn leave(&self, segment: Segment, phase: Phase) {
+        if !self.device.executes() {
+            let peak = self.device.track().peak;
+            if peak > self.fullest.get().0 {
+                self.fullest.set((peak, Some((segment, phase))));
+            }
+        }
         for group in self.of_segment(segment).filter(|g| self.visits(g)) {
             match std::mem::replace(&mut *group.live.borrow_mut(), Live::Absent) {
                 Live::Absent => {}

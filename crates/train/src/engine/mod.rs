@@ -42,6 +42,8 @@ pub struct Engine {
     /// When it began, if somebody wants to know.
     entered: Cell<Option<Instant>>,
     last_micro_batch: Cell<bool>,
+    /// The highest count of a device that only counts, and the visit at whose end it was seen first.
+    fullest: Cell<(u64, Option<(Segment, Phase)>)>,
     /// Collectives on the whole of a group.
     flying: RefCell<Vec<Ticket>>,
     /// Sums under way that are to be added to a group's part.
@@ -94,6 +96,7 @@ impl Engine {
             visit: Cell::new((Segment(0), Phase::Forward)),
             entered: Cell::default(),
             last_micro_batch: Cell::new(true),
+            fullest: Cell::default(),
             flying: RefCell::default(),
             parts: RefCell::default(),
             lost: RefCell::default(),
@@ -147,6 +150,12 @@ impl Engine {
     /// Whether a gradient goes back to the stage before this one: something trains there.
     pub fn trains_before(&self) -> bool {
         self.trains[..self.division.span().start].iter().any(|&t| t)
+    }
+
+    /// In which segment's visit a device that only counts held most; `None` if outside all.
+    pub fn fullest(&self) -> Option<(Segment, Phase)> {
+        let (peak, moment) = self.fullest.get();
+        moment.filter(|_| self.device.track().peak == peak)
     }
 
     fn place(&self, param: &Param) -> Place {

@@ -132,8 +132,9 @@ pub fn balance_of(
     micro_batches: usize,
     capacity: Option<u64>,
 ) -> Option<Vec<Range<usize>>> {
+    let counts_first = demand.counts_first(micro_batches);
     let load = |(segment, cost): (usize, &Cost)| Load {
-        seconds: cost.forward + cost.backward,
+        seconds: cost.forward + cost.backward + if counts_first { demand.census(segment) } else { 0.0 },
         resident: demand.resident(segment),
         held: cost.held,
     };

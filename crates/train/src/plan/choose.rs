@@ -2,6 +2,7 @@
 
 use super::{Candidate, Demand, Estimate, Links, across, simulate, traffic};
 use crate::Result;
+use std::cmp::Ordering;
 
 /// What a choice depends on. Ranks that are to choose alike agree on all of it first, on what was measured above all.
 #[derive(Debug, Clone, Copy)]
@@ -48,11 +49,17 @@ pub fn choose(
     let look = |candidate: Candidate| needed(&candidate).map(|needed| look(question, candidate, needed));
     let mut choices: Vec<Choice> = candidates.into_iter().map(look).collect::<Result<_>>()?;
     // A stable sort, so equals keep their order.
-    choices.sort_by(|a, b| {
+    choices.sort_by(Choice::by_worth);
+    Ok(choices)
+}
+
+impl Choice {
+    /// Those that fit before those that don't; then the faster one, or of those that don't the smaller one.
+    pub fn by_worth(&self, other: &Self) -> Ordering {
+        let (a, b) = (self, other);
         let fit = b.fits.cmp(&a.fits);
         fit.then_with(|| if a.fits { a.estimate.step.total_cmp(&b.estimate.step) } else { a.needed.cmp(&b.needed) })
-    });
-    Ok(choices)
+    }
 }
 
 /// The one to take, if any fits.

@@ -3,6 +3,7 @@
 
 use crate::{Error, Result};
 use ferrotune_model::{Batch, LossOptions, Model, Parameter, Role, Sequence};
+use ferrotune_tensor::cards::Card;
 use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tape, Tensor};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -71,12 +72,30 @@ pub struct Rates {
     pub head: f64,
     /// Parameters that the optimiser updates.
     pub update: f64,
+    /// Bytes of weights that are read: a visit takes no less, however few its tokens are.
+    pub reads: f64,
 }
+
+/// Of a card's dense rate, the share that blocks of a dense model reach, with a token budget that fills it: between a
+/// third and two thirds are reported for training with attention (see `docs/plan.md`).
+const REACHED: f64 = 0.5;
+/// The same by mixtures of experts, whose products are narrow.
+const REACHED_BY_EXPERTS: f64 = 0.35;
+/// Bytes of a card's memory that AdamW moves for a parameter in f32: weight, gradient and two moments read, all but the
+/// gradient written.
+const UPDATED: f64 = 28.0;
 
 impl Rates {
     /// `flops` floating-point operations a second wherever they are done, and updates that take no time.
     pub fn even(flops: f64) -> Self {
-        Self { blocks: flops, head: flops, update: f64::INFINITY }
+        Self { blocks: flops, head: flops, update: f64::INFINITY, reads: f64::INFINITY }
+    }
+
+    /// What a card is taken to do, from its data sheet; `experts` in a mixture of experts.
+    pub fn of_card(card: &Card, experts: bool) -> Self {
+        let reached = if experts { REACHED_BY_EXPERTS } else { REACHED };
+        let (bf16, bandwidth) = (card.bf16, card.bandwidth);
+        Self { blocks: bf16 * reached, head: bf16 * REACHED, update: bandwidth / UPDATED, reads: bandwidth }
     }
 }
 
@@ -92,6 +111,8 @@ pub struct Demand {
     pub border: u64,
     /// Seconds to update all trained parameters on one rank.
     pub update: f64,
+    /// Experts whose choices are counted for the loss on their balance; 0 where it doesn't count.
+    pub counted_experts: u64,
 }
 
 impl Demand {
@@ -122,13 +143,51 @@ impl Demand {
         let border = model.activations().bytes(tokens * model.config().hidden_size) as u64;
         let cost = |(segment, count): (usize, &Count)| {
             let rate = if segment + 1 == model.segments() { rates.head } else { rates.blocks };
-            Cost { forward: count.flops[0] / rate, backward: count.flops[1] / rate, held: count.held }
+            let reading = |phase| host.bytes_read((segment, phase)) as f64 / rates.reads;
+            let seconds = |flops: f64, phase| (flops / rate).max(if flops > 0.0 { reading(phase) } else { 0.0 });
+            let [forward, backward] = count.flops;
+            Cost {
+                forward: seconds(forward, Phase::Forward),
+                backward: seconds(backward, Phase::Backward),
+                held: count.held,
+            }
         };
         let segments = host.counts.borrow().iter().enumerate().map(cost).collect();
         let trained: usize =
             model.parameters().iter().map(|p| &p.param).filter(|p| p.trainable).map(|p| p.shape.numel()).sum();
         let update = trained as f64 / rates.update;
-        Ok(Self { segments, groups: groups(model.parameters(), plus, &host.reads.borrow()), border, update })
+        let groups = groups(model.parameters(), plus, &host.reads.borrow());
+        Ok(Self { segments, groups, border, update, counted_experts: 0 })
+    }
+
+    /// The same with a loss on the balance of the model's experts, if `weight` isn't 0.
+    #[must_use]
+    pub fn with_router_loss(self, model: &Model, weight: f64) -> Self {
+        let moe = model.config().moe.as_ref().filter(|moe| weight != 0.0 && moe.sparse.contains(&true));
+        Self { counted_experts: moe.map_or(0, |moe| moe.experts as u64), ..self }
+    }
+
+    /// Whether a rank runs its `micro_batches` forward once more, without the head, to count what routers choose.
+    pub(super) fn counts_first(&self, micro_batches: usize) -> bool {
+        self.counted_experts > 0 && micro_batches > 1
+    }
+
+    /// Seconds of a segment when routers are counted.
+    pub(super) fn census(&self, segment: usize) -> f64 {
+        if segment + 1 == self.segments.len() { 0.0 } else { self.segments[segment].forward }
+    }
+
+    /// The mean of steps that are alike but for their lengths; `None` of no step.
+    pub fn mean(demands: &[Self]) -> Option<Self> {
+        let mut mean = demands.first()?.clone();
+        let count = demands.len();
+        let of = |seconds: &dyn Fn(&Self) -> f64| demands.iter().map(seconds).sum::<f64>() / count as f64;
+        for (i, segment) in mean.segments.iter_mut().enumerate() {
+            segment.forward = of(&|demand| demand.segments[i].forward);
+            segment.backward = of(&|demand| demand.segments[i].backward);
+        }
+        mean.border = demands.iter().map(|demand| demand.border).sum::<u64>() / count as u64;
+        Some(mean)
     }
 
     /// Bytes that a segment's weights, gradients and optimiser states take on a rank that holds all of them.
@@ -197,6 +256,8 @@ struct Count {
 struct Counting<'a> {
     device: &'a Device,
     trains: Vec<bool>,
+    /// Bytes of each parameter.
+    sizes: Vec<u64>,
     counts: RefCell<Vec<Count>>,
     /// The visits in which each parameter was read.
     reads: RefCell<Vec<Vec<(usize, Phase)>>>,
@@ -213,7 +274,15 @@ impl<'a> Counting<'a> {
         let counts = RefCell::new(vec![Count::default(); model.segments()]);
         let reads = RefCell::new(vec![Vec::new(); model.parameters().len()]);
         let visit = Cell::new((0, Phase::Forward));
-        Self { device, trains, counts, reads, visit, entered: Cell::default() }
+        let sizes = model.parameters().iter().map(|p| p.param.dtype.bytes(p.param.shape.numel()) as u64).collect();
+        Self { device, trains, sizes, counts, reads, visit, entered: Cell::default() }
+    }
+
+    /// Bytes of the weights that a visit reads.
+    fn bytes_read(&self, visit: (usize, Phase)) -> u64 {
+        let reads = self.reads.borrow();
+        let read = reads.iter().zip(&self.sizes).filter(|(visits, _)| visits.contains(&visit));
+        read.map(|(_, bytes)| bytes).sum()
     }
 
     fn now(&self) -> (f64, u64) {

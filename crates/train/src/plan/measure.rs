@@ -14,29 +14,37 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// A part of a step is run with more and more tokens until it takes so long.
-const LONG_ENOUGH: Duration = Duration::from_millis(50);
 /// Tokens of the first try, and tries with the last number of tokens.
 const FEWEST: usize = 32;
-const TRIES: usize = 5;
+const TRIES: u32 = 5;
 /// Parameters of a timed update.
 const UPDATED: usize = 1 << 20;
 /// Matrices of more elements are zeros: they cost the same whatever is in them, and filling them doesn't.
 const FILLED: usize = 1 << 20;
 
-/// Rates of the slowest rank at micro-batches of `lengths` tokens.
+/// Rates of the slowest rank at micro-batches of `lengths` tokens. A part of a step is run with more and more of them, up to
+/// all, until a run takes a twelfth of `patience`; so measuring takes about that long, and less for a small model.
 ///
 /// # Errors
 /// If memory runs out or a rank is lost.
-pub fn measure_rates(model: &Model, device: &Device, lengths: &[usize], comm: &dyn Comm) -> Result<Rates> {
+pub fn measure_rates(
+    model: &Model,
+    device: &Device,
+    lengths: &[usize],
+    comm: &dyn Comm,
+    patience: Duration,
+) -> Result<Rates> {
+    // Two parts, each of which is run once more than it is tried.
+    let long_enough = patience / (2 * (TRIES + 1));
     let head = model.segments() - 1;
     comm.barrier()?;
-    let [blocks, head] = [head - 1, head].map(|segment| rate(model, device, segment, lengths));
+    let [blocks, head] = [head - 1, head].map(|segment| rate(model, device, segment, (lengths, long_enough)));
     let mine = [blocks?, head?, update_rate(device)?];
     let bytes: Vec<u8> = mine.iter().flat_map(|rate| rate.to_le_bytes()).collect();
     let told = comm.exchange(&bytes)?;
     let least = |i: usize| told.iter().filter_map(|bytes| number(bytes, i)).fold(f64::INFINITY, f64::min);
-    Ok(Rates { blocks: least(0), head: least(1), update: least(2) })
+    // What reading weights takes is in the rates of the parts that read them.
+    Ok(Rates { blocks: least(0), head: least(1), update: least(2), reads: f64::INFINITY })
 }
 
 /// The `i`th f64 of a peer's message.
@@ -46,7 +54,7 @@ fn number(bytes: &[u8], i: usize) -> Option<f64> {
 }
 
 /// Floating-point operations a second of one segment, forward and backward.
-fn rate(model: &Model, device: &Device, segment: usize, lengths: &[usize]) -> Result<f64> {
+fn rate(model: &Model, device: &Device, segment: usize, (lengths, long_enough): (&[usize], Duration)) -> Result<f64> {
     let all: usize = lengths.iter().sum::<usize>().max(2);
     let stand_in = StandIn { device: device.clone(), held: RefCell::default() };
     let mut tokens = FEWEST.min(all);
@@ -55,7 +63,7 @@ fn rate(model: &Model, device: &Device, segment: usize, lengths: &[usize]) -> Re
     loop {
         let rows = first_of(lengths, tokens);
         let (mut flops, mut spent) = pass(model, &stand_in, segment, &rows)?;
-        if spent < LONG_ENOUGH && tokens < all {
+        if spent < long_enough && tokens < all {
             tokens = (2 * tokens).min(all);
             continue;
         }

@@ -2,7 +2,7 @@
 //! same, so there is one program a stage.
 
 use super::links::Axis;
-use super::traffic::{LABELS, LOSS, NORM, tied_ends, uses};
+use super::traffic::{LABELS, LOSS, NORM, choices, tied_ends, uses};
 use super::{Candidate, Demand, Group, GroupKind};
 use crate::engine::Sharding;
 use ferrotune_tensor::Phase;
@@ -56,6 +56,8 @@ struct Visit {
     last: bool,
     /// Of the step's last micro-batch.
     closing: bool,
+    /// Of a pass that only counts what routers choose.
+    counting: bool,
 }
 
 /// Puts a stage's program together.
@@ -78,6 +80,21 @@ impl<'a> Builder<'a> {
     pub(super) fn build(mut self, micro_batches: usize) -> Program {
         self.sum(LABELS);
         let visits = self.visits(micro_batches);
+        if self.demand.counted_experts == 0 {
+            self.run(&visits);
+        } else {
+            // The backward pass waits for the counts; a rank's only micro-batch is counted on its way forward.
+            let split = if micro_batches > 1 { 0 } else { visits.partition_point(|v| v.phase == Phase::Forward) };
+            self.run(&self.counting_visits(micro_batches));
+            self.run(&visits[..split]);
+            self.sum(choices(self.demand));
+            self.run(&visits[split..]);
+        }
+        self.finish();
+        self.program
+    }
+
+    fn run(&mut self, visits: &[Visit]) {
         let mut begun = Vec::new();
         for (i, visit) in visits.iter().enumerate() {
             if visit.first {
@@ -91,8 +108,20 @@ impl<'a> Builder<'a> {
             self.compute(visit);
             self.leave(visit);
         }
-        self.finish();
-        self.program
+    }
+
+    /// The passes that only count.
+    fn counting_visits(&self, micro_batches: usize) -> Vec<Visit> {
+        let mut visits = Vec::new();
+        if self.demand.counts_first(micro_batches) {
+            (0..micro_batches).for_each(|_| self.pass(&mut visits, Phase::Forward, false));
+        }
+        visits.into_iter().map(|visit| Visit { counting: true, ..visit }).collect()
+    }
+
+    /// Whether a visit is passed by: nobody counts in the head.
+    fn passed_by(&self, visit: &Visit) -> bool {
+        visit.counting && visit.segment + 1 == self.demand.segments.len()
     }
 
     /// Whether the weights of both visits may be whole at the same time: blocks of one pass.
@@ -117,7 +146,7 @@ impl<'a> Builder<'a> {
 
     fn pass(&self, visits: &mut Vec<Visit>, phase: Phase, closing: bool) {
         let first = visits.len();
-        let visit = |segment| Visit { segment, phase, first: false, last: false, closing };
+        let visit = |segment| Visit { segment, phase, first: false, last: false, closing, counting: false };
         match phase {
             Phase::Forward => visits.extend(self.span.clone().map(visit)),
             Phase::Backward => {
@@ -157,7 +186,7 @@ impl<'a> Builder<'a> {
     }
 
     fn begin_gathers(&mut self, visit: &Visit) -> Vec<usize> {
-        if self.candidate.sharded < Sharding::Weights {
+        if self.candidate.sharded < Sharding::Weights || self.passed_by(visit) {
             return Vec::new();
         }
         let shards = self.candidate.layout.shards;
@@ -181,7 +210,11 @@ impl<'a> Builder<'a> {
 
     fn compute(&mut self, visit: &Visit) {
         let cost = &self.demand.segments[visit.segment];
-        let seconds = if visit.phase == Phase::Forward { cost.forward } else { cost.backward };
+        let seconds = match visit.phase {
+            Phase::Forward if visit.counting => self.demand.census(visit.segment),
+            Phase::Forward => cost.forward,
+            Phase::Backward => cost.backward,
+        };
         self.program.ops.push(Op::Compute(seconds));
     }
 

@@ -35,7 +35,13 @@ fn lora() -> Demand {
         groups.push(group(GroupKind::Adapter, &[segment], 640));
     }
     groups.push(group(GroupKind::Frozen, &[5], 6400));
-    Demand { segments: vec![head, block, block, block, block, head], groups, border: 1000, update: 0.0 }
+    Demand {
+        segments: vec![head, block, block, block, block, head],
+        groups,
+        border: 1000,
+        update: 0.0,
+        counted_experts: 0,
+    }
 }
 
 /// The same model with a tied embedding, trained whole, its blocks in bf16.
@@ -71,6 +77,20 @@ fn without_wires_a_step_is_its_computing() {
             near(found.compute, 36.0);
             assert_eq!((found.bubble, found.communication), (0.0, 0.0));
         }
+    }
+}
+
+#[test]
+fn routers_are_counted_before_several_micro_batches_and_within_one() {
+    let free = wires(f64::INFINITY, 0.0);
+    let demand = Demand { counted_experts: 8, ..lora() };
+    for (stages, several, one) in [(1, 48.0, 12.0), (2, 48.0 / 2.0 + 2.0 + 6.0, 12.0)] {
+        let candidate = split(1, stages, 1, Sharding::Whole);
+        let step = |all| simulate(&demand, &candidate, all, &free, true).step;
+        // Four blocks, a second forward and two backward each, and one more second for each where they are counted first. Two
+        // stages wait for each other once on either way.
+        near(step(3), several);
+        near(step(1), one);
     }
 }
 
@@ -184,7 +204,8 @@ fn scheduled(demand: &Demand, candidate: &Candidate, all: usize, rank: usize, ov
 #[test]
 fn the_schedule_sends_what_the_closed_form_says() {
     use Sharding::{Gradients, Optimizer, Weights, Whole};
-    for demand in [lora(), full()] {
+    let counted = |demand| Demand { counted_experts: 8, ..demand };
+    for demand in [lora(), full(), counted(lora()), counted(full())] {
         for (shards, stages, replicas, sharded) in [
             (1, 1, 1, Whole),
             (1, 1, 3, Whole),
@@ -198,11 +219,12 @@ fn the_schedule_sends_what_the_closed_form_says() {
             (2, 2, 2, Optimizer),
         ] {
             let candidate = split(shards, stages, replicas, sharded);
-            for rank in 0..candidate.layout.world() {
-                let sent = traffic(&demand, &candidate, 24, rank);
+            let one_each = candidate.layout.data_ranks();
+            for (rank, all) in (0..candidate.layout.world()).flat_map(|rank| [(rank, one_each), (rank, 24)]) {
+                let sent = traffic(&demand, &candidate, all, rank);
                 assert_eq!(sent[rank], 0, "{candidate}: nothing to itself");
                 for overlap in [false, true] {
-                    assert_eq!(scheduled(&demand, &candidate, 24, rank, overlap), sent, "{candidate}, rank {rank}");
+                    assert_eq!(scheduled(&demand, &candidate, all, rank, overlap), sent, "{candidate}, rank {rank}");
                 }
             }
         }

@@ -7,6 +7,7 @@ use super::links::{Axis, Links};
 use super::{Candidate, Demand, Group, GroupKind};
 use crate::engine::Sharding;
 use ferrotune_dist::{Layout, Place};
+use ferrotune_tensor::Phase;
 use std::ops::Range;
 
 /// The sums of a few f64 in a step, each an all-gather. Label tokens and tokens.
@@ -24,13 +25,15 @@ pub fn traffic(demand: &Demand, candidate: &Candidate, all: usize, rank: usize) 
     let (layout, sharded) = (candidate.layout, candidate.sharded);
     assert!(layout.shards == 1 || sharded > Sharding::Whole, "shard groups share something");
     let micro_batches = candidate.micro_batches(all) as u64;
+    let counts_first = demand.counts_first(micro_batches as usize);
     let span = &candidate.spans[layout.place(rank).stage];
     let mut sent = Sent { layout, rank, bytes: vec![0; layout.world()] };
     for group in demand.groups.iter().filter(|group| uses(group, span) > 0) {
         let (weights, gradient) = (group.padded(layout.shards), group.gradient(layout.shards));
         let own = gradient / layout.shards as u64;
         if sharded == Sharding::Weights && group.kind != GroupKind::Adapter {
-            sent.gathers(weights, micro_batches * gathers(group, span));
+            let counted = if counts_first { counting_gathers(demand, group, span) } else { 0 };
+            sent.gathers(weights, micro_batches * (gathers(group, span) + counted));
         }
         if group.kind == GroupKind::Frozen {
             continue;
@@ -45,8 +48,8 @@ pub fn traffic(demand: &Demand, candidate: &Candidate, all: usize, rank: usize) 
             sent.gathers(weights, 1);
         }
     }
-    sent.borders(demand, span, micro_batches);
-    for (axis, numbers) in [LABELS, LOSS].into_iter().chain(NORM) {
+    sent.borders(demand, span, [if counts_first { 2 } else { 1 }, 1].map(|passes| passes * micro_batches));
+    for (axis, numbers) in [LABELS, LOSS, choices(demand)].into_iter().chain(NORM) {
         sent.add(axis, 8 * numbers * (axis.len(layout) as u64 - 1));
     }
     sent.bytes
@@ -65,6 +68,17 @@ pub(super) fn uses(group: &Group, span: &Range<usize>) -> u64 {
 /// How often a micro-batch needs a sharded group whole: once for each visit that reads it.
 fn gathers(group: &Group, span: &Range<usize>) -> u64 {
     group.visits.iter().filter(|(segment, _)| span.contains(segment)).count() as u64
+}
+
+/// How often the same happens when routers are counted: forward, and not for the head.
+fn counting_gathers(demand: &Demand, group: &Group, span: &Range<usize>) -> u64 {
+    let body = span.start..span.end.min(demand.segments.len() - 1);
+    group.visits.iter().filter(|(segment, phase)| body.contains(segment) && *phase == Phase::Forward).count() as u64
+}
+
+/// What routers chose, and the sums of their probabilities.
+pub(super) fn choices(demand: &Demand) -> (Axis, u64) {
+    (Axis::World, 2 * demand.counted_experts)
 }
 
 /// Whether the first and the last stage both hold `group` and have to agree on its gradient.
@@ -116,14 +130,14 @@ impl Sent {
     }
 
     /// Activations to the next stage, their gradients to the previous one if anything trains there.
-    fn borders(&mut self, demand: &Demand, span: &Range<usize>, micro_batches: u64) {
+    fn borders(&mut self, demand: &Demand, span: &Range<usize>, [forward, backward]: [u64; 2]) {
         let place = self.layout.place(self.rank);
         let at = |stage: usize| self.layout.rank(Place { stage, ..place });
         if place.stage + 1 < self.layout.stages {
-            self.bytes[at(place.stage + 1)] += micro_batches * demand.border;
+            self.bytes[at(place.stage + 1)] += forward * demand.border;
         }
         if place.stage > 0 && demand.backward_from() < span.start {
-            self.bytes[at(place.stage - 1)] += micro_batches * demand.border;
+            self.bytes[at(place.stage - 1)] += backward * demand.border;
         }
     }
 }

@@ -144,6 +144,9 @@ impl ModelCard<'_> {
         if train.label_smoothing != 0.0 {
             settings.push(("label_smoothing_factor", format!("{:?}", train.label_smoothing)));
         }
+        if let Some(weight) = train.router_aux_loss {
+            settings.push(("moe_aux_loss_coef", format!("{weight:?}")));
+        }
         if let Tuning::Lora(lora) = self.tuning {
             settings.extend(lora_settings(lora));
         }
@@ -259,6 +262,7 @@ mod tests {
             optimizer: AdamWPlan { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
             max_grad_norm: 1.0,
             label_smoothing: 0.0,
+            router_aux_loss: None,
             neftune_alpha: None,
             seed: 42,
             data_seed: 42,

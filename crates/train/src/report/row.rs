@@ -63,6 +63,13 @@ impl LogRow {
         Self::new(when, [("loss", loss), ("grad_norm", grad_norm), ("learning_rate", learning_rate)])
     }
 
+    /// The same with the last step's loss on the balance of experts, before its weight, where it is part of `loss`.
+    #[must_use]
+    pub fn with_router_loss(mut self, aux_loss: Option<f64>) -> Self {
+        aux_loss.into_iter().for_each(|loss| self.set("aux_loss".into(), loss));
+        self
+    }
+
     /// A row of an evaluation; `dataset` names it where several are evaluated one by one.
     #[must_use]
     pub fn evaluation(when: When, dataset: Option<&str>, measured: &Evaluation) -> Self {

@@ -59,24 +59,7 @@ impl Saver<'_> {
 
     fn adapter(&self, plan: &LoraPlan, parameters: &[Parameter]) -> ModelFiles {
         let tensors = tensors(parameters, Dtype::F32, |parameter| parameter.param.trainable);
-        let modules = parameters.iter().filter(|p| p.param.trainable).filter_map(lora_part);
-        let targets: BTreeSet<&str> = modules.map(|(module, _)| module.rsplit('.').next().unwrap_or(module)).collect();
-        let config = AdapterConfig {
-            base_model_name_or_path: Some(self.base_name.to_owned()),
-            revision: self.revision.map(str::to_owned),
-            r: plan.rank,
-            lora_alpha: number(plan.alpha),
-            lora_dropout: plan.dropout,
-            use_rslora: plan.rslora,
-            use_dora: plan.dora,
-            target_modules: self.continued.map_or_else(
-                || TargetModules::Names(targets.into_iter().map(str::to_owned).collect()),
-                |config| config.target_modules.clone(),
-            ),
-            modules_to_save: (!plan.additional_targets.is_empty()).then(|| plan.additional_targets.clone()),
-            inference_mode: true,
-            ..self.continued.cloned().unwrap_or_default()
-        };
+        let config = adapter_config(plan, (self.base_name, self.revision), self.continued, parameters);
         let part = |tensor: &FileTensor| {
             let (ending, part) = lora_ending(parameters[tensor.parameter].role)?;
             let module = tensor.name.strip_suffix(ending)?;
@@ -92,8 +75,38 @@ impl Saver<'_> {
     }
 }
 
+/// `adapter_config.json` of a run with these parameters on a base, by its name and revision.
+fn adapter_config(
+    plan: &LoraPlan,
+    (base_name, revision): (&str, Option<&str>),
+    continued: Option<&AdapterConfig>,
+    parameters: &[Parameter],
+) -> AdapterConfig {
+    AdapterConfig {
+        base_model_name_or_path: Some(base_name.to_owned()),
+        revision: revision.map(str::to_owned),
+        r: plan.rank,
+        lora_alpha: number(plan.alpha),
+        lora_dropout: plan.dropout,
+        use_rslora: plan.rslora,
+        use_dora: plan.dora,
+        target_modules: continued
+            .map_or_else(|| TargetModules::Names(target_names(parameters)), |config| config.target_modules.clone()),
+        modules_to_save: (!plan.additional_targets.is_empty()).then(|| plan.additional_targets.clone()),
+        inference_mode: true,
+        ..continued.cloned().unwrap_or_default()
+    }
+}
+
+/// What a run would write of an adapter: its configuration, and the modules with a pair as the files name them.
+pub fn intended_adapter(plan: &LoraPlan, base_name: &str, parameters: &[Parameter]) -> (AdapterConfig, Vec<String>) {
+    let files = tensors(parameters, Dtype::F32, |parameter| parameter.role == Role::LoraA);
+    let module = |tensor: &FileTensor| tensor.name.strip_suffix(".lora_A.weight").map(str::to_owned);
+    (adapter_config(plan, (base_name, None), None, parameters), files.iter().filter_map(module).collect())
+}
+
 /// The type that config.json names for weights.
-pub fn named_dtype(config: &Value) -> Dtype {
+fn named_dtype(config: &Value) -> Dtype {
     match ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str()) {
         Some("bfloat16") => Dtype::Bf16,
         Some("float16") => Dtype::F16,
@@ -120,6 +133,28 @@ fn number(value: f64) -> Number {
 fn lora_part(parameter: &Parameter) -> Option<(&str, usize)> {
     let (ending, part) = lora_ending(parameter.role)?;
     parameter.param.name.strip_suffix(ending).map(|module| (module, part))
+}
+
+/// The modules with an adapter as PEFT finds them: by the shortest end of a name, in whole parts, that no other linear layer's
+/// name has, too. Experts are found by the last part alone, since in files a number stands before it.
+fn target_names(parameters: &[Parameter]) -> Vec<String> {
+    let adapted: BTreeSet<&str> = parameters.iter().filter_map(lora_part).map(|(module, _)| module).collect();
+    let linear = |p: &&Parameter| p.role == Role::Base && p.param.shape.dims().len() > 1;
+    let modules = parameters.iter().filter(linear).filter_map(|p| p.param.name.strip_suffix(".weight"));
+    let others: Vec<&str> = modules.filter(|module| !adapted.contains(module)).collect();
+    let found_too = |end: &str| {
+        let named = |module: &&str| module.strip_suffix(end).is_some_and(|rest| rest.ends_with('.'));
+        others.iter().any(|module| named(&module))
+    };
+    let shortest = |module: &&str| {
+        let ends = module.rmatch_indices('.').map(|(at, _)| &module[at + 1..]);
+        let last = module.rsplit('.').next().unwrap_or(module);
+        if expert_name(module, 0).is_some() {
+            return last.to_owned();
+        }
+        ends.into_iter().find(|end| !found_too(end)).unwrap_or(module).to_owned()
+    };
+    adapted.iter().map(shortest).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// How the names of an adapter's tensors end, and their place in [`LoraWeights`].
@@ -347,4 +382,46 @@ pub(super) fn encoded(tensor: &Tensor, dtype: Dtype) -> Vec<u8> {
         chunks.for_each(|(at, to)| ferrotune_checkpoint::encode(dtype, &source[at * CHUNK..][..to.len() / width], to));
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrotune_config::plan::LoraTargets;
+    use ferrotune_model::{Config, Model};
+
+    #[test]
+    fn target_modules_name_what_has_an_adapter_and_nothing_else() {
+        let config = Config::from_json(&serde_json::json!({
+            "model_type": "qwen2_moe", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "vocab_size": 96, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0],
+        }))
+        .unwrap();
+        let names = |targets: LoraTargets| {
+            let tuning = Tuning::Lora(LoraPlan {
+                rank: 4,
+                alpha: 8.0,
+                dropout: 0.0,
+                targets,
+                additional_targets: Vec::new(),
+                rslora: false,
+                dora: false,
+                plus: None,
+                create_new: false,
+            });
+            let model = Model::new(&config, DType::F32, Some(&tuning), false).unwrap();
+            target_names(model.parameters())
+        };
+        let of = |list: &[&str]| names(LoraTargets::Modules(list.iter().map(|name| (*name).to_owned()).collect()));
+        let all = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"];
+        assert_eq!(names(LoraTargets::All), all);
+        assert_eq!(of(&["q_proj", "up_proj"]), ["q_proj", "up_proj"]);
+        // `gate_proj` would be the experts' and the plain block's as well.
+        let shared = ["q_proj", "shared_expert.gate_proj", "shared_expert_gate"];
+        assert_eq!(of(&shared), shared);
+        assert_eq!(of(&["mlp.gate_proj"]), ["mlp.gate_proj"]);
+        assert_eq!(of(&["experts.gate_proj"]), ["gate_proj"]);
+        assert_eq!(of(&["model.layers.1.self_attn.k_proj"]), ["1.self_attn.k_proj"]);
+    }
 }

@@ -28,6 +28,11 @@ fn lora() -> Tuning {
     })
 }
 
+/// Adapters on a model without experts.
+fn dense() -> Case {
+    Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None, router_aux_loss: 0.0 }
+}
+
 /// Every strategy on 1, 2 and 4 ranks.
 fn splits() -> Vec<Split> {
     use Sharding::{Gradients, Optimizer, Weights, Whole};
@@ -68,47 +73,60 @@ fn matrix(case: &Case) {
 
 #[test]
 fn adapters_on_an_untied_model() {
-    matrix(&Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None });
+    matrix(&dense());
 }
 
 #[test]
 fn adapters_on_a_tied_model() {
-    matrix(&Case { tuning: lora(), tied: true, pure_bf16: false, experts: Experts::None });
+    matrix(&Case { tuning: lora(), tied: true, ..dense() });
 }
 
 #[test]
 fn all_weights_of_an_untied_model() {
-    matrix(&Case { tuning: Tuning::Full, tied: false, pure_bf16: false, experts: Experts::None });
+    matrix(&Case { tuning: Tuning::Full, ..dense() });
 }
 
 #[test]
 fn all_weights_of_a_tied_model() {
-    matrix(&Case { tuning: Tuning::Full, tied: true, pure_bf16: false, experts: Experts::None });
+    matrix(&Case { tuning: Tuning::Full, tied: true, ..dense() });
 }
 
 #[test]
 fn adapters_on_experts() {
-    for experts in [Experts::Spread, Experts::OneHasAll] {
-        matrix(&Case { tuning: lora(), tied: false, pure_bf16: false, experts });
+    for (experts, router_aux_loss) in [(Experts::Spread, 0.5), (Experts::OneHasAll, 0.0)] {
+        matrix(&Case { tuning: lora(), experts, router_aux_loss, ..dense() });
     }
 }
 
 #[test]
 fn all_weights_of_experts_and_routers() {
-    for experts in [Experts::Spread, Experts::OneHasAll] {
-        matrix(&Case { tuning: Tuning::Full, tied: true, pure_bf16: false, experts });
+    for (experts, router_aux_loss) in [(Experts::Spread, 0.0), (Experts::OneHasAll, 0.5)] {
+        matrix(&Case { tuning: Tuning::Full, tied: true, experts, router_aux_loss, ..dense() });
     }
+}
+
+#[test]
+fn a_loss_on_the_balance_spreads_tokens() {
+    let with = |router_aux_loss| {
+        let case = Case { tuning: Tuning::Full, experts: Experts::OneHasAll, router_aux_loss, ..dense() };
+        curve(&case, &Split { recompute: true, ..Split::solo() })
+    };
+    let (priced, free) = (with(0.5), with(0.0));
+    // At best it is the number of a token's experts, which is 2; one of them is the same one everywhere.
+    let balance = &priced.router_losses;
+    assert!(free.router_losses.is_empty() && balance[0] > 2.4 && balance[5] < 2.2, "{balance:?}");
+    assert!((priced.losses[0] - free.losses[0] - 0.5 * balance[0]).abs() < 1e-6, "it is part of the loss");
 }
 
 #[test]
 fn the_last_block_alone() {
     let plan = FreezePlan { layers: 1, modules: Vec::new(), extra_modules: Vec::new() };
-    matrix(&Case { tuning: Tuning::Freeze(plan), tied: false, pure_bf16: false, experts: Experts::None });
+    matrix(&Case { tuning: Tuning::Freeze(plan), ..dense() });
 }
 
 #[test]
 fn a_budget_of_tokens_changes_no_result() {
-    let case = Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None };
+    let case = dense();
     let want = curve(&case, &Split::solo());
     for split in splits().into_iter().chain([Split::solo()]) {
         check(&case, &Split { budget: Some(64), ..split }, &want);
@@ -117,7 +135,7 @@ fn a_budget_of_tokens_changes_no_result() {
 
 #[test]
 fn the_curve_is_the_same_with_an_optimizer_that_magnifies_noise() {
-    let case = Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None };
+    let case = dense();
     let want = curve(&case, &Split { eps: 1e-8, ..Split::solo() });
     for split in splits() {
         let gap = curve(&case, &Split { eps: 1e-8, ..split }).curve_gap(&want);
@@ -128,7 +146,7 @@ fn the_curve_is_the_same_with_an_optimizer_that_magnifies_noise() {
 #[test]
 fn overlap_and_offloading_change_no_bit() {
     for tuning in [lora(), Tuning::Full] {
-        let case = Case { tuning, tied: false, pure_bf16: false, experts: Experts::None };
+        let case = Case { tuning, ..dense() };
         for split in splits().into_iter().chain([Split::solo()]) {
             let want = curve(&case, &split);
             let mut offload = Offload::default();
@@ -143,7 +161,7 @@ fn overlap_and_offloading_change_no_bit() {
 
 #[test]
 fn weights_that_train_in_bf16_keep_one_precise_copy_whatever_the_split() {
-    let case = Case { tuning: Tuning::Full, tied: false, pure_bf16: true, experts: Experts::None };
+    let case = Case { tuning: Tuning::Full, pure_bf16: true, ..dense() };
     let want = curve(&case, &Split::solo());
     for split in splits() {
         let gap = curve(&case, &split).gap(&want);

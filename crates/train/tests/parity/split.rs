@@ -24,6 +24,8 @@ pub(crate) struct Case {
     pub(crate) tied: bool,
     pub(crate) pure_bf16: bool,
     pub(crate) experts: Experts,
+    /// Weight of the loss on the balance of experts.
+    pub(crate) router_aux_loss: f64,
 }
 
 /// Whether blocks have experts, and how rows are spread over them.
@@ -112,6 +114,8 @@ impl Split {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Curve {
     pub(crate) losses: Vec<f64>,
+    /// On the balance of experts, where it counts.
+    pub(crate) router_losses: Vec<f64>,
     norms: Vec<f64>,
     weights: BTreeMap<String, Vec<f32>>,
 }
@@ -130,7 +134,7 @@ impl Curve {
 
     /// The same of losses and norms alone.
     pub(crate) fn curve_gap(&self, other: &Self) -> f64 {
-        let numbers = |c: &Self| [&c.losses[..], &c.norms[..]].concat();
+        let numbers = |c: &Self| [&c.losses[..], &c.router_losses[..], &c.norms[..]].concat();
         let pairs = numbers(self).into_iter().zip(numbers(other));
         pairs.map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
     }
@@ -186,7 +190,8 @@ pub(crate) fn curve(case: &Case, split: &Split) -> Curve {
     let mut curves = threads::run(split.layout.world(), |comm| one_rank(case, split, comm));
     let first = curves.remove(0);
     for other in curves {
-        assert_eq!((&other.losses, &other.norms), (&first.losses, &first.norms), "{split:?}: all ranks read one curve");
+        let told = |curve: &Curve| [curve.losses.clone(), curve.router_losses.clone(), curve.norms.clone()];
+        assert_eq!(told(&other), told(&first), "{split:?}: all ranks read one curve");
     }
     first
 }
@@ -216,13 +221,15 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         optimizer: AdamWPlan { beta1: 0.9, beta2: 0.99, eps: split.eps, weight_decay: 0.1 },
         max_norm: 1.0,
         smoothing: 0.0,
+        router_aux_loss: case.router_aux_loss,
         embedding_alpha: 0.0,
         seed: 3,
         plus: None,
         recompute: split.recompute,
     };
     let rows = Rows::new();
-    let mut curve = Curve { losses: Vec::new(), norms: Vec::new(), weights: BTreeMap::new() };
+    let mut curve =
+        Curve { losses: Vec::new(), router_losses: Vec::new(), norms: Vec::new(), weights: BTreeMap::new() };
     for number in 1..=STEPS {
         let mine = order.step_rows(number, |row| rows.0[row].0.len()).expect("all rows are there");
         let micro_batches: Vec<Vec<Sample<'_>>> =
@@ -230,6 +237,7 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         let work = Work { step: number, rate: 1e-2, micro_batches: &micro_batches, votes: &Votes::default };
         let outcome = step(&model, &engine, &options, &work).unwrap();
         curve.losses.push(outcome.loss);
+        curve.router_losses.extend(outcome.router_loss);
         curve.norms.push(outcome.grad_norm);
     }
     for (number, parameter) in model.parameters().iter().enumerate().filter(|(_, p)| p.param.trainable) {

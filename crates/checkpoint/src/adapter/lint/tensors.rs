@@ -151,7 +151,7 @@ fn no_part(name: &str, findings: &mut Findings) {
 }
 
 /// Whether the server has such a module.
-fn place(module: &str, options: LintOptions<'_>, findings: &mut Findings) {
+pub(super) fn place(module: &str, options: LintOptions<'_>, findings: &mut Findings) {
     let last = module.rsplit('.').next().unwrap_or(module);
     if module.contains(".experts") {
         return expert(module, options, findings);
@@ -200,8 +200,28 @@ fn expert(module: &str, options: LintOptions<'_>, findings: &mut Findings) {
         let server = "contains fused 3D MoE weights: start the engine with --enable-mixed-moe-lora-format and is_3d_lora_weight=True";
         let cure =
             "write a pair an expert and projection (experts.N.gate_proj ...), or serve what `ferrotune export` writes";
-        findings.error("expert", format!("'{module}' is a pair for all experts at once"), server, cure);
+        return findings.error("expert", format!("'{module}' is a pair for all experts at once"), server, cure);
     }
+    if let Ok(base) = options.base
+        && !has_expert(base, module)
+    {
+        let what = format!("'{module}' is not in {}", base.name);
+        findings.error("module", what, "it leaves it out in silence", "serve it on the model that it was trained on");
+    }
+}
+
+/// Whether the base has an expert's matrix: by itself, or within a tensor of all experts, as GGUF and transformers 5 have them.
+fn has_expert(base: LintBase<'_>, module: &str) -> bool {
+    if base.tensors.info(&format!("{module}.weight")).is_some() {
+        return true;
+    }
+    let parts = module.split_once(".experts.").and_then(|(before, rest)| Some((before, rest.split_once('.')?)));
+    let Some((before, (number, matrix))) = parts else { return false };
+    let fused = if matrix == "down_proj" || matrix == "w2" { "down_proj" } else { "gate_up_proj" };
+    let memory = before.replace(".block_sparse_moe", ".mlp");
+    let stacks = [format!("{before}.experts.{matrix}.weight"), format!("{memory}.experts.{fused}")];
+    let count = stacks.iter().find_map(|name| base.tensors.info(name)?.shape.first().copied());
+    number.parse::<usize>().is_ok_and(|number| count.is_some_and(|count| number < count))
 }
 
 /// Whether PEFT would put this module's pair to use.

@@ -1,0 +1,144 @@
+//! What is said before a run: `plan`, `check`, and prompts beside the server's.
+
+use crate::common::{Place, fixtures, read_json, trainable};
+use serde_json::{Value, json};
+
+const LORA: &str = "\
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+dataset: d
+template: qwen3
+cutoff_len: 2048
+output_dir: output
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+bf16: true
+gradient_checkpointing: auto
+";
+
+/// A recipe for Qwen3-32B with so many blocks, of which there is a configuration alone.
+fn planned(blocks: usize, more: &str) -> Place {
+    let place = Place::new();
+    let mut config = read_json(&fixtures().join("plan/Qwen3-32B/config.json"));
+    config["num_hidden_layers"] = json!(blocks);
+    place.write("model/config.json", config.to_string());
+    place.write("r.yaml", format!("model_name_or_path: model\n{LORA}{more}"));
+    place
+}
+
+fn plan(place: &Place, args: &[&str]) -> (Option<i32>, Value) {
+    let run = place.run(&[&["plan", "r.yaml", "--format", "json"], args].concat());
+    (run.code, serde_json::from_str(&run.out).unwrap_or_else(|error| panic!("{error}: {}{}", run.out, run.err)))
+}
+
+#[test]
+fn a_plan_needs_a_configuration_alone() {
+    let place = planned(64, "");
+    let (code, page) = plan(&place, &["--nodes", "1", "--gpus", "2", "--gpu", "l20"]);
+    assert_eq!((code, &page["fits"]), (Some(0), &json!(true)));
+    assert_eq!(page["trainable"], 67_108_864);
+    assert!(page["rows"]["assumed"].as_str().unwrap().contains("tokenizer"), "{}", page["rows"]);
+    let ways = page["ways"].as_array().unwrap();
+    let steps: Vec<f64> =
+        ways.iter().take_while(|way| way["fits"] == true).map(|way| way["step"].as_f64().unwrap()).collect();
+    assert!(steps.len() > 1 && steps.is_sorted(), "the best first: {steps:?}");
+    // By kind, all that is planned, and nothing twice.
+    for way in ways {
+        let kinds: u64 = way["by_kind"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        assert_eq!(way["memory"].as_u64(), Some(kinds), "{way}");
+    }
+    // The weights alone are more than a card.
+    let whole = ways.iter().find(|way| way["strategy"] == "replicate").unwrap();
+    assert!(whole["fits"] == false && whole["memory"].as_u64().unwrap() > 61 << 30, "{whole}");
+}
+
+#[test]
+fn what_does_not_fit_is_told_with_changes_that_do() {
+    let place = planned(24, "deepspeed: examples/deepspeed/ds_z2_config.json\n");
+    let (code, page) = plan(&place, &["--gpus", "2", "--gpu", "A10"]);
+    assert_eq!((code, &page["fits"]), (Some(1), &json!(false)));
+    assert_eq!(page["meant"]["strategy"], "zero2");
+    let cures = page["cures"].as_array().unwrap();
+    assert!(cures.iter().all(|cure| cure["way"]["fits"] == true), "{cures:?}");
+    let changes: Vec<&str> = cures.iter().map(|cure| cure["change"].as_str().unwrap()).collect();
+    assert!(changes.iter().any(|change| change.starts_with("strategy: auto")), "{changes:?}");
+    // What is named is what it says: the recipe with the change fits.
+    let better = planned(24, "");
+    assert_eq!(plan(&better, &["--gpus", "2", "--gpu", "A10"]).0, Some(0));
+    let text = place.run(&["plan", "r.yaml", "--gpus", "2", "--gpu", "A10"]);
+    assert!(
+        text.out.contains("DOESN'T FIT: ") && text.out.contains("one of these changes makes it fit"),
+        "{}",
+        text.out
+    );
+}
+
+#[test]
+fn places_that_are_not_there_are_refused() {
+    let place = planned(4, "");
+    for (args, told) in [
+        (&["--gpu", "L21"][..], "--gpu L21 is no card that is known; those are A10"),
+        (&["--gpu", "T4"], "this card has no bf16"),
+        (&["--gpu", "L20", "--nodes", "0"], "write numbers from 1 on"),
+        (&["--gpu", "L20", "--nodes", "1000000000000", "--gpus", "1000000000000"], "write numbers from 1 on"),
+        (&["--gpu", "L20", "--gpus", "65"], "no machine has more than 64"),
+        (&["--gpu", "L20", "--nodes", "2", "--network", "-1"], "is no speed of a network card"),
+        (&["--gpu", "L20", "--gpus", "6", "strategy=hybrid", "shard_size=4"], "must divide the number of ranks"),
+    ] {
+        let run = place.run(&[&["plan", "r.yaml"], args].concat());
+        assert!(run.code != Some(0) && run.error().contains(told), "{args:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn a_template_without_reasoning_on_a_hybrid_is_caught_with_its_cure() {
+    let place = trainable("template: qwen3_nothink\n");
+    let run = place.run(&["check", "train.yaml"]).ok();
+    assert!(
+        run.out.contains("30 rows beside the model's own chat template: 0 identical, 30 differ in the thinking block"),
+        "{}",
+        run.out
+    );
+    assert!(run.out.contains("train.yaml:") && run.out.contains("take its reasoning template"), "{}", run.out);
+    let cured = trainable("template: qwen3\n").run(&["check", "train.yaml"]).ok();
+    assert!(cured.out.contains("30 identical"), "{}", cured.out);
+    // Token by token.
+    let shown = place.run(&["data", "train.yaml", "--rows", "1"]).ok();
+    assert!(
+        shown.out.contains("row 0 differs from the model's own chat template in the thinking block"),
+        "{}",
+        shown.out
+    );
+    assert!(shown.out.contains("+ \"<think>\""), "{}", shown.out);
+}
+
+#[test]
+fn a_run_leaves_how_its_model_is_to_be_asked() {
+    let place = trainable("template: qwen3\nenable_thinking: false\nmax_steps: 1\n");
+    place.run(&["train", "train.yaml"]).ok();
+    let serving = read_json(&place.path("output/serving.json"));
+    assert_eq!(serving["chat_template_kwargs"], json!({"enable_thinking": false}));
+    assert_eq!((&serving["chat_template"], &serving["prompts_as_in_training"]), (&Value::Null, &json!(30)));
+}
+
+#[test]
+fn everything_wrong_is_told_at_once() {
+    let place = trainable("dataset: nowhere\nlora_target: no_such_proj\n");
+    let run = place.run(&["check", "train.yaml"]);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    assert!(run.out.contains("nowhere"), "{}", run.out);
+    let place = trainable("additional_target: embed_tokens\nlora_rank: 24\ncutoff_len: 30\n");
+    let run = place.run(&["check", "train.yaml", "--format", "json"]);
+    let page: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!((run.code, &page["sound"]), (Some(1), &json!(false)));
+    let names: Vec<&str> =
+        page["sections"].as_array().unwrap().iter().map(|s| s["section"].as_str().unwrap()).collect();
+    assert_eq!(names, ["recipe", "data", "prompts", "plan", "adapter"]);
+    let what = page.to_string();
+    assert!(
+        what.contains("modules_to_save") && what.contains("--max-lora-rank 32") && what.contains("cut by"),
+        "{what}"
+    );
+}

@@ -1,0 +1,134 @@
+//! Mixtures of experts as users meet them: what trains, what is saved and merged, what is refused.
+
+use crate::common::{Place, curve, history, model, tensors, trainable};
+
+/// The recipe's model.
+fn mixture() -> String {
+    format!("model_name_or_path={}", model("tiny-qwen3moe").display())
+}
+
+/// Loss on the recipe's rows.
+fn evaluate(place: &Place, arguments: &[&str]) -> f64 {
+    let common = ["train", "train.yaml", "do_train=false", "do_eval=true", "eval_dataset=d", "output_dir=eval"];
+    place.run(&[&common, arguments].concat()).ok();
+    place.json("eval/eval_results.json")["eval_loss"].as_f64().unwrap()
+}
+
+/// Adapters on all experts, saved one by one, merged, gone on with; and attention alone.
+#[test]
+fn a_mixture_of_experts_is_an_ordinary_model() {
+    let model = mixture();
+    let place = trainable("learning_rate: 0.02\nmax_steps: 6\nlora_dropout: 0.1\n");
+    let run = place.run(&["train", "train.yaml", &model]).ok();
+    let told = "lora_target: all takes the 8 experts of each of 2 blocks (18,432 parameters), attention (5,120); ";
+    assert!(run.err.contains(told), "{}", run.err);
+    assert!(run.out.contains("adapters on experts are beyond vLLM 0.11.0"), "{}", run.out);
+    let adapter = tensors(&place.path("output/adapter_model.safetensors"));
+    let name = |e: usize, part| format!("base_model.model.model.layers.1.mlp.experts.{e}.down_proj.lora_{part}.weight");
+    assert_eq!(adapter.len(), 2 * 2 * (4 + 8 * 3));
+    assert_eq!((adapter[&name(7, "A")].len(), adapter[&name(7, "B")].len()), (4 * 32, 64 * 4));
+
+    // The merged model is worth what model and adapter are.
+    let tuned = evaluate(&place, &[&model, "adapter_name_or_path=output"]);
+    let base = evaluate(&place, &[&model]);
+    place.run(&["export", "train.yaml", &model, "adapter_name_or_path=output", "export_dir=merged"]).ok();
+    let merged = evaluate(&place, &["model_name_or_path=merged"]);
+    assert!(tuned < base - 0.1 && (merged - tuned).abs() < 1e-5, "{base} {tuned} {merged}");
+
+    // Going on with it begins where it ended, and a new adapter on top of it, too.
+    for more in ["create_new_adapter=false", "create_new_adapter=true"] {
+        let (adapter, more) = ("adapter_name_or_path=output", [more, "output_dir=next", "overwrite_output_dir=true"]);
+        let args = [&["train", "train.yaml", &model, adapter, "max_steps=1", "learning_rate=1e-9"], &more[..]].concat();
+        place.run(&args).ok();
+        let first = curve(&place.json("next/trainer_state.json"), "loss")[0];
+        assert!((first - tuned).abs() < 0.5, "{first} {tuned}");
+    }
+
+    let run = place.run(&["train", "train.yaml", &model, "lora_target=attention", "output_dir=attention"]).ok();
+    assert!(!run.err.contains("experts"), "{}", run.err);
+    assert!(tensors(&place.path("attention/adapter_model.safetensors")).keys().all(|name| name.contains("self_attn")));
+
+    let refused = place.run(&["train", "train.yaml", &model, "use_dora=true", "output_dir=x"]);
+    assert!(refused.error().contains("use_dora is not possible on experts"), "{}", refused.error());
+}
+
+/// Part of the experts, their router as a whole, and the kinds of LoRA that scale or step differently: saved, read again, merged.
+#[test]
+fn parts_of_a_mixture_train_and_merge() {
+    let model = mixture();
+    for (number, options) in [
+        ["lora_target=q_proj,experts.down_proj", "additional_target=mlp.gate", "use_rslora=false"],
+        ["lora_target=gate_proj", "use_rslora=true", "loraplus_lr_ratio=4"],
+        ["lora_target=all", "packing=true", "loraplus_lr_ratio=4"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let place = trainable("learning_rate: 0.02\nmax_steps: 6\n");
+        place.run(&[&["train", "train.yaml", &model], &options[..]].concat()).ok();
+        let base = evaluate(&place, &[&model]);
+        let tuned = evaluate(&place, &[&model, "adapter_name_or_path=output"]);
+        place.run(&["export", "train.yaml", &model, "adapter_name_or_path=output", "export_dir=merged"]).ok();
+        let merged = evaluate(&place, &["model_name_or_path=merged"]);
+        assert!(tuned < base - 0.05 && (merged - tuned).abs() < 1e-5, "{options:?}: {base} {tuned} {merged}");
+        if number == 0 {
+            let config = place.json("output/adapter_config.json");
+            assert_eq!(config["target_modules"], serde_json::json!(["down_proj", "q_proj"]));
+            let router = "base_model.model.model.layers.1.mlp.gate.weight";
+            assert!(tensors(&place.path("output/adapter_model.safetensors")).contains_key(router));
+            // Its router goes on training, too.
+            let more = ["adapter_name_or_path=output", "output_dir=next", "max_steps=1"];
+            place.run(&[&["train", "train.yaml", &model], &more[..]].concat()).ok();
+            assert!(tensors(&place.path("next/adapter_model.safetensors")).contains_key(router));
+        }
+    }
+}
+
+#[test]
+fn the_loss_on_the_balance_of_experts_is_part_of_the_loss() {
+    let place = trainable("max_steps: 2\neval_dataset: d\neval_strategy: steps\neval_on_start: true\n");
+    let (model, weight) = (mixture(), "moe_aux_loss_coef=0.5");
+    let run = |arguments: &[&str], output: &str| {
+        let output_dir = format!("output_dir={output}");
+        let run = place.run(&[&["train", "train.yaml", &output_dir], arguments].concat()).ok();
+        (place.json(&format!("{output}/trainer_state.json")), run.err)
+    };
+    let (plain, _) = run(&[&model], "plain");
+    assert!(history(&plain, "aux_loss").is_empty());
+    let (state, told) = run(&[&model, weight], "balanced");
+    assert!(told.contains("moe_aux_loss_coef: the loss has 0.5 times that on the balance of experts in it"), "{told}");
+    let first = |state, key| curve(state, key)[0];
+    let balance = first(&state, "aux_loss");
+    let added = first(&state, "loss") - first(&plain, "loss");
+    // Each token has two experts, which is what an even spread makes of it.
+    assert!(balance > 1.9 && (added - 0.5 * balance).abs() < 1e-5, "{added} {balance}");
+    assert!(first(&state, "eval_loss") - first(&plain, "eval_loss") > 0.9);
+
+    // The model's own wish, and a model that has no experts.
+    place.copy(&crate::common::model("tiny-qwen3moe"), "wishes");
+    let mut config = place.json("wishes/config.json");
+    (config["output_router_logits"], config["router_aux_loss_coef"]) = (true.into(), 0.5.into());
+    place.write("wishes/config.json", config.to_string());
+    let (wished, told) = run(&["model_name_or_path=wishes"], "wished");
+    assert_eq!(curve(&wished, "loss"), curve(&state, "loss"));
+    assert!(told.contains("output_router_logits in the model's config.json: the loss has 0.5 times"), "{told}");
+    let (_, told) = run(&[weight], "dense");
+    assert!(told.contains("moe_aux_loss_coef has no effect: the model has no experts"), "{told}");
+}
+
+#[test]
+fn what_experts_cannot_be_asked() {
+    let (place, model) = (trainable(""), mixture());
+    let refused = |arguments: &[&str], error: &str| {
+        let run = place.run(&[&["train", "train.yaml", &model, "output_dir=x"], arguments].concat());
+        assert!(run.code == Some(2) && run.error().contains(error), "{arguments:?}: {:?} {}", run.code, run.err);
+    };
+    refused(&["use_dora=true"], "use_dora is not possible on experts");
+    refused(&["additional_target=down_proj"], "would train experts whole beside an adapter");
+    refused(&["lora_target=experts.3.down_proj"], "which this model doesn't have; its modules are");
+    refused(&["moe_aux_loss_coef=-1"], "moe_aux_loss_coef");
+    // A name from the middle of a block's tree would match nothing, as it does in LLaMA-Factory.
+    let within = "freeze_trainable_modules names `experts`, which this model doesn't have; its modules are input_layernorm, mlp, \
+                  post_attention_layernorm, self_attn";
+    refused(&["finetuning_type=freeze", "freeze_trainable_modules=experts"], within);
+}
