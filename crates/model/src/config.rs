@@ -343,7 +343,8 @@ mod tests {
             message(&[shared.clone(), ("num_experts", json!(1 << 24))]),
             "config.json: `num_experts` is 16777216, expected at most 4096 experts"
         );
-        let moe = |changes: &[(&str, Value)]| with(&[&[shared.clone()], changes].concat()).unwrap().moe.unwrap();
+        let moe =
+            |changes: &[(&str, Value)]| with(&[std::slice::from_ref(&shared), changes].concat()).unwrap().moe.unwrap();
         assert_eq!(moe(&[]).sparse, [true; 3]);
         assert_eq!(moe(&[("decoder_sparse_step", json!(2))]).sparse, [false, true, false]);
         assert_eq!(moe(&[("mlp_only_layers", json!([0, 7]))]).sparse, [false, true, true]);
@@ -351,7 +352,7 @@ mod tests {
         let asked = ("output_router_logits", json!(true));
         assert_eq!(moe(&[("router_aux_loss_coef", json!(0.02))]).router_aux_loss, 0.0);
         assert_eq!(moe(&[asked.clone(), ("router_aux_loss_coef", json!(0.02))]).router_aux_loss, 0.02);
-        assert_eq!(moe(&[asked.clone()]).router_aux_loss, 0.001);
+        assert_eq!(moe(std::slice::from_ref(&asked)).router_aux_loss, 0.001);
         assert_eq!(
             message(&[shared.clone(), asked, ("router_aux_loss_coef", json!(-1.0))]),
             "config.json: `router_aux_loss_coef` is -1.0, expected a number of 0 and above"

@@ -34,7 +34,7 @@ fn a_data_set_is_fetched_once_and_only_what_is_meant() {
     let repo = repo();
     let there = repo.clone();
     let cdn = Server::start(move |request| there.cdn(request));
-    let address = cdn.address.clone();
+    let address = cdn.address;
     let hub = Server::start(move |request| {
         // The same hub, under the addresses of data sets.
         let mut request = request.clone();
@@ -122,6 +122,6 @@ fn files_of_googles_store() {
         _ => Reply::status(404),
     });
     let mut settings = settings(home.path(), NOBODY);
-    settings.cloud.google_endpoint = Some(store.address.clone());
+    settings.cloud.google_endpoint = Some(store.address);
     assert_eq!(names(&resolve_cloud("gs://bucket/d", &settings, &Silent).unwrap()), ["a b.jsonl {}"]);
 }
