@@ -372,7 +372,8 @@ impl<'a, 'h> Session<'a, 'h> {
     }
 
     fn log(&mut self, outcome: &Outcome, rate: f64) -> Result<()> {
-        if !self.due(self.every.log) && !(self.job.plan.output.logging_first_step && self.run.step == 1) {
+        let first = self.job.plan.output.logging_first_step && self.run.step == 1;
+        if !first && !self.due(self.every.log) {
             return Ok(());
         }
         let loss = self.run.losses.take().unwrap_or(outcome.loss);

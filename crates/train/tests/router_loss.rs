@@ -1,7 +1,5 @@
 //! The loss on the balance of experts against transformers: a whole step is its one batch, however the rows are split.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
-
 use ferrotune_checkpoint::{Dtype, SafetensorsFile, TensorSource};
 use ferrotune_config::plan::{AdamWPlan, Tuning};
 use ferrotune_data::rows::Row;

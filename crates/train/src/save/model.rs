@@ -144,7 +144,7 @@ fn target_names(parameters: &[Parameter]) -> Vec<String> {
     let others: Vec<&str> = modules.filter(|module| !adapted.contains(module)).collect();
     let found_too = |end: &str| {
         let named = |module: &&str| module.strip_suffix(end).is_some_and(|rest| rest.ends_with('.'));
-        others.iter().any(|module| named(&module))
+        others.iter().any(named)
     };
     let shortest = |module: &&str| {
         let ends = module.rmatch_indices('.').map(|(at, _)| &module[at + 1..]);
