@@ -5,7 +5,7 @@
 
 use half::slice::HalfFloatSliceExt;
 
-use crate::gguf::quant;
+use crate::gguf::{quant, quantize};
 
 /// Type of the elements of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,6 +80,11 @@ impl Dtype {
         (elements / block).checked_mul(bytes)
     }
 
+    /// Whether it holds blocks of several elements.
+    pub fn is_quantised(self) -> bool {
+        self.block().0 > 1
+    }
+
     /// Name as in safetensors headers and in GGUF tools.
     pub fn name(self) -> &'static str {
         match self {
@@ -140,8 +145,8 @@ pub(crate) fn decode(from: Dtype, src: &[u8], dst: &mut [f32]) {
     }
 }
 
-/// Encodes f32 as `to` (f32, f16 or bf16), rounding to nearest, ties to even. `dst` holds exactly
-/// the elements of `src`.
+/// Encodes f32 as `to`: f32, f16 or bf16, rounding to nearest, ties to even; or a type that GGUF export writes
+/// ([`Dtype::is_quantised`]), as llama.cpp does. `dst` holds exactly the elements of `src`.
 pub fn encode(to: Dtype, src: &[f32], dst: &mut [u8]) {
     debug_assert_eq!(to.bytes(src.len()), Some(dst.len()));
     match to {
@@ -159,7 +164,7 @@ pub fn encode(to: Dtype, src: &[f32], dst: &mut [u8]) {
                 bytes.copy_from_slice(bytemuck::cast_slice(halves));
             }
         }
-        other => unreachable!("{} is refused before anything is read", other.name()),
+        quantised => quantize::encode(quantised, src, dst),
     }
 }
 

@@ -5,17 +5,20 @@
 //! `tokenizer.json`. Nothing downstream knows the difference.
 
 mod config;
+mod export;
 mod header;
 mod names;
 mod pretokenizer;
 pub(crate) mod quant;
+pub(crate) mod quantize;
 mod sentencepiece;
 mod tokenizer;
 mod value;
 mod write;
 
+pub use export::{Architecture, Description, Experts, FileType, GgufDraft, Scaling};
 pub use value::{Array, Value};
-pub use write::{GgufTensor, write_gguf};
+pub use write::write_gguf;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

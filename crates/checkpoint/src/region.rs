@@ -48,6 +48,15 @@ impl HeadOrder {
         let half = self.head_dim / 2;
         head * self.head_dim + 2 * (within % half) + within / half
     }
+
+    /// The rows of a tensor in Hugging Face's order as the file has them.
+    pub(crate) fn to_stored(self, values: &[f32]) -> Vec<f32> {
+        let mut stored = vec![0.0; values.len()];
+        for (row, values) in values.chunks(self.row).enumerate() {
+            stored[self.stored_row(row) * self.row..][..values.len()].copy_from_slice(values);
+        }
+        stored
+    }
 }
 
 impl Region {

@@ -20,6 +20,7 @@ impl About for HubError {
             | HubError::NotAModel { .. }
             | HubError::NotFound { .. }
             | HubError::NothingToLoad { .. } => Some("model_name_or_path"),
+            HubError::UploadRefused { .. } | HubError::NoToken { .. } => Some("export_hub_model_id"),
             _ => None,
         }
     }

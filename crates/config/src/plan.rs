@@ -637,4 +637,38 @@ pub struct ExportPlan {
     pub shard_bytes: u64,
     /// Dtype of the merged weights; `None` means the model's own.
     pub precision: Option<Precision>,
+    /// What is written.
+    pub format: ExportFormat,
+    /// Where it is uploaded to.
+    pub upload: Option<UploadPlan>,
+}
+
+/// The form of a merged model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A Hugging Face folder.
+    Safetensors,
+    /// One file for llama.cpp; types of its weights, or those of [`ExportPlan::precision`].
+    Gguf(Option<GgufType>),
+}
+
+/// Types of the weights of a GGUF file, by llama.cpp's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants are llama.cpp's names")]
+pub enum GgufType {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+    Q4KM,
+}
+
+/// Where a merged model is uploaded to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadPlan {
+    /// `user/name` on the hub.
+    pub repository: String,
+    /// If it must be made, only its owner sees it.
+    pub private: bool,
 }

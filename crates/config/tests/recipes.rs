@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ferrotune_config::plan::{
-    AdamWPlan, BadRows, DataPlan, EvalPlan, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan, LoraPlus,
-    LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume, RunLength,
-    Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
+    AdamWPlan, BadRows, DataPlan, EvalPlan, ExportFormat, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan,
+    LoraPlus, LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume,
+    RunLength, Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
 };
 use ferrotune_config::{Recipe, Verb};
 
@@ -121,7 +121,13 @@ fn expected_lora_example() -> Plan {
             skip_special_tokens: true,
             seed: 42,
         },
-        export: ExportPlan { dir: None, shard_bytes: 5_000_000_000, precision: None },
+        export: ExportPlan {
+            dir: None,
+            shard_bytes: 5_000_000_000,
+            precision: None,
+            format: ExportFormat::Safetensors,
+            upload: None,
+        },
     }
 }
 

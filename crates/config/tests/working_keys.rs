@@ -141,6 +141,10 @@ const OTHER: &[(&str, &str)] = &[
     ("profiler_repeat", "0; enable_torch_profiler: true"),
     ("export_dir", "e"),
     ("export_size", "2"),
+    ("export_format", "gguf"),
+    ("export_gguf_type", "q8_0; export_format: gguf"),
+    ("export_hub_model_id", "me/mine"),
+    ("hub_private_repo", "true; export_hub_model_id: me/mine"),
 ];
 
 /// Keys whose only other working values mean the same.

@@ -17,6 +17,7 @@ use crate::tools::ToolFormat;
 
 pub(crate) use write::{Context, check_turns};
 
+pub use modelfile::Modelfile;
 pub use resolve::{Resolved, TemplateOptions};
 pub(crate) use table::Row as TableRow;
 

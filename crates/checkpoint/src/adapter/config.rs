@@ -196,8 +196,9 @@ pub(super) fn irregular_pattern(config: &AdapterConfig) -> Option<&str> {
     keys.map(String::as_str).find(|key| !plain(key))
 }
 
-/// Ways to initialise that take something out of the base weights, to which PEFT does it again when it loads.
-const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+/// Ways to initialise that take something out of the base weights, to which PEFT does it again when it loads. LoRA-GA does, too,
+/// but wants a gradient for it: without one PEFT adds the pairs to the weights as they are, and so does everyone.
+const CHANGES_BASE: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 /// Keys that give the pairs another meaning than `W + s B A`.
 const VARIANTS: [&str; 9] = [

@@ -294,7 +294,7 @@ fn llama3_scaling(keys: &Keys<'_>, head_dim: usize, theta: f64, freqs: &[f32]) -
     let stated = keys.size_or("rope.scaling.original_context_length", 8192)?;
     let lengths = std::iter::once(stated).chain((6..=20).map(|bits| 1 << bits));
     for original in lengths {
-        let wanted = llama3_factors(head_dim, theta, f64::from(factor), original as f64);
+        let wanted = llama3_factors(head_dim, theta, f64::from(factor), (original as f64, 1.0, 4.0));
         let close = |(want, &have): (f64, &f32)| (want - f64::from(have)).abs() <= 1e-3 * want;
         if freqs.len() == head_dim / 2 && wanted.zip(freqs).all(close) {
             return Ok(json!({
@@ -309,10 +309,14 @@ fn llama3_scaling(keys: &Keys<'_>, head_dim: usize, theta: f64, freqs: &[f32]) -
     Err("the factors in 'rope_freqs.weight' are not those of Llama 3's position scaling".into())
 }
 
-/// Divisors of the rotation frequencies (transformers' `_compute_llama3_parameters`, with its
-/// usual low and high factors 1 and 4).
-fn llama3_factors(head_dim: usize, theta: f64, factor: f64, original: f64) -> impl Iterator<Item = f64> {
-    let (low, high) = (1.0, 4.0);
+/// Divisors of the rotation frequencies (transformers' `_compute_llama3_parameters`) for `original` positions and the factors
+/// `low` and `high`, usually 1 and 4.
+pub(crate) fn llama3_factors(
+    head_dim: usize,
+    theta: f64,
+    factor: f64,
+    (original, low, high): (f64, f64, f64),
+) -> impl Iterator<Item = f64> {
     (0..head_dim / 2).map(move |i| {
         let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);
         let wavelength = 2.0 * std::f64::consts::PI / frequency;

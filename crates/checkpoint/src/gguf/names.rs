@@ -64,6 +64,22 @@ pub(crate) fn to_hugging_face(name: &str, is_llama: bool) -> Option<String> {
     Some(format!("model.layers.{block}.{module}.{kind}"))
 }
 
+/// GGUF's name of a tensor that has Hugging Face's, the experts of a block being one tensor; the other way of
+/// [`to_hugging_face`].
+pub(crate) fn from_hugging_face(name: &str) -> Option<String> {
+    let (module, kind) = name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
+    let find = |table: &[(&'static str, &str)], module: &str| {
+        table.iter().find(|(_, name)| *name == module).map(|(gguf, _)| *gguf)
+    };
+    if let Some(stem) = find(&OUTSIDE, module) {
+        return Some(format!("{stem}.{kind}"));
+    }
+    let (block, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let block: u32 = block.parse().ok()?;
+    let stem = [&IN_BLOCK[..], &QWEN_EXPERTS, &MIXTRAL_EXPERTS].iter().find_map(|table| find(table, module))?;
+    Some(format!("blk.{block}.{stem}.{kind}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,9 +102,14 @@ mod tests {
         ];
         for (gguf, expected) in cases {
             assert_eq!(to_hugging_face(gguf, false).as_deref(), expected, "{gguf}");
+            assert_eq!(expected.map(from_hugging_face), expected.map(|_| Some(gguf.to_owned())), "{gguf}");
         }
         let mixtral = to_hugging_face("blk.0.ffn_down_exps.weight", true);
         assert_eq!(mixtral.as_deref(), Some("model.layers.0.block_sparse_moe.experts.w2.weight"));
+        assert_eq!(mixtral.as_deref().and_then(from_hugging_face).as_deref(), Some("blk.0.ffn_down_exps.weight"));
         assert_eq!(to_hugging_face("blk.0.ffn_gate_shexp.weight", true), None);
+        for other in ["model.layers.x.mlp.down_proj.weight", "model.layers.0.mlp.experts.3.up_proj.weight", "lm_head"] {
+            assert_eq!(from_hugging_face(other), None, "{other}");
+        }
     }
 }

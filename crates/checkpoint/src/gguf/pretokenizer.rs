@@ -83,6 +83,35 @@ pub(crate) fn find(
     Ok((way, Some(note)))
 }
 
+/// The name of the way in which a `tokenizer.json` with byte-level BPE cuts text. Whether it composes Unicode first has no
+/// name: llama.cpp never does.
+pub(crate) fn name_of(tokenizer: &Value) -> Result<&'static str, String> {
+    let cut = &tokenizer["pre_tokenizer"];
+    let steps = cut["pretokenizers"].as_array().map_or_else(|| vec![cut], |steps| steps.iter().collect());
+    let is_level = |step: &Value, by_regex: bool| {
+        let prefixed = step["add_prefix_space"].as_bool() == Some(true);
+        step["type"] == "ByteLevel" && !prefixed && step["use_regex"].as_bool().unwrap_or(true) == by_regex
+    };
+    let found = match steps[..] {
+        [level] if is_level(level, true) => Some(Cut::Gpt2),
+        [digits, level] if digits["type"] == "Digits" && is_level(level, true) => {
+            (digits["individual_digits"] == true).then_some(Cut::DigitsThenGpt2)
+        }
+        [split, level] if split["type"] == "Split" && is_level(level, false) => {
+            let regex = split["pattern"]["Regex"].as_str();
+            let known =
+                TABLE.iter().map(|(_, way)| way.cut).find(|cut| matches!(cut, Cut::Regex(text) if regex == Some(text)));
+            known.filter(|_| split["behavior"] == "Isolated" && split["invert"] != true)
+        }
+        _ => None,
+    };
+    let ignores = tokenizer["model"]["ignore_merges"].as_bool().unwrap_or(false);
+    let row = TABLE.iter().find(|(_, way)| Some(way.cut) == found && way.ignore_merges == ignores);
+    row.map(|(names, _)| names[0]).ok_or_else(|| {
+        format!("llama.cpp has no name for the way in which this tokenizer cuts text ({cut}, ignore_merges: {ignores})")
+    })
+}
+
 impl PreTokenizer {
     /// `pre_tokenizer` of a `tokenizer.json`.
     pub(crate) fn to_json(self) -> Value {

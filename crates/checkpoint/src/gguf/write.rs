@@ -4,23 +4,21 @@ use super::value::{Array, Value};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::folder::{FolderWriter, StreamError};
-use crate::source::extent;
+use crate::safetensors::OutTensor;
 
 /// The default alignment of tensors.
 const ALIGNMENT: usize = 32;
 
-/// A tensor to be written: its name, its shape (outermost dimension first), its type, its bytes.
-pub type GgufTensor<'a> = (&'a str, &'a [usize], Dtype, &'a [u8]);
-
-/// Writes a GGUF file with metadata and tensors in the order given.
+/// Writes a GGUF file with metadata and tensors in the order given, a tensor at a time.
 ///
 /// # Errors
-/// If a type can't be stored, bytes don't fill their shape, or the file can't be written.
+/// If a type can't be stored, bytes don't fill their shape, or the file can't be written. The file is then not there, or what
+/// it was before.
 pub fn write_gguf(
     folder: &FolderWriter,
     file: &str,
     metadata: &[(&str, Value)],
-    tensors: &[GgufTensor<'_>],
+    tensors: Vec<OutTensor<'_>>,
 ) -> Result<()> {
     let mut header = Vec::new();
     header.extend(b"GGUF");
@@ -32,26 +30,31 @@ pub fn write_gguf(
         put_value(&mut header, value);
     }
     let mut offset = 0;
-    for &(name, shape, dtype, bytes) in tensors {
-        let fits = extent(shape, dtype).is_some_and(|(_, size)| size == bytes.len());
-        let kind = kind(dtype).filter(|_| fits).ok_or_else(|| Error::Unwritable {
+    for tensor in &tensors {
+        let (kind, bytes) = kind(tensor.dtype()).zip(tensor.byte_len()).ok_or_else(|| Error::Unwritable {
             path: folder.path().join(file),
-            reason: format!("{} bytes are not a tensor '{name}' of {} and shape {shape:?}", bytes.len(), dtype.name()),
+            reason: format!(
+                "'{}' is {} of shape {:?}, which has no place in a GGUF file",
+                tensor.name(),
+                tensor.dtype().name(),
+                tensor.shape()
+            ),
         })?;
-        put_string(&mut header, name);
-        header.extend((shape.len() as u32).to_le_bytes());
-        for &size in shape.iter().rev() {
+        put_string(&mut header, tensor.name());
+        header.extend((tensor.shape().len() as u32).to_le_bytes());
+        for &size in tensor.shape().iter().rev() {
             header.extend((size as u64).to_le_bytes());
         }
         header.extend(kind.to_le_bytes());
         header.extend((offset as u64).to_le_bytes());
-        offset += bytes.len().next_multiple_of(ALIGNMENT);
+        offset += bytes.next_multiple_of(ALIGNMENT);
     }
     header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
     folder.stream(file, |out| -> Result<(), StreamError> {
         out.write_all(&header)?;
-        for (_, _, _, bytes) in tensors {
-            out.write_all(bytes)?;
+        for tensor in tensors {
+            let bytes = tensor.into_bytes()?;
+            out.write_all(&bytes)?;
             let padding = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
             out.write_all(&[0; ALIGNMENT][..padding])?;
         }

@@ -128,6 +128,42 @@ pub enum HubError {
         /// How long the server asked to wait.
         after: Option<Duration>,
     },
+    /// Nobody may upload there, or this user may not.
+    #[error("`{id}`: {endpoint} refuses the upload (HTTP {status}{said}); {}", upload_cure(*status))]
+    UploadRefused {
+        /// Repository.
+        id: String,
+        /// Which hub.
+        endpoint: String,
+        /// 401 or 403.
+        status: u16,
+        /// The hub's own words, behind ": ", or nothing.
+        said: String,
+    },
+    /// The hub doesn't want what it was sent.
+    #[error("{url}: HTTP {status}{said}")]
+    Rejected {
+        /// Where it was sent.
+        url: String,
+        /// HTTP status code.
+        status: u16,
+        /// The hub's own words, behind ": ", or nothing.
+        said: String,
+    },
+    /// An upload without a token.
+    #[error(
+        "export_hub_model_id: an upload needs an access token; make one with write access at {endpoint}/settings/tokens and set HF_TOKEN"
+    )]
+    NoToken {
+        /// Which hub.
+        endpoint: String,
+    },
+    /// A file that changed while it was uploaded.
+    #[error("{path} changed while it was uploaded; run again when nothing writes to it")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another HTTP status than success.
     #[error("{url}: HTTP {status}")]
     Status {
@@ -265,6 +301,15 @@ fn access_cure(endpoint: &str, id: &str, had_token: bool, token_variable: &str) 
     let token =
         if had_token { String::new() } else { format!(", make a token in its settings and set {token_variable}") };
     format!("accept the model's terms at {endpoint}/{id} with {account}{token}")
+}
+
+fn upload_cure(status: u16) -> &'static str {
+    match status {
+        401 => "the token is no longer valid, or never was: make one with write access and set HF_TOKEN",
+        _ => {
+            "the token needs write access to this user's or organisation's repositories: check its permissions, and the name"
+        }
+    }
 }
 
 fn disk_cure(error: &io::Error) -> &'static str {

@@ -20,7 +20,7 @@ use super::partial::Partial;
 use super::settings::{Network, Secret};
 
 /// A listing of 100,000 files with their digests is about 25 MB.
-const MAX_JSON: u64 = 32 << 20;
+pub(super) const MAX_JSON: u64 = 32 << 20;
 const MAX_REDIRECTS: usize = 10;
 /// Longest wait that a server may ask for with `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -28,8 +28,8 @@ const CHUNK: usize = 256 << 10;
 
 /// Talks to one hub.
 pub(super) struct Client {
-    agent: Agent,
-    token: Option<Secret>,
+    pub(super) agent: Agent,
+    pub(super) token: Option<Secret>,
     /// Name of the cookie that carries the token as well.
     session_cookie: Option<&'static str>,
     tries: u32,
@@ -252,7 +252,7 @@ impl Client {
     }
 
     /// Attempts until one succeeds, or fails for good, or too many have failed in a row.
-    fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, HubError>) -> Result<T, HubError> {
+    pub(super) fn retry<T>(&self, mut attempt: impl FnMut() -> Result<T, HubError>) -> Result<T, HubError> {
         let mut failures = 0;
         loop {
             let error = match attempt() {
@@ -295,17 +295,25 @@ fn patient(error: HubError, received: u64) -> HubError {
 }
 
 fn check_status(reply: Reply) -> Result<Reply, HubError> {
-    let status = reply.response.status();
+    match failure(&reply.url, &reply.response) {
+        None => Ok(reply),
+        Some(error) => Err(error),
+    }
+}
+
+/// What an answer's status says of its request, unless that succeeded.
+pub(super) fn failure(url: &str, response: &Response<Body>) -> Option<HubError> {
+    let status = response.status();
     if status.is_success() {
-        return Ok(reply);
+        return None;
     }
     if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
-        let header = reply.response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let header = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let asked = header.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
         let after = asked.map(|wait| wait.min(MAX_RETRY_AFTER));
-        return Err(HubError::Interrupted { url: reply.url, reason: format!("HTTP {}", status.as_u16()), after });
+        return Some(HubError::Interrupted { url: shown(url), reason: format!("HTTP {}", status.as_u16()), after });
     }
-    Err(HubError::Status { url: reply.url, status: status.as_u16() })
+    Some(HubError::Status { url: shown(url), status: status.as_u16() })
 }
 
 /// Whether the answer to a request for the bytes from `from` on is exactly that. A server may send the whole instead.
@@ -359,11 +367,16 @@ fn root_certificates(network: &Network) -> Result<RootCerts, HubError> {
     Ok(RootCerts::new_with_certs(&found))
 }
 
+/// An address as it may be shown: what stands behind the question mark may be a signature that opens a door.
+pub(super) fn shown(url: &str) -> String {
+    url.split(['?', '#']).next().unwrap_or(url).to_owned()
+}
+
 /// Sorts the failures of a request: nobody there, a passing failure, or an answer that is none.
-fn network_error(url: &str, error: ureq::Error) -> HubError {
+pub(super) fn network_error(url: &str, error: ureq::Error) -> HubError {
     use ureq::{Error, Timeout};
     let reason = error.to_string();
-    let url = url.to_owned();
+    let url = shown(url);
     match error {
         Error::Io(e) => io_error(&url, &e),
         Error::HostNotFound
@@ -390,6 +403,6 @@ fn io_error(url: &str, error: &std::io::Error) -> HubError {
 }
 
 /// The connection was there: whatever broke it may pass.
-fn broken_read(url: &str, error: &std::io::Error) -> HubError {
-    HubError::Interrupted { url: url.to_owned(), reason: error.to_string(), after: None }
+pub(super) fn broken_read(url: &str, error: &std::io::Error) -> HubError {
+    HubError::Interrupted { url: shown(url), reason: error.to_string(), after: None }
 }

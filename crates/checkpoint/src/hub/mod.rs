@@ -19,8 +19,10 @@ mod hugging_face;
 mod listing;
 mod modelscope;
 mod partial;
+mod send;
 mod settings;
 mod source;
+mod upload;
 mod wheel;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ pub use cloud::resolve_cloud;
 pub use dataset::{DatasetPart, resolve_dataset};
 pub use error::{Attempt, HubError};
 pub use settings::{CloudSettings, HubSettings, Network, Secret, Site, Token};
+pub use upload::Uploader;
 
 use listing::Pick;
 use source::Source;

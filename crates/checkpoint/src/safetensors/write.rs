@@ -33,13 +33,13 @@ impl<'a> OutTensor<'a> {
         Self::lazy(name, shape, dtype, move || Ok(Cow::Borrowed(bytes)))
     }
 
-    /// A tensor of f32 values, written as `dtype` (f32, f16 or bf16, rounded to nearest even).
+    /// A tensor of f32 values, written as `dtype`; see [`encode`].
     pub fn f32(name: impl Into<String>, shape: impl Into<Vec<usize>>, dtype: Dtype, values: &'a [f32]) -> Self {
         Self::lazy(name, shape, dtype, move || {
             if dtype == Dtype::F32 {
                 return Ok(Cow::Borrowed(bytemuck::cast_slice(values)));
             }
-            let mut bytes = vec![0; values.len() * dtype.block().1];
+            let mut bytes = vec![0; dtype.bytes(values.len()).unwrap_or(0)];
             encode(dtype, values, &mut bytes);
             Ok(Cow::Owned(bytes))
         })
@@ -55,8 +55,34 @@ impl<'a> OutTensor<'a> {
         Self { name: name.into(), shape: shape.into(), dtype, bytes: Box::new(bytes) }
     }
 
-    fn byte_len(&self) -> Option<usize> {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Bytes in a file, if the elements fill whole blocks.
+    pub(crate) fn byte_len(&self) -> Option<usize> {
         extent(&self.shape, self.dtype).map(|(_, bytes)| bytes)
+    }
+
+    /// The bytes, made now.
+    ///
+    /// # Errors
+    /// If they can't be made, or aren't as many as the shape says.
+    pub(crate) fn into_bytes(self) -> Result<Cow<'a, [u8]>> {
+        let expected = self.byte_len().unwrap_or(0);
+        let bytes = (self.bytes)()?;
+        match bytes.len() {
+            actual if actual == expected => Ok(bytes),
+            actual => Err(Error::Extent { name: self.name, unit: "bytes", expected, actual }),
+        }
     }
 }
 
@@ -109,14 +135,7 @@ impl FolderWriter {
             out.write_all(&(header.len() as u64).to_le_bytes())?;
             out.write_all(&header)?;
             for tensor in tensors {
-                let expected = tensor.byte_len().unwrap_or(0);
-                let bytes = (tensor.bytes)()?;
-                if bytes.len() != expected {
-                    return Err(
-                        Error::Extent { name: tensor.name, unit: "bytes", expected, actual: bytes.len() }.into()
-                    );
-                }
-                out.write_all(&bytes)?;
+                out.write_all(&tensor.into_bytes()?)?;
             }
             Ok(())
         })

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use ferrotune_checkpoint::gguf::{Array, GgufTensor, Value, write_gguf};
-use ferrotune_checkpoint::{FolderWriter, TensorSource};
+use ferrotune_checkpoint::gguf::{Array, Value, write_gguf};
+use ferrotune_checkpoint::{Dtype, FolderWriter, OutTensor, TensorSource};
 use serde_json::Value as Json;
 
 /// A path under `fixtures/`.
@@ -100,10 +100,14 @@ pub(crate) fn toy_tokenizer() -> Vec<(&'static str, Value)> {
     ]
 }
 
+/// A tensor to be written: its name, its shape (outermost dimension first), its type, its bytes.
+pub(crate) type GgufTensor<'a> = (&'a str, &'a [usize], Dtype, &'a [u8]);
+
 /// Writes `model.gguf` into a folder.
 pub(crate) fn gguf_in(dir: &Path, metadata: &[(impl AsRef<str>, Value)], tensors: &[GgufTensor<'_>]) -> PathBuf {
     let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_ref(), v.clone())).collect();
-    write_gguf(&FolderWriter::new(dir).unwrap(), "model.gguf", &metadata, tensors).unwrap();
+    let tensors = tensors.iter().map(|&(name, shape, dtype, bytes)| OutTensor::bytes(name, shape, dtype, bytes));
+    write_gguf(&FolderWriter::new(dir).unwrap(), "model.gguf", &metadata, tensors.collect()).unwrap();
     dir.join("model.gguf")
 }
 

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use ferrotune_checkpoint::gguf::{Array, Gguf, GgufTensor, Value};
+use ferrotune_checkpoint::gguf::{Array, Gguf, Value};
 use ferrotune_checkpoint::{Dtype, OpenModel, open_model};
 use serde_json::{Value as Json, json};
 
-use crate::common::{Random, dump, fixture, gguf_in, model_metadata, overwrite, read_json, toy_tokenizer};
+use crate::common::{GgufTensor, Random, dump, fixture, gguf_in, model_metadata, overwrite, read_json, toy_tokenizer};
 
 const QUANTISED: [Dtype; 8] =
     [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];

@@ -66,6 +66,13 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
     let folder = args.folder.canonicalize().map_err(|error| anyhow!("{}: {error}", args.folder.display()));
     let folder = folder.map_err(Failure::Other)?;
     let is_adapter = folder.join("adapter_config.json").is_file();
+    if let Some(file) = gguf_in(&folder).filter(|_| !is_adapter) {
+        return Err(Failure::Other(anyhow!(
+            "{} is a GGUF file, which vLLM doesn't serve well: start `llama-server -m {0} --jinja`, or `ollama create NAME -f Modelfile` \
+             in its folder; for vLLM, export without export_format: gguf",
+            file.display()
+        )));
+    }
     let opened = if is_adapter {
         Opened::of_adapter(&folder, args.base.as_deref())
     } else {
@@ -100,6 +107,16 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
     };
     write(&service, &prompt, &folder.join("deploy"))?;
     tell(&service, &prompt, &args.folder, &gpu.0)
+}
+
+/// The GGUF file that a path is, or that a folder holds in place of a Hugging Face model.
+fn gguf_in(path: &Path) -> Option<PathBuf> {
+    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf") && path.is_file();
+    if path.join("config.json").is_file() {
+        return None;
+    }
+    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    std::iter::once(path.to_path_buf()).chain(inside).find(is_gguf)
 }
 
 /// The adapter, if vLLM can serve it, and how many numbers it has.

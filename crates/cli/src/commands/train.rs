@@ -181,7 +181,12 @@ impl Session<'_> {
         let pulse = engine.comm().pulse().clone();
         let output = plan.output.dir.clone();
         let mut screen = Screen { first: self.first, output, pulse, ..Screen::default() };
-        let finished = run(&job, &mut |event| screen.show(event));
+        let finished = run(&job, &mut |event| {
+            if matches!(event, Event::Started(_)) && self.first {
+                self.leave_recipe();
+            }
+            screen.show(event);
+        });
         screen.bar.finish_and_clear();
         screen.end_status(&finished);
         let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
@@ -210,6 +215,15 @@ impl Session<'_> {
                 "{} rows were encoded when the run ended; the next one with the same data goes on from there",
                 ui::grouped(coming.rows())
             )),
+        }
+    }
+
+    /// Leaves the recipe for `deploy`, at once, so that the checkpoints of a run that is killed can be served, too.
+    fn leave_recipe(&self) {
+        let path = self.resolved.plan.output.dir.join(RECIPE);
+        let recipe = format!("{:#}\n", self.resolved.recipe.to_json());
+        if let Err(error) = write_atomic(&path, recipe.as_bytes()) {
+            ui::warning(&format!("{error}; `deploy` will want the recipe behind the folder"));
         }
     }
 
@@ -281,7 +295,6 @@ impl Session<'_> {
         if let Some(served) = &self.served {
             review::write_serving(&plan.output.dir, served)?;
         }
-        write_atomic(&plan.output.dir.join(RECIPE), format!("{:#}\n", self.resolved.recipe.to_json()).as_bytes())?;
         match self.tuning {
             Tuning::Lora(_) => {
                 let base = LintBase { name: self.base_name, config: &self.base.config, tensors: &*self.base.tensors };

@@ -9,6 +9,7 @@ mod determinism;
 mod disks;
 mod experts;
 mod foretold;
+mod gguf;
 mod golden_train;
 mod launch;
 mod many;

@@ -1,9 +1,13 @@
 //! How text is generated, and what `export` writes.
 
-use super::Kind::{Any, Bool, Float, Int, Path, Text};
-use super::{Key, Range, no_effect, unsupported, works};
+use super::Kind::{Any, Bool, Choice, Float, Int, Path, Text};
+use super::{Choices, Key, Range, no_effect, unsupported, works};
 
-const GPTQ: &str = "export in full precision and quantise with the tool of your server";
+const FORMATS: Choices = Choices { here: &["safetensors", "gguf"], elsewhere: &[], instead: "" };
+const GGUF_TYPES: Choices =
+    Choices { here: &["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"], elsewhere: &[], instead: "" };
+
+const GPTQ: &str = "export in full precision and quantise with the tool of your server, or write `export_format: gguf` with `export_gguf_type: q4_k_m`";
 
 pub(super) const KEYS: &[Key] = &[
     works("do_sample", Bool, "true", "draw tokens at random; otherwise always take the likeliest"),
@@ -25,7 +29,19 @@ pub(super) const KEYS: &[Key] = &[
 
 pub(super) const EXPORT: &[Key] = &[
     works("export_dir", Path, "null", "folder of the merged model (required by `export`)"),
-    works("export_size", Int(1), "5", "largest file, in gigabytes (10^9 bytes)"),
+    works("export_size", Int(1), "5", "largest file, in gigabytes (10^9 bytes); a `gguf` is one file"),
+    works(
+        "export_format",
+        Choice(&FORMATS),
+        "safetensors",
+        "`gguf` writes one file for llama.cpp and Ollama instead of a Hugging Face folder",
+    ),
+    works(
+        "export_gguf_type",
+        Choice(&GGUF_TYPES),
+        "null",
+        "types of the weights in a `gguf`; if not set, 16 or 32 bits as `infer_dtype` or the model itself has them",
+    ),
     no_effect("export_device", Text, "cpu", "merging is done on the processor"),
     unsupported("export_quantization_bit", Int(1), "null", GPTQ),
     no_effect(
@@ -47,10 +63,10 @@ pub(super) const EXPORT: &[Key] = &[
         "used by `export_quantization_bit` only, which is not supported",
     ),
     no_effect("export_legacy_format", Bool, "false", "weights are always written as safetensors"),
-    unsupported(
+    works(
         "export_hub_model_id",
         Text,
         "null",
-        "upload `export_dir` yourself: it is laid out as the hub wants it",
+        "repository on the Hugging Face hub, `user/name`, to which `export_dir` is uploaded; made if it isn't there",
     ),
 ];

@@ -14,7 +14,7 @@ const LOGGING: Choices = Choices {
     instead: "write `logging_steps`, with a large number for few lines",
 };
 const TRACKERS: &str = "used by trackers that are not supported";
-const HUB: &str = "upload `output_dir` yourself: it is laid out as the hub wants it";
+const HUB: &str = "upload `output_dir` yourself: it is laid out as the hub wants it; a merged model is uploaded by `export_hub_model_id`";
 const HUB_OPTION: &str = "used by `push_to_hub` only, which is not supported";
 const TERMINAL: &str = "a terminal gets a progress bar, a file gets lines";
 
@@ -98,7 +98,7 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("hub_model_id", Text, "null", HUB_OPTION),
     no_effect("hub_strategy", Text, "every_save", HUB_OPTION),
     no_effect("hub_token", Text, "null", HUB_OPTION),
-    no_effect("hub_private_repo", Bool, "null", HUB_OPTION),
+    works("hub_private_repo", Bool, "null", "a repository that `export_hub_model_id` makes is seen by its owner only"),
     no_effect("hub_always_push", Bool, "false", HUB_OPTION),
     no_effect("hub_revision", Text, "null", HUB_OPTION),
     no_effect("push_to_hub_model_id", Any, "null", HUB_OPTION),

@@ -1,7 +1,9 @@
 //! What is written, how text is generated, what is exported.
 
 use super::{Verb, model, train};
-use crate::plan::{ExportPlan, GenerationPlan, Interval, OutputPlan, ProfilePlan, Resume};
+use crate::plan::{
+    ExportFormat, ExportPlan, GenerationPlan, GgufType, Interval, OutputPlan, ProfilePlan, Resume, UploadPlan,
+};
 use crate::settings::Settings;
 use std::path::Path;
 
@@ -134,5 +136,62 @@ pub(super) fn export(s: &mut Settings<'_>, verb: Verb) -> ExportPlan {
         dir: s.opt_path("export_dir"),
         shard_bytes: u64::try_from(s.int("export_size")).unwrap_or(1).saturating_mul(1_000_000_000),
         precision: model::infer_precision(s),
+        format: export_format(s),
+        upload: upload(s),
     }
+}
+
+fn export_format(s: &mut Settings<'_>) -> ExportFormat {
+    let kind = s.opt_text("export_gguf_type").map(|name| match name.as_str() {
+        "f32" => GgufType::F32,
+        "f16" => GgufType::F16,
+        "bf16" => GgufType::Bf16,
+        "q8_0" => GgufType::Q8_0,
+        "q4_0" => GgufType::Q4_0,
+        _ => GgufType::Q4KM,
+    });
+    if s.text("export_format") == "gguf" {
+        return ExportFormat::Gguf(kind);
+    }
+    if kind.is_some() {
+        s.error(
+            "export_gguf_type",
+            "`export_gguf_type` is set, and `export_format` is safetensors",
+            "add `export_format: gguf`, or remove `export_gguf_type`",
+        );
+    }
+    ExportFormat::Safetensors
+}
+
+fn upload(s: &mut Settings<'_>) -> Option<UploadPlan> {
+    let repository = s.opt_text("export_hub_model_id");
+    if let Some(repository) = &repository
+        && !is_repository(repository)
+    {
+        s.error(
+            "export_hub_model_id",
+            format!("`export_hub_model_id: {repository}` is no repository of the hub"),
+            "write it as `user/name`, of letters, digits, `-`, `_` and `.`",
+        );
+    }
+    if repository.is_none() && s.is_set("hub_private_repo") {
+        s.note(
+            "hub_private_repo",
+            "`hub_private_repo` has no effect: nothing is uploaded",
+            "`export_hub_model_id` names the repository to which `export` uploads",
+        );
+    }
+    repository.map(|repository| UploadPlan { repository, private: s.bool("hub_private_repo") })
+}
+
+/// Whether a text is the name of a repository as the hub takes it: at most 96 letters, digits, `-`, `_` and `.`, neither first
+/// nor last a `-` or `.`, and no two of them in a row (huggingface_hub's `validate_repo_id`), behind the user's.
+fn is_repository(id: &str) -> bool {
+    let part = |part: &str| {
+        let is_plain = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let is_bordered = part.starts_with(['-', '.']) || part.ends_with(['-', '.']);
+        is_plain && !part.is_empty() && !is_bordered && !part.contains("--") && !part.contains("..")
+    };
+    let name = id.split_once('/').filter(|(user, name)| part(user) && part(name));
+    name.is_some() && id.len() <= 96 && !id.ends_with(".git")
 }

@@ -7,12 +7,14 @@
 
 mod agree;
 mod disks;
+mod gguf;
 mod model;
 mod parts;
 mod restore;
 mod store;
 
-pub use model::{ModelFiles, Saver, intended_adapter, saved_bytes};
+pub use gguf::GgufModel;
+pub use model::{ModelFiles, Saver, intended_adapter, named_dtype, saved_bytes};
 pub use restore::{Found, split_before};
 pub use store::{Pending, Snapshots};
 

@@ -106,7 +106,7 @@ pub fn intended_adapter(plan: &LoraPlan, base_name: &str, parameters: &[Paramete
 }
 
 /// The type that config.json names for weights.
-fn named_dtype(config: &Value) -> Dtype {
+pub fn named_dtype(config: &Value) -> Dtype {
     match ["dtype", "torch_dtype"].iter().find_map(|key| config.get(*key)?.as_str()) {
         Some("bfloat16") => Dtype::Bf16,
         Some("float16") => Dtype::F16,

@@ -44,6 +44,7 @@ impl Settings {
         let mut settings = Self { rank: rank(config, findings), ..Self::default() };
         check_alpha(config, findings);
         settings.has_more_tensors = features(config, options.vllm, findings);
+        changed_base(config, findings);
         settings.patterns(config, options.vllm, findings);
         settings.targets(config);
         if let (largest, None) = (settings.largest_rank(), options.vllm.max_lora_rank(settings.largest_rank())) {
@@ -225,6 +226,19 @@ fn features(config: &Map<String, Value>, vllm: Vllm, findings: &mut Findings) ->
         refuse("init_lora_weights", server, cure);
     }
     more
+}
+
+/// LoRA-GA takes something out of the base at its beginning; whoever loads the adapter adds it to weights that have it still.
+fn changed_base(config: &Map<String, Value>, findings: &mut Findings) {
+    let kind = config.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default();
+    if kind.eq_ignore_ascii_case("lora_ga") {
+        findings.note(
+            "changed-base",
+            "init_lora_weights is lora_ga, which changes the base before training".to_owned(),
+            "it adds the pairs to the base as it is, in silence",
+            "serve it on the base that the run saved, or convert it (PEFT's path_initial_model_for_weight_conversion)",
+        );
+    }
 }
 
 /// Two hub ids that differ are two models; of paths nothing can be said.
