@@ -50,6 +50,8 @@ pub enum Precision {
     F32,
     /// bfloat16 weights and activations, f32 accumulation.
     Bf16,
+    /// IEEE half precision in the same places, and a loss that is scaled so that its gradients don't vanish.
+    F16,
 }
 
 /// Which model a run starts from.

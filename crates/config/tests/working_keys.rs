@@ -83,6 +83,7 @@ const OTHER: &[(&str, &str)] = &[
     ("label_smoothing_factor", "0.1"),
     ("moe_aux_loss_coef", "0.001"),
     ("bf16", "true"),
+    ("fp16", "true"),
     ("gradient_checkpointing", "false"),
     ("seed", "1"),
     ("data_seed", "1"),

@@ -7,6 +7,8 @@ pub enum DType {
     F32,
     /// bfloat16: the upper half of an f32.
     Bf16,
+    /// IEEE half precision.
+    F16,
     /// Indices and token ids.
     U32,
     /// Labels; -100 means no loss.
@@ -21,7 +23,7 @@ impl DType {
         numel
             * match self {
                 DType::F32 | DType::U32 | DType::I32 => 4,
-                DType::Bf16 => 2,
+                DType::Bf16 | DType::F16 => 2,
                 DType::F64 => 8,
             }
     }
@@ -32,6 +34,7 @@ impl std::fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
+            DType::F16 => "f16",
             DType::U32 => "u32",
             DType::I32 => "i32",
             DType::F64 => "f64",

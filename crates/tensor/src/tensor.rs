@@ -12,7 +12,7 @@ use crate::cpu::{Data, DataMut};
 use crate::device::On;
 use crate::heap::Block;
 use crate::{DType, Device, Kind, Shape};
-use half::bf16;
+use half::{bf16, f16};
 use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -263,6 +263,10 @@ impl Tensor {
                 let pairs = bytes.chunks_exact_mut(2).zip(values);
                 pairs.for_each(|(to, &value)| to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()));
             }),
+            DType::F16 => self.with_bytes_mut(|bytes| {
+                let pairs = bytes.chunks_exact_mut(2).zip(values);
+                pairs.for_each(|(to, &value)| to.copy_from_slice(&f16::from_f32(value).to_le_bytes()));
+            }),
             other => panic!("write_f32 into {other}"),
         }
     }
@@ -277,6 +281,7 @@ impl Tensor {
             values = match self.dtype {
                 DType::F32 => bytemuck::pod_collect_to_vec(bytes),
                 DType::Bf16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+                DType::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
                 other => panic!("to_f32 of {other}"),
             }
         });
@@ -393,20 +398,24 @@ impl Tensor {
 
     /// Its floating-point elements.
     pub(crate) fn data(&self) -> Data<'_> {
-        if self.dtype == DType::F32 {
-            return Data::F32(self.f32());
+        match self.dtype {
+            DType::F32 => Data::F32(self.f32()),
+            // SAFETY: as above.
+            DType::F16 => Data::F16(unsafe { std::slice::from_raw_parts(self.typed(DType::F16), self.numel()) }),
+            // SAFETY: as above.
+            _ => Data::Bf16(unsafe { std::slice::from_raw_parts(self.typed(DType::Bf16), self.numel()) }),
         }
-        // SAFETY: as above.
-        Data::Bf16(unsafe { std::slice::from_raw_parts(self.typed(DType::Bf16), self.numel()) })
     }
 
     /// Its floating-point elements, to be written.
     pub(crate) fn data_mut(&self) -> DataMut<'_> {
-        if self.dtype == DType::F32 {
-            return DataMut::F32(self.f32_mut());
+        match self.dtype {
+            DType::F32 => DataMut::F32(self.f32_mut()),
+            // SAFETY: as above.
+            DType::F16 => DataMut::F16(unsafe { std::slice::from_raw_parts_mut(self.typed(DType::F16), self.numel()) }),
+            // SAFETY: as above.
+            _ => DataMut::Bf16(unsafe { std::slice::from_raw_parts_mut(self.typed(DType::Bf16), self.numel()) }),
         }
-        // SAFETY: as above.
-        DataMut::Bf16(unsafe { std::slice::from_raw_parts_mut(self.typed(DType::Bf16), self.numel()) })
     }
 }
 

@@ -111,7 +111,7 @@ impl Trained {
         };
         let start = Instant::now();
         let micro_batches = std::slice::from_ref(&samples);
-        let work = Work { step: number, rate: 1e-4, micro_batches, votes: &Votes::default };
+        let work = Work { step: number, rate: 1e-4, micro_batches, scale: None, votes: &Votes::default };
         step(&self.model, &self.engine, &options, &work).expect("a step");
         start.elapsed().as_secs_f64()
     }

@@ -119,8 +119,13 @@ fn case(dtype: &str, shape: &str, mode: &str) {
     let mut once = || {
         number += 1;
         let (wall, cpu) = (Instant::now(), cpu_time());
-        let work =
-            Work { step: number, rate: 1e-4, micro_batches: std::slice::from_ref(&samples), votes: &Votes::default };
+        let work = Work {
+            step: number,
+            rate: 1e-4,
+            micro_batches: std::slice::from_ref(&samples),
+            scale: None,
+            votes: &Votes::default,
+        };
         step(&model, &engine, &options, &work).expect("a step");
         (wall.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64())
     };

@@ -165,7 +165,13 @@ fn time(model: &Model, division: Division, micro_batches: usize, comm: &dyn Comm
     for number in 0..=STEPS {
         comm.barrier().expect("all live");
         let start = Instant::now();
-        let work = Work { step: number as u64 + 1, rate: 1e-3, micro_batches: &micro_batches, votes: &Votes::default };
+        let work = Work {
+            step: number as u64 + 1,
+            rate: 1e-3,
+            micro_batches: &micro_batches,
+            scale: None,
+            votes: &Votes::default,
+        };
         step(model, &engine, &options, &work).expect("a step");
         if number > 0 {
             least = least.min(start.elapsed().as_secs_f64());

@@ -108,7 +108,7 @@ fn count(
     // As many micro-batches as a pipe holds at once; and a second step, for which gathers begin ahead.
     let micro_batches = vec![samples; stages];
     for number in 1..=2 {
-        let work = Work { step: number, rate: 0.0, micro_batches: &micro_batches, votes: &Votes::default };
+        let work = Work { step: number, rate: 0.0, micro_batches: &micro_batches, scale: None, votes: &Votes::default };
         step(model, &engine, options, &work)?;
     }
     if !evaluated.is_empty() {

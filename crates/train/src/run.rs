@@ -21,7 +21,7 @@ use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step};
 use crate::track::BestTracker;
 use crate::{Error, Result};
-use ferrotune_config::plan::{Interval, Plan, ProfilePlan, Resume, Tuning};
+use ferrotune_config::plan::{Interval, Plan, Precision, ProfilePlan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
 use ferrotune_model::{Config, Model};
@@ -225,6 +225,8 @@ impl<'a, 'h> Session<'a, 'h> {
             run = RunState { recipe: run.recipe, rows: run.rows, pace: run.pace, split: run.split, step, ..read };
             hear(Event::Resumed(found.path));
         }
+        let scaled = plan.model.precision == Precision::F16;
+        run.scale = scaled.then(|| run.scale.unwrap_or_default());
         let replaced = replaced(plan, &snapshots, run.step, hear)?;
         let rank = job.engine.comm().rank();
         let outputs = (rank == 0).then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
@@ -306,7 +308,9 @@ impl<'a, 'h> Session<'a, 'h> {
     /// One optimiser step.
     fn step(&mut self) -> Result<(Outcome, f64)> {
         let number = self.run.step + 1;
-        let rate = self.rates.rate(self.run.step);
+        let scale = self.run.scale;
+        // A step that was skipped moves neither the weights nor the learning rate.
+        let rate = self.rates.rate(self.run.step - scale.map_or(0, |scale| scale.skipped));
         let sample = |index| Sample { row: self.job.train.get(index), index };
         let rows = self.order.step_rows(number, |row| self.job.train.size(row).0).map_err(Error::Data)?;
         let micro_batches: Vec<Vec<Sample<'_>>> =
@@ -317,7 +321,7 @@ impl<'a, 'h> Session<'a, 'h> {
             stop: self.job.stop.load(Ordering::Relaxed),
             ready: self.pending.as_ref().is_some_and(Pending::is_written),
         };
-        let work = Work { step: number, rate, micro_batches: &micro_batches, votes: &votes };
+        let work = Work { step: number, rate, micro_batches: &micro_batches, scale, votes: &votes };
         self.profiler.iter_mut().for_each(|profiler| profiler.step_begins(number));
         let start = Instant::now();
         let outcome = step(self.job.model, self.job.engine, &self.options, &work);
@@ -328,7 +332,8 @@ impl<'a, 'h> Session<'a, 'h> {
             }
             other => other,
         })?;
-        if !outcome.updated {
+        self.weigh(number, &outcome);
+        if !(outcome.updated || outcome.overflowed) {
             let rows: Vec<_> = micro_batches.iter().flatten().map(|s| s.row.source).collect();
             (self.hear)(Event::Warning(format!(
                 "step {number}: no token of {} has a label, so nothing was learnt from it; was the answer cut off by cutoff_len?",
@@ -343,7 +348,10 @@ impl<'a, 'h> Session<'a, 'h> {
         self.job.engine.comm().pulse().trained(tokens, memory);
         self.flops += flops() - before;
         self.run.tokens += outcome.tokens;
-        self.run.losses.add(outcome.loss);
+        // A forward pass that overflows has no loss; the mean is over those that have one.
+        if outcome.loss.is_finite() {
+            self.run.losses.add(outcome.loss);
+        }
         self.pace.step(self.start.elapsed(), outcome.tokens);
         (self.hear)(Event::Stepped(self.pace.progress(self.start.elapsed()), outcome.loss));
         Ok((outcome, rate))
@@ -357,6 +365,21 @@ impl<'a, 'h> Session<'a, 'h> {
             Some(Err(error)) => (self.hear)(Event::Warning(format!("no profile was written: {error}"))),
             Some(Ok(None)) | None => {}
         }
+    }
+
+    /// Brings the scale of the loss up to date with a step.
+    fn weigh(&mut self, number: u64, outcome: &Outcome) {
+        let Some(scale) = &mut self.run.scale else { return };
+        if !outcome.overflowed {
+            scale.taken();
+            return;
+        }
+        scale.overflowed();
+        let told = format!(
+            "step {number}: a gradient overflowed in half precision; the step is skipped, and the loss is scaled by {} from here",
+            scale.scale
+        );
+        (self.hear)(Event::Warning(told));
     }
 
     fn when(&self) -> When {

@@ -7,6 +7,7 @@
 use crate::engine::{Engine, Update};
 use crate::passes::{Passes, pass_on, receive};
 use crate::router_loss::RouterLoss;
+use crate::scale::LossScale;
 use crate::{Error, Result};
 use ferrotune_config::plan::{AdamWPlan, LoraPlus};
 use ferrotune_data::rows::Row;
@@ -56,6 +57,8 @@ pub struct Work<'a> {
     /// This rank's micro-batches: as many on each rank, empty ones among them where rows don't come out even. All stages
     /// of a pipe are given the same.
     pub micro_batches: &'a [Vec<Sample<'a>>],
+    /// The scale of the loss, where gradients are in half precision.
+    pub scale: Option<LossScale>,
     /// What this rank has to say at the step's end.
     pub votes: &'a dyn Fn() -> Votes,
 }
@@ -82,8 +85,10 @@ pub struct Outcome {
     pub tokens: u64,
     /// Tokens that had a loss.
     pub label_tokens: u64,
-    /// False if no token of the step had a label: nothing was updated.
+    /// False if no token of the step had a label, or if a gradient overflowed: nothing was updated.
     pub updated: bool,
+    /// A gradient was beyond half precision, with the scale that the loss had.
+    pub overflowed: bool,
     /// Some rank was asked to end the run after this step.
     pub stop: bool,
     /// All ranks have written their parts of a checkpoint.
@@ -93,7 +98,7 @@ pub struct Outcome {
 /// Runs one step.
 ///
 /// # Errors
-/// If the loss or a gradient isn't finite (nothing is updated then), if memory runs out, or if a rank is lost.
+/// If the loss or a gradient isn't finite and a smaller scale of the loss can't help (nothing is updated then), if memory runs out, or if a rank is lost.
 pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'_>) -> Result<Outcome> {
     let count = |row: &Row<'_>| row.labels.iter().filter(|&&l| l >= 0).count() as u64;
     let samples = || work.micro_batches.iter().flatten();
@@ -113,6 +118,7 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
         tokens: tokens as u64,
         label_tokens: labels as u64,
         updated: false,
+        overflowed: false,
         stop: false,
         ready: false,
     };
@@ -121,23 +127,29 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
         return Ok(outcome);
     }
     engine.zero_grads();
-    let loss = LossOptions { scale: (1.0 / labels) as f32, smoothing: options.smoothing };
+    let scale = work.scale.map_or(1.0, |scale| f64::from(scale.scale));
+    let loss = LossOptions { scale: (scale / labels) as f32, smoothing: options.smoothing };
     let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
-    let router = RouterLoss::new(model, engine, options.router_aux_loss, tokens);
+    let router = RouterLoss::new(model, engine, options.router_aux_loss * scale, tokens);
     let passes = Passes { model, engine, loss, noise, recompute: options.recompute, router: router.as_ref() };
-    outcome.loss = passes.run(work.micro_batches)?;
+    outcome.loss = passes.run(work.micro_batches)? / scale;
     world.pulse().does(Activity::Updating);
     let span = world.pulse().trace().begin();
     tally(engine, work, &mut outcome)?;
     if let Some((value, weighted)) = router.as_ref().map(RouterLoss::value) {
         outcome.router_loss = Some(value);
-        outcome.loss += weighted;
+        outcome.loss += weighted / scale;
     }
-    outcome.grad_norm = engine.reduce_grads()?;
+    outcome.grad_norm = engine.reduce_grads()? / scale;
+    if !outcome.grad_norm.is_finite() && work.scale.is_some_and(|scale| scale.may_shrink()) {
+        outcome.overflowed = true;
+        return Ok(outcome);
+    }
     if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
         return Err(not_finite(model, engine, work, &outcome)?);
     }
-    let update = Update { rate: work.rate, step: work.step, max_norm: options.max_norm, plus: options.plus };
+    let taken = work.step - work.scale.map_or(0, |scale| scale.skipped);
+    let update = Update { rate: work.rate, step: taken, scale, max_norm: options.max_norm, plus: options.plus };
     engine.update(&options.optimizer, &update, outcome.grad_norm)?;
     engine.check()?;
     world.pulse().trace().end(span, Lane::Computing, 0, || "update");

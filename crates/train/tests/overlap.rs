@@ -110,7 +110,8 @@ fn steps(comm: &Rc<dyn Comm>, overlap: bool) -> Vec<Span> {
     for number in 1..=3 {
         comm.barrier().unwrap();
         comm.pulse().trace().start();
-        let work = Work { step: number, rate: 1e-3, micro_batches: &micro_batches, votes: &Votes::default };
+        let work =
+            Work { step: number, rate: 1e-3, micro_batches: &micro_batches, scale: None, votes: &Votes::default };
         step(&model, &engine, &options, &work).unwrap();
     }
     comm.pulse().trace().stop().0

@@ -80,7 +80,8 @@ impl Case {
         let row = Row { input_ids: &ids, labels: &labels, segments: &[TOKENS as u32], isolated: false, source: (0, 0) };
         let micro_batches = vec![vec![Sample { row, index: 0 }]; micro_batches];
         let run = |number| {
-            let work = Work { step: number, rate: 1e-3, micro_batches: &micro_batches, votes: &Votes::default };
+            let work =
+                Work { step: number, rate: 1e-3, micro_batches: &micro_batches, scale: None, votes: &Votes::default };
             step(&model, &engine, &options, &work).unwrap()
         };
         run(1);

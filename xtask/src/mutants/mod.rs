@@ -9,7 +9,7 @@ mod mutate;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,19 +19,25 @@ use crate::root;
 use mutate::Mutation;
 use tests::Tests;
 
-/// A changed line of a file.
+/// A file of PTX as it was when the task began.
+struct Source {
+    name: String,
+    text: String,
+}
+
+/// A changed line of a file, which is given by its number.
 struct Mutant {
-    file: PathBuf,
+    file: usize,
     kernel: String,
     mutation: Mutation,
 }
 
 impl Mutant {
     /// What it is, with the line before and after.
-    fn describe(&self, before: &str) -> String {
+    fn describe(&self, file: &str, before: &str) -> String {
         let Mutation { kind, line, text } = &self.mutation;
         let after = if text.is_empty() { "nothing" } else { text };
-        format!("{kind}, {}:{}, {}: {} -> {after}", name_of(&self.file), line + 1, self.kernel, before.trim())
+        format!("{kind}, {file}:{}, {}: {} -> {after}", line + 1, self.kernel, before.trim())
     }
 }
 
@@ -43,17 +49,18 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
     let (count, seed) = (number(0, 300)? as usize, number(1, 1)?);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(root().join("kernels/ptx"))? {
-        files.push(entry?.path());
+        let path = entry?.path();
+        files.push(Source { name: name_of(&path).to_owned(), text: std::fs::read_to_string(&path)? });
     }
-    files.sort();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
     let tests = Tests::find()?;
     for file in &files {
-        for kernel in kernels(&std::fs::read_to_string(file)?) {
+        for kernel in kernels(&file.text) {
             ensure!(tests.of(&kernel).next().is_some(), "no test launches {kernel}");
         }
     }
     println!("{} tests launch the kernels of {} files", tests.len(), files.len());
-    let chosen = chosen(&files, count, seed)?;
+    let chosen = chosen(&files, count, seed);
     let results = all(&tests, &files, &chosen)?;
     println!("\nkind of mistake   noticed");
     for (kind, (all, dead)) in &results {
@@ -71,15 +78,15 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
 type Results = BTreeMap<&'static str, (usize, usize)>;
 
 /// Tries all mutants, on as many threads as there are processors, each with a copy of the PTX.
-fn all(tests: &Tests, files: &[PathBuf], mutants: &[Mutant]) -> Result<Results> {
+fn all(tests: &Tests, files: &[Source], mutants: &[Mutant]) -> Result<Results> {
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Results::new()));
     let work = || -> Result<()> {
         let folder = tempfile::tempdir()?;
         for file in files {
-            std::fs::copy(file, folder.path().join(name_of(file)))?;
+            std::fs::write(folder.path().join(&file.name), &file.text)?;
         }
         while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let killed = try_one(tests, mutant, folder.path())?;
+            let killed = try_one(tests, &files[mutant.file], mutant, folder.path())?;
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let (all, dead) = results.entry(mutant.mutation.kind).or_default();
             *all += 1;
@@ -109,10 +116,9 @@ fn kernels(ptx: &str) -> Vec<String> {
 }
 
 /// `count` mutants: a kind is drawn, then a place, so that rare kinds aren't drowned.
-fn chosen(files: &[PathBuf], count: usize, seed: u64) -> Result<Vec<Mutant>> {
+fn chosen(files: &[Source], count: usize, seed: u64) -> Vec<Mutant> {
     let mut kinds: BTreeMap<&str, Vec<Mutant>> = BTreeMap::new();
-    for file in files {
-        let text = std::fs::read_to_string(file)?;
+    for (file, Source { text, .. }) in files.iter().enumerate() {
         let mut kernel = "";
         let of_line: Vec<&str> = text
             .lines()
@@ -121,9 +127,9 @@ fn chosen(files: &[PathBuf], count: usize, seed: u64) -> Result<Vec<Mutant>> {
                 kernel
             })
             .collect();
-        for mutation in mutate::all(&text) {
+        for mutation in mutate::all(text) {
             let kernel = of_line[mutation.line].to_owned();
-            kinds.entry(mutation.kind).or_default().push(Mutant { file: file.clone(), kernel, mutation });
+            kinds.entry(mutation.kind).or_default().push(Mutant { file, kernel, mutation });
         }
     }
     let (mut kinds, mut state, mut chosen) = (kinds.into_values().collect::<Vec<_>>(), seed, Vec::new());
@@ -135,7 +141,7 @@ fn chosen(files: &[PathBuf], count: usize, seed: u64) -> Result<Vec<Mutant>> {
             kinds.swap_remove(kind);
         }
     }
-    Ok(chosen)
+    chosen
 }
 
 /// A number below `n`: splitmix64.
@@ -148,17 +154,16 @@ fn below(state: &mut u64, n: usize) -> usize {
 }
 
 /// Writes the mutant over its file, runs its tests, and puts the file back.
-fn try_one(tests: &Tests, mutant: &Mutant, folder: &Path) -> Result<bool> {
-    let (text, line) = (std::fs::read_to_string(&mutant.file)?, mutant.mutation.line);
-    let mut lines: Vec<&str> = text.lines().collect();
-    let before = lines[line];
-    lines[line] = &mutant.mutation.text;
-    let place = folder.join(name_of(&mutant.file));
+fn try_one(tests: &Tests, file: &Source, mutant: &Mutant, folder: &Path) -> Result<bool> {
+    let mut lines: Vec<&str> = file.text.lines().collect();
+    let before = lines[mutant.mutation.line];
+    lines[mutant.mutation.line] = &mutant.mutation.text;
+    let place = folder.join(&file.name);
     std::fs::write(&place, lines.join("\n") + "\n")?;
     let killed = tests.notice(&mutant.kernel, folder)?;
     if !killed {
-        println!("survived: {}", mutant.describe(before));
+        println!("survived: {}", mutant.describe(&file.name, before));
     }
-    std::fs::copy(&mutant.file, place)?;
+    std::fs::write(place, &file.text)?;
     Ok(killed)
 }

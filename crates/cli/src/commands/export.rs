@@ -90,6 +90,7 @@ fn safetensors(
     let dtype = wanted.map(|precision| match precision {
         Precision::F32 => Dtype::F32,
         Precision::Bf16 => Dtype::Bf16,
+        Precision::F16 => Dtype::F16,
     });
     saver.whole(dtype, engine.parameters()).write_of(engine, folder)?;
     Ok(folder.path().to_path_buf())

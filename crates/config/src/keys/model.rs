@@ -4,11 +4,7 @@ use super::Kind::{Any, Bool, Choice, Float, Int, List, Path, Text};
 use super::{Choices, Key, Range, no_effect, unsupported, works};
 
 const ROPE: Choices = Choices { here: &["linear", "dynamic", "yarn", "llama3"], elsewhere: &[], instead: "" };
-const INFER_DTYPE: Choices = Choices {
-    here: &["auto", "bfloat16", "float32"],
-    elsewhere: &["float16"],
-    instead: "write `infer_dtype: bfloat16` or `float32`",
-};
+const INFER_DTYPE: Choices = Choices { here: &["auto", "bfloat16", "float16", "float32"], elsewhere: &[], instead: "" };
 const QUANTIZED: &str = "remove it and train with `bf16: true`; frozen weights are not kept quantised in memory";
 const KERNELS: &str = "fused kernels are always on; there is nothing to choose";
 const MULTIMODAL: &str = "only text models are trained";

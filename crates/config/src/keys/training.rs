@@ -80,7 +80,6 @@ const OPTIM: Choices = Choices {
 };
 const SAMPLING: Choices = Choices { here: &["random", "sequential", "group_by_length"], elsewhere: &[], instead: "" };
 const EVAL: Choices = Choices { here: &["no", "steps", "epoch"], elsewhere: &[], instead: "" };
-const FP16: &str = "write `bf16: true` instead: the same memory, and no loss scaling";
 const COMPILED: &str = "the program is compiled already";
 const ONE_PRECISION: &str = "evaluation runs in the precision of the training";
 const LOADER: &str = "rows are read from a memory map by the training process itself";
@@ -124,7 +123,12 @@ pub(super) const KEYS: &[Key] = &[
         "false",
         "frozen weights and activations in bfloat16; adapters, norms and the loss stay in 32 bits",
     ),
-    unsupported("fp16", Bool, "false", FP16),
+    works(
+        "fp16",
+        Bool,
+        "false",
+        "the same in IEEE half precision, with a loss scale as torch's `GradScaler` has it; `bf16` needs none",
+    ),
     works(
         "gradient_checkpointing",
         BoolOrAuto,

@@ -78,7 +78,7 @@ const DEEPSPEED: &[(&str, Row)] = &[
     ("bf16.enabled", As("bf16")),
     ("bfloat16.enabled", As("bf16")),
     ("bf16.*", NoEffect),
-    ("fp16.enabled", Only("false", "write `bf16: true`: fp16 is not supported")),
+    ("fp16.enabled", As("fp16")),
     ("fp16.*", NoEffect),
     ("fp8.enabled", Only("false", "write `bf16: true`: fp8 is not supported")),
     ("fp8.*", NoEffect),

@@ -50,8 +50,17 @@ pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {
     }
 }
 
-fn precision(s: &Settings<'_>, verb: Verb) -> Precision {
-    let trained = if s.bool("bf16") || s.bool("pure_bf16") { Precision::Bf16 } else { Precision::F32 };
+fn precision(s: &mut Settings<'_>, verb: Verb) -> Precision {
+    let brain = s.bool("bf16") || s.bool("pure_bf16");
+    if s.bool("fp16") && brain {
+        let other = if s.bool("bf16") { "bf16" } else { "pure_bf16" };
+        s.error("fp16", format!("`fp16` and `{other}` are both on"), "remove `fp16`: bf16 needs no loss scaling");
+    }
+    let trained = match (brain, s.bool("fp16")) {
+        (true, _) => Precision::Bf16,
+        (false, true) => Precision::F16,
+        (false, false) => Precision::F32,
+    };
     match verb {
         Verb::Train | Verb::Plan | Verb::Data => trained,
         Verb::Chat | Verb::Export => infer_precision(s).unwrap_or(trained),
@@ -62,6 +71,7 @@ fn precision(s: &Settings<'_>, verb: Verb) -> Precision {
 pub(super) fn infer_precision(s: &Settings<'_>) -> Option<Precision> {
     match s.text("infer_dtype").as_str() {
         "bfloat16" => Some(Precision::Bf16),
+        "float16" => Some(Precision::F16),
         "float32" => Some(Precision::F32),
         _ => None,
     }

@@ -2,7 +2,7 @@
 
 use super::level::simd;
 use super::parallel::{over_rows, part, read};
-use super::{Data, DataMut, Element, Shared, by_type, level, math};
+use super::{Data, DataMut, Element, Shared, alike, by_type, level, math};
 use rayon::prelude::*;
 
 /// `x += y`.
@@ -72,13 +72,13 @@ pub fn scale_columns(x: Data<'_>, factors: &[f32], bias: Option<Data<'_>>, y: Da
     assert!(bias.is_none_or(|b| b.len() == width), "columns of the bias");
     let level = level();
     let bias = bias.unwrap_or(Data::F32(&[]));
-    by_type!(x: Data => by_type!(y: DataMut => by_type!(bias: Data => {
+    alike!((x: Data, y: DataMut) => by_type!(bias: Data => {
         let (rows, y) = (x.len() / width.max(1), Shared::new(y));
         over_rows(rows, width, |r| {
             // SAFETY: ranges of tasks are disjoint.
             scale_columns_part(level, read(x, &r, width), factors, bias, unsafe { part(&y, &r, width) });
         });
-    })));
+    }));
 }
 
 simd! {
@@ -123,9 +123,9 @@ pub fn add_column_dots(x: Data<'_>, y: Data<'_>, norms: &[f32], sums: &mut [f32]
     let width = sums.len();
     assert!(x.len() == y.len() && norms.len() == width && x.len().is_multiple_of(width.max(1)), "columns of dots");
     let level = level();
-    by_type!(x: Data => by_type!(y: Data => sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
+    alike!((x: Data, y: Data) => sums.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
         column_dots_part(level, (x, y), (width, i * COLUMNS), norms, sums);
-    })));
+    }));
 }
 
 simd! {

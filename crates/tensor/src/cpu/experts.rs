@@ -6,8 +6,8 @@
 use super::gemm::{Gemm, Mat, Product, gemm};
 use super::level::simd;
 use super::parallel::{over_rows, part};
-use super::{Data, DataMut, Element, Shared, by_type, level};
-use half::bf16;
+use super::{Data, DataMut, Element, Shared, alike, level};
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -169,7 +169,7 @@ pub fn route_backward(
 pub fn combine(rows: Data<'_>, slots: &[u32], weights: Option<&[f32]>, y: DataMut<'_>, width: usize) {
     let tokens = y.len() / width.max(1);
     let top_k = slots.len() / tokens.max(1);
-    by_type!(rows: Data => by_type!(y: DataMut => {
+    alike!((rows: Data, y: DataMut) => {
         let y = Shared::new(y);
         over_rows(tokens, width * top_k, |range| {
             for token in range {
@@ -182,7 +182,7 @@ pub fn combine(rows: Data<'_>, slots: &[u32], weights: Option<&[f32]>, y: DataMu
                 sum_rows(top_k, of, y);
             }
         });
-    }));
+    });
 }
 
 /// `y = sum_j weight_j row_j`, in f32 and in the order of j, rounded once.
@@ -229,7 +229,7 @@ pub fn combine_backward(
     let tokens = dy.len() / width.max(1);
     let top_k = slots.len() / tokens.max(1);
     let dweights = Shared::new(dweights);
-    by_type!(dy: Data => by_type!(rows: Data => by_type!(drows: DataMut => {
+    alike!((dy: Data, rows: Data, drows: DataMut) => {
         let drows = Shared::new(drows);
         over_rows(tokens, width * top_k, |range| {
             for token in range {
@@ -244,7 +244,7 @@ pub fn combine_backward(
                 }
             }
         });
-    })));
+    });
 }
 
 /// Sums of a dot product that go side by side, whatever the processor.
@@ -308,6 +308,7 @@ fn slice(data: Data<'_>, range: Range<usize>) -> Data<'_> {
     match data {
         Data::F32(data) => Data::F32(&data[range]),
         Data::Bf16(data) => Data::Bf16(&data[range]),
+        Data::F16(data) => Data::F16(&data[range]),
     }
 }
 
@@ -315,6 +316,7 @@ fn slice(data: Data<'_>, range: Range<usize>) -> Data<'_> {
 enum Parts {
     F32(Shared<f32>),
     Bf16(Shared<bf16>),
+    F16(Shared<f16>),
 }
 
 impl Parts {
@@ -322,6 +324,7 @@ impl Parts {
         match c {
             DataMut::F32(c) => Self::F32(Shared::new(c)),
             DataMut::Bf16(c) => Self::Bf16(Shared::new(c)),
+            DataMut::F16(c) => Self::F16(Shared::new(c)),
         }
     }
 
@@ -333,6 +336,7 @@ impl Parts {
             match self {
                 Self::F32(c) => DataMut::F32(c.slice(range.start, range.len())),
                 Self::Bf16(c) => DataMut::Bf16(c.slice(range.start, range.len())),
+                Self::F16(c) => DataMut::F16(c.slice(range.start, range.len())),
             }
         }
     }
@@ -381,7 +385,7 @@ fn sigmoid(x: f32) -> f32 {
 /// `out = y + sigmoid(gate) z`, rows of `width` elements with a gate each.
 pub fn add_gated(y: Data<'_>, z: Data<'_>, gate: Data<'_>, out: DataMut<'_>, width: usize) {
     let rows = gate.len();
-    by_type!(y: Data => by_type!(z: Data => by_type!(gate: Data => by_type!(out: DataMut => {
+    alike!((y: Data, z: Data, gate: Data, out: DataMut) => {
         let out = Shared::new(out);
         over_rows(rows, width, |range| {
             for row in range {
@@ -393,7 +397,7 @@ pub fn add_gated(y: Data<'_>, z: Data<'_>, gate: Data<'_>, out: DataMut<'_>, wid
                 }
             }
         });
-    }))));
+    });
 }
 
 /// The gradients of [`add_gated`]'s z and gate from that of its result.
@@ -404,7 +408,7 @@ pub fn add_gated_backward(
     width: usize,
 ) {
     let rows = gate.len();
-    by_type!(d: Data => by_type!(z: Data => by_type!(gate: Data => by_type!(dz: DataMut => by_type!(dgate: DataMut => {
+    alike!((d: Data, z: Data, gate: Data, dz: DataMut, dgate: DataMut) => {
         let (dz, dgate) = (Shared::new(dz), Shared::new(dgate));
         over_rows(rows, width, |range| {
             for row in range {
@@ -415,5 +419,5 @@ pub fn add_gated_backward(
                 dgate[0] = Element::put(s * (1.0 - s) * dot);
             }
         });
-    })))));
+    });
 }

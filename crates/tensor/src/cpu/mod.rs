@@ -43,15 +43,17 @@ pub use rows::{gather_rows, scatter_add_rows, scatter_rows};
 pub use scratch::scratch_bytes_per_thread;
 pub use swiglu::{swiglu, swiglu_backward};
 
-use half::bf16;
+use half::{bf16, f16};
 
-/// A slice of either element type that activations and weights come in.
+/// A slice of one of the element types that activations and weights come in.
 #[derive(Clone, Copy, Debug)]
 pub enum Data<'a> {
     /// 32-bit floats.
     F32(&'a [f32]),
     /// bfloat16.
     Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
 }
 
 impl Data<'_> {
@@ -60,6 +62,7 @@ impl Data<'_> {
         match self {
             Self::F32(s) => s.len(),
             Self::Bf16(s) => s.len(),
+            Self::F16(s) => s.len(),
         }
     }
 
@@ -69,13 +72,15 @@ impl Data<'_> {
     }
 }
 
-/// A mutable slice of either element type.
+/// A mutable slice of one of the element types.
 #[derive(Debug)]
 pub enum DataMut<'a> {
     /// 32-bit floats.
     F32(&'a mut [f32]),
     /// bfloat16.
     Bf16(&'a mut [bf16]),
+    /// IEEE half precision.
+    F16(&'a mut [f16]),
 }
 
 impl DataMut<'_> {
@@ -84,6 +89,7 @@ impl DataMut<'_> {
         match self {
             Self::F32(s) => s.len(),
             Self::Bf16(s) => s.len(),
+            Self::F16(s) => s.len(),
         }
     }
 
@@ -97,6 +103,7 @@ impl DataMut<'_> {
         match self {
             Self::F32(s) => Data::F32(s),
             Self::Bf16(s) => Data::Bf16(s),
+            Self::F16(s) => Data::F16(s),
         }
     }
 
@@ -105,12 +112,15 @@ impl DataMut<'_> {
         match self {
             Self::F32(s) => DataMut::F32(s),
             Self::Bf16(s) => DataMut::Bf16(s),
+            Self::F16(s) => DataMut::F16(s),
         }
     }
 }
 
 /// An element type of [`Data`], as the generic bodies of the kernels see it.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// One or two of them are a word that some kernel takes as it lies.
+    const WORDS: bool;
     /// Its value.
     fn get(self) -> f32;
     /// The nearest element, ties to even.
@@ -120,6 +130,7 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
 }
 
 impl Element for f32 {
+    const WORDS: bool = true;
     #[inline(always)]
     fn get(self) -> f32 {
         self
@@ -135,6 +146,7 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
+    const WORDS: bool = true;
     #[inline(always)]
     fn get(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -146,6 +158,35 @@ impl Element for bf16 {
     #[inline(always)]
     fn half_bits(self) -> u32 {
         u32::from(self.to_bits())
+    }
+}
+
+impl Element for f16 {
+    const WORDS: bool = false;
+    #[inline(always)]
+    fn get(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let size = bits & 0x7fff;
+        // The exponent's bias is another, and the product makes subnormal numbers normal, exactly.
+        let scaled = (f32::from_bits(size << 13) * f32::from_bits(0x7780_0000)).to_bits();
+        let value = if size < 0x7c00 { scaled } else { 0x7f80_0000 | size << 13 };
+        f32::from_bits((bits & 0x8000) << 16 | value)
+    }
+    #[inline(always)]
+    fn put(value: f32) -> Self {
+        let bits = value.to_bits();
+        let size = bits & 0x7fff_ffff;
+        let normal = (size.wrapping_add(0xfff + (size >> 13 & 1)) >> 13).wrapping_sub(112 << 10);
+        // Adding a half leaves the multiple of 2^-24 in the low bits, rounded by the addition itself.
+        let subnormal = (f32::from_bits(size) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+        let far = if size > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        let value = if size < 0x3880_0000 { subnormal } else { normal };
+        let value = if size >= 0x4780_0000 { far } else { value };
+        Self::from_bits((bits >> 16 & 0x8000 | value) as u16)
+    }
+    #[inline(always)]
+    fn half_bits(self) -> u32 {
+        round_bits(self.get())
     }
 }
 
@@ -163,10 +204,24 @@ macro_rules! by_type {
         match $x {
             $crate::cpu::$kind::F32($x) => $body,
             $crate::cpu::$kind::Bf16($x) => $body,
+            $crate::cpu::$kind::F16($x) => $body,
         }
     };
 }
 use by_type;
+
+/// The same for several that share one type.
+macro_rules! alike {
+    (($($x:ident: $kind:ident),+) => $body:expr) => {
+        match ($($x),+) {
+            ($($crate::cpu::$kind::F32($x)),+) => $body,
+            ($($crate::cpu::$kind::Bf16($x)),+) => $body,
+            ($($crate::cpu::$kind::F16($x)),+) => $body,
+            _ => unreachable!("what an op reads and writes row by row shares one type"),
+        }
+    };
+}
+use alike;
 
 /// Asks for the cache lines of `len` elements from `at` on, which may point anywhere.
 #[inline(always)]
@@ -210,5 +265,28 @@ impl<T> Shared<T> {
         assert!(start <= self.1 && len <= self.1 - start, "task range outside its slice");
         // SAFETY: inside the slice by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_converted_as_the_standard_has_it() {
+        for bits in 0..=u16::MAX {
+            let x = f16::from_bits(bits);
+            assert!(x.get().to_bits() == x.to_f32().to_bits() || x.is_nan() && x.get().is_nan(), "{bits:#x}");
+            let back = f16::put(x.get());
+            assert!(back.to_bits() == bits || x.is_nan() && back.is_nan(), "{bits:#x}");
+        }
+        // Every exponent, with mantissas around each tie.
+        for high in 0..=0xffffu32 {
+            for low in [0, 1, 0x0fff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7000, 0xefff, 0xf000, 0xf001, 0xffff] {
+                let x = f32::from_bits(high << 16 | low);
+                let (ours, theirs) = (f16::put(x), f16::from_f32(x));
+                assert!(ours.to_bits() == theirs.to_bits() || x.is_nan() && ours.is_nan(), "{x:e}");
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::level::simd;
 use super::parallel::{over_rows, part, read};
-use super::{Data, DataMut, Element, Shared, by_type, level, math};
+use super::{Data, DataMut, Element, Shared, alike, by_type, level, math};
 use rayon::prelude::*;
 
 /// Normalises rows of w's length; `rstd` receives r of each row.
@@ -10,7 +10,7 @@ pub fn rmsnorm(x: Data<'_>, w: Data<'_>, eps: f32, y: DataMut<'_>, rstd: &mut [f
     let width = w.len();
     assert!(x.len() == y.len() && x.len() == width * rstd.len(), "rows of a norm");
     let level = level();
-    by_type!(x: Data => by_type!(y: DataMut => by_type!(w: Data => {
+    alike!((x: Data, y: DataMut) => by_type!(w: Data => {
         let (rows, y, rstd) = (rstd.len(), Shared::new(y), Shared::new(rstd));
         over_rows(rows, width, |r| {
             // SAFETY: ranges of tasks are disjoint.
@@ -19,7 +19,7 @@ pub fn rmsnorm(x: Data<'_>, w: Data<'_>, eps: f32, y: DataMut<'_>, rstd: &mut [f
             rstd_part(level, x, width, eps, rstd);
             apply_part(level, x, w, rstd, y);
         });
-    })));
+    }));
 }
 
 /// The output of [`rmsnorm`] again, from the `rstd` it gave.
@@ -27,13 +27,13 @@ pub fn rmsnorm_apply(x: Data<'_>, w: Data<'_>, rstd: &[f32], y: DataMut<'_>) {
     let width = w.len();
     assert!(x.len() == y.len() && x.len() == width * rstd.len(), "rows of a norm");
     let level = level();
-    by_type!(x: Data => by_type!(y: DataMut => by_type!(w: Data => {
+    alike!((x: Data, y: DataMut) => by_type!(w: Data => {
         let y = Shared::new(y);
         over_rows(rstd.len(), width, |r| {
             // SAFETY: ranges of tasks are disjoint.
             apply_part(level, read(x, &r, width), w, read(rstd, &r, 1), unsafe { part(&y, &r, width) });
         });
-    })));
+    }));
 }
 
 simd! {
@@ -87,14 +87,14 @@ pub fn rmsnorm_backward(g: &RmsNormGrad<'_>, dx: DataMut<'_>, dw: Option<&mut [f
     assert!(g.x.len() == width * rows && g.dy.len() == g.x.len() && dx.len() == g.x.len(), "rows of a norm");
     let level = level();
     let RmsNormGrad { x, w, dy, rstd } = *g;
-    by_type!(x: Data => by_type!(dy: Data => by_type!(w: Data => by_type!(dx: DataMut => {
+    alike!((x: Data, dy: Data, dx: DataMut) => by_type!(w: Data => {
         let dx = Shared::new(dx);
         over_rows(rows, width, |r| {
             // SAFETY: ranges of tasks are disjoint.
             let dx = unsafe { part(&dx, &r, width) };
             dx_part(level, (read(x, &r, width), read(dy, &r, width)), w, read(rstd, &r, 1), dx);
         });
-    }))));
+    }));
     let Some(dw) = dw else { return };
     assert!(dw.len() == width && work.len() >= rmsnorm_backward_workspace(rows, width, true), "weight gradient");
     if rows == 0 || width == 0 {
@@ -102,12 +102,12 @@ pub fn rmsnorm_backward(g: &RmsNormGrad<'_>, dx: DataMut<'_>, dw: Option<&mut [f
     }
     let step = part_rows(rows);
     let parts = &mut work[..rows.div_ceil(step) * width];
-    by_type!(x: Data => by_type!(dy: Data => {
+    alike!((x: Data, dy: Data) => {
         parts.par_chunks_mut(width).enumerate().for_each(|(i, sums)| {
             let r = i * step..((i + 1) * step).min(rows);
             dw_part(level, (read(x, &r, width), read(dy, &r, width)), read(rstd, &r, 1), sums);
         });
-    }));
+    });
     for sums in parts.chunks_exact(width) {
         dw.iter_mut().zip(sums).for_each(|(d, s)| *d += s);
     }

@@ -5,7 +5,7 @@
 
 use super::level::simd;
 use super::parallel::{over_rows, part, read};
-use super::{Data, DataMut, Element, Shared, by_type, level};
+use super::{Data, DataMut, Element, Shared, alike, by_type, level};
 
 /// Where a batch's random numbers come from.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +99,7 @@ pub fn dropout(x: Data<'_>, y: DataMut<'_>, width: usize, p: f32, key: &NoiseKey
     assert!(x.len() == rows * width && y.len() == x.len() && key.positions.len() == rows, "rows of dropout");
     let level = level();
     let words = derive(key.seed, Role::Step, key.step);
-    by_type!(x: Data => by_type!(y: DataMut => {
+    alike!((x: Data, y: DataMut) => {
         let y = Shared::new(y);
         over_rows(rows, width, |r| {
             for i in r {
@@ -109,7 +109,7 @@ pub fn dropout(x: Data<'_>, y: DataMut<'_>, width: usize, p: f32, key: &NoiseKey
                 dropout_row(level, read(x, &(i..i + 1), width), y, p, (place, words));
             }
         });
-    }));
+    });
 }
 
 simd! {

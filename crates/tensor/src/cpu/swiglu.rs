@@ -2,19 +2,19 @@
 
 use super::level::simd;
 use super::parallel::{over_rows, part, read};
-use super::{Data, DataMut, Element, Shared, by_type, level, math};
+use super::{Data, DataMut, Element, Shared, alike, level, math};
 
 /// Writes `y = gate sigmoid(gate) up`.
 pub fn swiglu(gate: Data<'_>, up: Data<'_>, y: DataMut<'_>) {
     assert!(gate.len() == up.len() && up.len() == y.len(), "halves of a SwiGLU");
     let level = level();
-    by_type!(gate: Data => by_type!(up: Data => by_type!(y: DataMut => {
+    alike!((gate: Data, up: Data, y: DataMut) => {
         let y = Shared::new(y);
         over_rows(gate.len(), 1, |r| {
             // SAFETY: ranges of tasks are disjoint.
             forward_part(level, read(gate, &r, 1), read(up, &r, 1), unsafe { part(&y, &r, 1) });
         });
-    })));
+    });
 }
 
 simd! {
@@ -31,23 +31,14 @@ pub fn swiglu_backward(dy: Data<'_>, gate: Data<'_>, up: Data<'_>, dgate: DataMu
     let n = dy.len();
     assert!([gate.len(), up.len(), dgate.len(), dup.len()] == [n; 4], "halves of a SwiGLU");
     let level = level();
-    macro_rules! run {
-        ($dy:expr, $gate:expr, $up:expr, $dgate:expr, $dup:expr) => {{
-            let (dgate, dup) = (Shared::new($dgate), Shared::new($dup));
-            over_rows(n, 1, |r| {
-                // SAFETY: ranges of tasks are disjoint.
-                let out = unsafe { (part(&dgate, &r, 1), part(&dup, &r, 1)) };
-                backward_part(level, read($dy, &r, 1), (read($gate, &r, 1), read($up, &r, 1)), out);
-            });
-        }};
-    }
-    match (dy, gate, up, dgate, dup) {
-        (Data::F32(dy), Data::F32(g), Data::F32(u), DataMut::F32(dg), DataMut::F32(du)) => run!(dy, g, u, dg, du),
-        (Data::Bf16(dy), Data::Bf16(g), Data::Bf16(u), DataMut::Bf16(dg), DataMut::Bf16(du)) => {
-            run!(dy, g, u, dg, du);
-        }
-        _ => unreachable!("a SwiGLU's values and gradients share one type"),
-    }
+    alike!((dy: Data, gate: Data, up: Data, dgate: DataMut, dup: DataMut) => {
+        let (dgate, dup) = (Shared::new(dgate), Shared::new(dup));
+        over_rows(n, 1, |r| {
+            // SAFETY: ranges of tasks are disjoint.
+            let out = unsafe { (part(&dgate, &r, 1), part(&dup, &r, 1)) };
+            backward_part(level, read(dy, &r, 1), (read(gate, &r, 1), read(up, &r, 1)), out);
+        });
+    });
 }
 
 simd! {

@@ -175,6 +175,7 @@ impl Products {
 fn element_of(dtype: DType) -> i32 {
     match dtype {
         DType::Bf16 => element::BF16,
+        DType::F16 => element::F16,
         _ => element::F32,
     }
 }

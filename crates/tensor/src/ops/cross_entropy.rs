@@ -109,9 +109,9 @@ impl Chunk<'_> {
         let losses = device.empty([rows, 2], DType::F32, Kind::Work);
         matmul(&logits, 0.0, Term::new(1.0, plain(&h), flipped(self.weight)), None, None);
         let backward = self.dx.is_some() || self.dw.is_some();
-        // bf16 weights want a bf16 partner, or the product runs at f32's rate.
-        let rounds = backward && self.x.dtype() == DType::Bf16;
-        let rounded = rounds.then(|| device.empty([rows, vocab], DType::Bf16, Kind::Work));
+        // Narrow weights want a partner of their type, or the product runs at f32's rate.
+        let rounds = backward && self.x.dtype() != DType::F32;
+        let rounded = rounds.then(|| device.empty([rows, vocab], self.x.dtype(), Kind::Work));
         let labels = self.targets.labels.rows(start, rows);
         let CrossEntropy { scale, smoothing } = self.options;
         match logits.runs_on() {

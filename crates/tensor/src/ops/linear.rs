@@ -83,10 +83,10 @@ fn product(t: &Tape<'_>, layer: &Linear, x: &Var, noise: Option<&Rc<Noise>>) -> 
     t.op(y, x.needs_grad() || trains, move |g, dy| back.run(g, &dy))
 }
 
-/// The weight as the product wants it: with bf16 activations, f32 weights under training are rounded once more.
+/// The weight as the product wants it: with narrower activations, f32 weights under training are rounded once more.
 pub(super) fn operand(device: &Device, weight: &Tensor, activations: DType) -> Tensor {
-    if weight.dtype() == DType::F32 && activations == DType::Bf16 {
-        let rounded = device.empty(weight.shape(), DType::Bf16, Kind::Work);
+    if weight.dtype() == DType::F32 && activations != DType::F32 {
+        let rounded = device.empty(weight.shape(), activations, Kind::Work);
         cast(&rounded, weight);
         return rounded;
     }

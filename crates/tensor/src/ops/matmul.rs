@@ -88,12 +88,12 @@ pub(crate) fn matmul(c: &Tensor, beta: f32, first: Term<'_>, second: Option<Term
 }
 
 /// One product after the other, since cublasLt takes one at a time: c is rounded after each. Operands must be of one type: where
-/// a bf16 is among them or results, f32 operands (adapters, gradients of logits) are rounded, as torch's autocast does.
+/// a narrower type is among them or results, f32 operands (adapters, gradients of logits) are rounded, as torch's autocast does.
 fn on_gpu(c: &Tensor, mut beta: f32, terms: [Option<Term<'_>>; 2], bias: Option<&Tensor>) {
     let mut bias = bias.map(|bias| as_type(bias, c.dtype()));
     for term in terms.into_iter().flatten() {
-        let narrow = [term.a.tensor, term.b.tensor, c].iter().any(|x| x.dtype() == DType::Bf16);
-        let of = if narrow { DType::Bf16 } else { DType::F32 };
+        let narrow = |x: &&&Tensor| x.dtype() != DType::F32;
+        let of = [term.a.tensor, term.b.tensor, c].iter().find(narrow).map_or(DType::F32, |x| x.dtype());
         let (a, b) = (as_type(term.a.tensor, of), as_type(term.b.tensor, of));
         if let Some(On::Cuda(gpu)) = c.runs_on() {
             let matrix = |tensor, operand: Operand<'_>| Matrix { tensor, trans: operand.trans };

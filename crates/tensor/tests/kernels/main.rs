@@ -3,4 +3,5 @@
 mod attention;
 mod common;
 mod gemm;
+mod half;
 mod rowwise;

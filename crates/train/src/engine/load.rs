@@ -233,7 +233,11 @@ fn part<'a>(adapter: &'a Adapter, parameter: &Parameter) -> Option<&'a HostTenso
 /// Reads the elements `range` of a parameter's file tensor.
 fn read(files: &dyn TensorSource, name: &str, parameter: &Parameter, range: Range<usize>, to: &Tensor) -> Result<()> {
     check_tensor(files, name, parameter.param.shape.dims())?;
-    let dtype = if to.dtype() == DType::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+    let dtype = match to.dtype() {
+        DType::Bf16 => Dtype::Bf16,
+        DType::F16 => Dtype::F16,
+        _ => Dtype::F32,
+    };
     let begin = range.start;
     to.write_parts(|part, bytes| files.read_range(name, begin + part.start..begin + part.end, dtype, bytes))?;
     Ok(())

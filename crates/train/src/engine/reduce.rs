@@ -23,6 +23,8 @@ pub struct Update {
     pub rate: f64,
     /// Steps taken, this one included.
     pub step: u64,
+    /// What the loss was multiplied by, and so the gradients are.
+    pub scale: f64,
     /// Largest gradient norm; 0 for no limit.
     pub max_norm: f64,
     /// LoRA+.
@@ -140,7 +142,7 @@ impl Engine {
         Ok(squares[0].sqrt())
     }
 
-    /// One step of AdamW with gradients of the global norm `norm`, clipped as torch's `clip_grad_norm_` does.
+    /// One step of AdamW with gradients of the global norm `norm` (without the scale), clipped as torch's `clip_grad_norm_` does.
     ///
     /// # Errors
     /// If a rank is lost.
@@ -159,7 +161,7 @@ impl Engine {
                 eps: plan.eps,
                 weight_decay: if trained.decays { plan.weight_decay } else { 0.0 },
                 step: update.step,
-                grad_scale: clip as f32,
+                grad_scale: (clip / update.scale) as f32,
             };
             update_part(group, training, &step);
             self.spread(group);

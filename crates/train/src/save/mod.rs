@@ -20,6 +20,7 @@ pub use store::{Pending, Snapshots};
 
 use crate::plan::Candidate;
 use crate::resume::Pacing;
+use crate::scale::LossScale;
 use crate::schedule::PlateauState;
 use crate::track::{BestState, LossMeter};
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,9 @@ pub struct RunState {
     pub pace: Pacing,
     /// How it was split over its ranks: as many split it alike when it goes on, whatever they measure then.
     pub split: Option<Candidate>,
+    /// The scale of the loss, in half precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<LossScale>,
 }
 
 /// The run's state, beside its tensors.

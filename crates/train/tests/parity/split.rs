@@ -234,7 +234,8 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         let mine = order.step_rows(number, |row| rows.0[row].0.len()).expect("all rows are there");
         let micro_batches: Vec<Vec<Sample<'_>>> =
             mine.into_iter().map(|batch| batch.into_iter().map(|row| rows.sample(row)).collect()).collect();
-        let work = Work { step: number, rate: 1e-2, micro_batches: &micro_batches, votes: &Votes::default };
+        let work =
+            Work { step: number, rate: 1e-2, micro_batches: &micro_batches, scale: None, votes: &Votes::default };
         let outcome = step(&model, &engine, &options, &work).unwrap();
         curve.losses.push(outcome.loss);
         curve.router_losses.extend(outcome.router_loss);

@@ -8,7 +8,7 @@
 
 use super::super::level::simd;
 use super::super::parallel::over_rows;
-use super::super::{DataMut, Element, Shared, by_type, level, math, scratch};
+use super::super::{DataMut, Element, Shared, alike, by_type, level, math, scratch};
 use super::operand::{KEYS, Left, Out, QUERIES, Reader, Right, Rows};
 use super::{Attention, AttentionGrad, AttentionShape, K_BLOCK, Q_BLOCK, ROWS, Sequence};
 use rayon::prelude::*;
@@ -55,7 +55,7 @@ fn deltas(args: &Attention<'_>, grad: &AttentionGrad<'_>, reader: Reader, delta:
     let (heads, dim, queries) = (args.shape.heads, reader.dim, args.shape.queries());
     let (o, dout) = (grad.o, grad.dout);
     let delta = Shared::new(delta);
-    by_type!(o: Data => by_type!(dout: Data => over_rows(queries, heads * dim, |rows| {
+    alike!((o: Data, dout: Data) => over_rows(queries, heads * dim, |rows| {
         for head in 0..heads {
             // SAFETY: rows of tasks are disjoint.
             let out = unsafe { delta.slice(head * queries + rows.start, rows.len()) };
@@ -64,7 +64,7 @@ fn deltas(args: &Attention<'_>, grad: &AttentionGrad<'_>, reader: Reader, delta:
                 *out = dot(reader.level, &o[at..at + dim], &dout[at..at + dim]);
             }
         }
-    })));
+    }));
 }
 
 simd! {

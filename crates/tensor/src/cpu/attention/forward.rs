@@ -4,7 +4,7 @@ use super::super::level::simd;
 use super::super::{DataMut, Element, Shared, level, math, scratch};
 use super::operand::{KEYS, Out, QUERIES, Reader, Rows};
 use super::{Attention, K_BLOCK, Q_BLOCK, ROWS, Sequence};
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -16,9 +16,10 @@ const _: () = assert!(2 * KEYS + QUERIES + HEADS * (QUERIES + 2 * Q_BLOCK) + 2 *
 enum Output {
     F32(Shared<f32>),
     Bf16(Shared<bf16>),
+    F16(Shared<f16>),
 }
 
-/// Writes `o = softmax(scale q k' + mask) v`, `[queries, heads, head_dim]` in either type, and the logarithm of each
+/// Writes `o = softmax(scale q k' + mask) v`, `[queries, heads, head_dim]` in its own type, and the logarithm of each
 /// softmax's denominator, `lse` `[heads, queries]`.
 ///
 /// A query that sees no key gets zeros and a log-sum-exp of minus infinity.
@@ -30,6 +31,7 @@ pub fn attention_forward(args: &Attention<'_>, o: DataMut<'_>, lse: &mut [f32]) 
     let o = match o {
         DataMut::F32(s) => Output::F32(Shared::new(s)),
         DataMut::Bf16(s) => Output::Bf16(Shared::new(s)),
+        DataMut::F16(s) => Output::F16(Shared::new(s)),
     };
     let lse = Shared::new(lse);
     let blocks: usize = (0..shape.sequences()).map(|i| shape.sequence(i).q_blocks()).sum();
@@ -168,6 +170,8 @@ impl Task<'_> {
                 Output::F32(o) => put_row(self.reader.level, from, factor, unsafe { o.slice(at, dim) }),
                 // SAFETY: as above.
                 Output::Bf16(o) => put_row(self.reader.level, from, factor, unsafe { o.slice(at, dim) }),
+                // SAFETY: as above.
+                Output::F16(o) => put_row(self.reader.level, from, factor, unsafe { o.slice(at, dim) }),
             }
         }
     }

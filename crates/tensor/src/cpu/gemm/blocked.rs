@@ -68,6 +68,8 @@ fn in_place(p: &Product<'_>, per_word: usize) -> bool {
     let native = match p.a.data {
         Data::F32(_) => per_word == 1,
         Data::Bf16(_) => per_word == 2 && p.k.is_multiple_of(2),
+        // Its words are no floats of the kernel's.
+        Data::F16(_) => false,
     };
     native && !p.a.trans
 }
@@ -179,10 +181,14 @@ impl Work<'_> {
         let columns = self.columns(strip);
         let at = segment.steps.start * ld + columns.start;
         let whole = columns.len() == self.width(strip) && self.task.kernels.per_word == 1;
-        (whole && self.args.m <= FEW_ROWS && !segment.steps.is_empty()).then(|| match data {
-            Data::F32(s) => s[at..].as_ptr().cast(),
-            Data::Bf16(s) => s[at..].as_ptr().cast(),
-        })
+        if !whole || self.args.m > FEW_ROWS || segment.steps.is_empty() {
+            return None;
+        }
+        match data {
+            Data::F32(s) => Some(s[at..].as_ptr().cast()),
+            Data::Bf16(s) => Some(s[at..].as_ptr().cast()),
+            Data::F16(_) => None,
+        }
     }
 
     fn operand_b(&self, segment: &Segment<'_>, strip: usize, packed: &[u32]) -> Operand {
@@ -201,6 +207,7 @@ impl Work<'_> {
             let start = match data {
                 Data::F32(s) => s[at..].as_ptr().cast(),
                 Data::Bf16(s) => s[at..].as_ptr().cast(),
+                Data::F16(s) => s[at..].as_ptr().cast(),
             };
             return Operand { start, ld, columns: false, halves: per_word == 2 };
         }

@@ -46,6 +46,10 @@ impl<'a> Mat<'a> {
         matches!(self.data, Data::Bf16(_))
     }
 
+    fn is_f16(&self) -> bool {
+        matches!(self.data, Data::F16(_))
+    }
+
     fn check(&self, rows: usize, cols: usize) {
         let (rows, cols) = if self.trans { (cols, rows) } else { (rows, cols) };
         let needed = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * self.ld + cols };
@@ -97,7 +101,8 @@ const THIN: usize = 16;
 /// Computes a [`Gemm`] into `c`, row-major with `ldc` elements from one row to the next.
 ///
 /// Accumulates in f32. Where the main product's operands are both bf16 and the processor has `vdpbf16ps`, pairs of
-/// bf16 are multiplied and the second product's operands are rounded to bf16; otherwise bf16 is widened.
+/// bf16 are multiplied and the second product's operands are rounded to bf16; otherwise bf16 is widened, as f16
+/// always is.
 ///
 /// # Panics
 /// If a slice is shorter than its shape.
@@ -118,7 +123,9 @@ pub fn gemm(args: &Gemm<'_>, c: DataMut<'_>, ldc: usize) {
     let pairs = Kernels::bf16(level).filter(|_| wants_pairs);
     let task = Task { level, kernels: pairs.unwrap_or_else(|| Kernels::f32(level)), target };
     let along = !args.product.a.trans;
-    if args.second.is_none() && ((n <= THIN && along) || (m <= THIN && args.product.b.trans)) {
+    // Dot products read the long operand where it lies, which no kernel does of f16.
+    let long = if n <= THIN && along { args.product.a } else { args.product.b };
+    if args.second.is_none() && !long.is_f16() && ((n <= THIN && along) || (m <= THIN && args.product.b.trans)) {
         thin::thin(args, &task);
     } else if n <= THIN && m > n {
         let flipped =

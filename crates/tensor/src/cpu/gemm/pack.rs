@@ -35,8 +35,10 @@ pub(crate) fn pack_across(level: Level, part: &Part<'_>, per_word: usize, dst: &
     match part.data {
         Data::F32(s) if part.along => gather_along(level, s, part, per_word, dst, width),
         Data::Bf16(s) if part.along => gather_along(level, s, part, per_word, dst, width),
+        Data::F16(s) if part.along => gather_along(level, s, part, per_word, dst, width),
         Data::F32(s) => copy_across(level, s, part, per_word, dst, width),
         Data::Bf16(s) => copy_across(level, s, part, per_word, dst, width),
+        Data::F16(s) => copy_across(level, s, part, per_word, dst, width),
     }
 }
 
@@ -47,6 +49,7 @@ pub(crate) fn pack_along(level: Level, part: &Part<'_>, per_word: usize, dst: &m
     match part.data {
         Data::F32(s) => convert_along(level, s, part, per_word, dst),
         Data::Bf16(s) => convert_along(level, s, part, per_word, dst),
+        Data::F16(s) => convert_along(level, s, part, per_word, dst),
     }
 }
 
@@ -118,7 +121,7 @@ fn gather_along<T: Element>(level: Level, src: &[T], part: &Part<'_>, per_word: 
         return;
     }
     let at = |row: usize| row * part.ld + part.steps.start;
-    let in_place = size_of::<T>() * per_word == 4 && part.steps.len().is_multiple_of(per_word);
+    let in_place = T::WORDS && size_of::<T>() * per_word == 4 && part.steps.len().is_multiple_of(per_word);
     if in_place {
         assert!(at(part.outer.end - 1) + part.steps.len() <= src.len(), "matrix shorter than its shape");
         let start = src[at(part.outer.start)..].as_ptr().cast();

@@ -3,7 +3,7 @@
 use super::super::level::simd;
 use super::super::{Data, DataMut, Element, Level, Shared};
 use super::Gemm;
-use half::bf16;
+use half::{bf16, f16};
 
 /// C, shared by the tasks of one product; each writes its own rectangle.
 #[derive(Clone, Copy)]
@@ -18,6 +18,7 @@ pub(super) struct Target {
 enum Storage {
     F32(Shared<f32>),
     Bf16(Shared<bf16>),
+    F16(Shared<f16>),
 }
 
 /// A rectangle of the computed matrix and the f32 sums of its products.
@@ -39,6 +40,7 @@ impl Target {
         let data = match c {
             DataMut::F32(s) => Storage::F32(Shared::new(s)),
             DataMut::Bf16(s) => Storage::Bf16(Shared::new(s)),
+            DataMut::F16(s) => Storage::F16(Shared::new(s)),
         };
         Self { data, ld, flipped: false }
     }
@@ -56,6 +58,7 @@ impl Target {
             match self.data {
                 Storage::F32(c) => c.prefetch(i * self.ld + col, cols),
                 Storage::Bf16(c) => c.prefetch(i * self.ld + col, cols),
+                Storage::F16(c) => c.prefetch(i * self.ld + col, cols),
             }
         }
     }
@@ -70,6 +73,7 @@ impl Target {
             match self.data {
                 Storage::F32(c) => self.store_as(level, c, args, tile),
                 Storage::Bf16(c) => self.store_as(level, c, args, tile),
+                Storage::F16(c) => self.store_as(level, c, args, tile),
             }
         }
     }
@@ -82,6 +86,7 @@ impl Target {
         match args.bias {
             Some(Data::F32(s)) => bias[..count].copy_from_slice(&s[first..first + count]),
             Some(Data::Bf16(s)) => bias.iter_mut().zip(&s[first..first + count]).for_each(|(b, x)| *b = x.get()),
+            Some(Data::F16(s)) => bias.iter_mut().zip(&s[first..first + count]).for_each(|(b, x)| *b = x.get()),
             None => {}
         }
         if self.flipped {

@@ -83,6 +83,7 @@ impl Work<'_> {
         let native = match self.thin.data {
             Data::F32(_) => per_word == 1,
             Data::Bf16(_) => per_word == 2,
+            Data::F16(_) => false,
         };
         let in_place = native && self.thin_along;
         let segment = if in_place { k.max(1) } else { SEGMENT * per_word };
@@ -127,6 +128,7 @@ impl Work<'_> {
             match data {
                 Data::F32(s) => turn(s, &part, per_word, packed),
                 Data::Bf16(s) => turn(s, &part, per_word, packed),
+                Data::F16(s) => turn(s, &part, per_word, packed),
             }
         }
         words
@@ -134,7 +136,7 @@ impl Work<'_> {
 }
 
 fn element_bytes(m: Mat<'_>) -> usize {
-    if m.is_bf16() { 2 } else { 4 }
+    if matches!(m.data, Data::F32(_)) { 4 } else { 2 }
 }
 
 fn row_pointer(m: Mat<'_>, row: usize, step: usize) -> *const u8 {
@@ -142,6 +144,7 @@ fn row_pointer(m: Mat<'_>, row: usize, step: usize) -> *const u8 {
     match m.data {
         Data::F32(s) => s[at..].as_ptr().cast(),
         Data::Bf16(s) => s[at..].as_ptr().cast(),
+        Data::F16(s) => s[at..].as_ptr().cast(),
     }
 }
 

@@ -63,7 +63,7 @@ impl AttentionCall<'_> {
 
     /// Whether matrix instructions can do it: else the plain kernels do.
     fn by_matrices(&self, q: &Tensor) -> bool {
-        q.dtype() == DType::Bf16 && matches!(self.heads.head_dim, 64 | 96 | 128 | 256)
+        q.dtype() != DType::F32 && matches!(self.heads.head_dim, 64 | 96 | 128 | 256)
     }
 }
 

@@ -51,9 +51,9 @@ impl Gpu {
     /// Whether there are kernels for pairs of these types, values and weights.
     pub(super) fn pairs(&self, x: &Tensor, weight: &Tensor) -> Option<String> {
         match (x.dtype(), weight.dtype()) {
-            (DType::F32, DType::F32) | (DType::Bf16, DType::Bf16 | DType::F32) => {
-                Some(format!("{}_{}", name(x), name(weight)))
-            }
+            (DType::F32, DType::F32)
+            | (DType::Bf16, DType::Bf16 | DType::F32)
+            | (DType::F16, DType::F16 | DType::F32) => Some(format!("{}_{}", name(x), name(weight))),
             _ => None,
         }
     }

@@ -28,6 +28,7 @@ fn name(tensor: &Tensor) -> &'static str {
     match tensor.dtype() {
         DType::F32 => "f32",
         DType::Bf16 => "bf16",
+        DType::F16 => "f16",
         other => panic!("a kernel of {other}"),
     }
 }

@@ -42,7 +42,8 @@ impl Gpu {
 
     fn move_rows(&self, kernel: &str, [from, to]: [&Tensor; 2], index: &Tensor) {
         let same = from.dtype() == to.dtype();
-        if !same && (from.dtype(), to.dtype()) != (crate::DType::F32, crate::DType::Bf16) {
+        let narrows = from.dtype() == crate::DType::F32 && matches!(to.dtype(), crate::DType::Bf16 | crate::DType::F16);
+        if !(same || narrows) {
             return self.lacks(format!("rows of {} as {}", from.dtype(), to.dtype()));
         }
         let kernel = format!("{kernel}_{}_{}", name(from), name(to));
