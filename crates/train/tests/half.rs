@@ -36,11 +36,11 @@ fn model(dtype: DType) -> Model {
 
 /// A run's steps, each with its number and its scale: what they did, and the trained weights after the last.
 fn run(dtype: DType, steps: &[(u64, Option<LossScale>)]) -> Vec<(Result<Outcome, String>, Vec<f32>)> {
-    let one = |comm: &Rc<dyn Comm>| {
+    let one = |comm: Rc<dyn Comm>| {
         let model = model(dtype);
         let layout = Layout { shards: 1, stages: 1, replicas: 1 };
         let division = Division {
-            mesh: Mesh::new(comm.clone(), layout),
+            mesh: Mesh::new(comm, layout),
             sharding: Sharding::Whole,
             spans: std::iter::once(0..5).collect(),
             overlap: false,
@@ -56,6 +56,7 @@ fn run(dtype: DType, steps: &[(u64, Option<LossScale>)]) -> Vec<(Result<Outcome,
             seed: 1,
             plus: None,
             recompute: true,
+            router_aux_loss: 0.0,
         };
         let row = Row { input_ids: &IDS, labels: &LABELS, segments: &[9], isolated: false, source: (0, 0) };
         let micro_batches = vec![vec![Sample { row, index: 0 }]; 2];

@@ -63,7 +63,8 @@ fn the_loss_on_the_balance_is_transformers() {
         for micro_batches in [vec![vec![first, second]], vec![vec![second], vec![first]]] {
             for recompute in [false, true] {
                 // A rate of 0 leaves the weights as they are.
-                let work = Work { step: 1, rate: 0.0, micro_batches: &micro_batches, votes: &Votes::default };
+                let micro_batches = &micro_batches;
+                let work = Work { step: 1, rate: 0.0, micro_batches, scale: None, votes: &Votes::default };
                 let outcome = step(&model, &engine, &options(recompute), &work).unwrap();
                 let told = [outcome.loss, outcome.router_loss.unwrap()];
                 for (got, want) in told.into_iter().zip(["loss", "aux_loss"]) {

@@ -111,7 +111,8 @@ impl GgufDraft {
             });
         }
         planned.sort_by_key(|tensor| place(&tensor.name));
-        let mix = mix::Mix::new(description.kind, architecture, planned.iter().map(|tensor| tensor.name.as_str()));
+        let names: Vec<&str> = planned.iter().map(|tensor| tensor.name.as_str()).collect();
+        let mix = mix::Mix::new(description.kind, architecture, &names);
         for tensor in &mut planned {
             tensor.dtype = mix.of(&tensor.name, &tensor.shape);
         }
@@ -154,8 +155,7 @@ impl Planned {
             return Err(Error::Extent { name: self.name.clone(), unit: "elements", expected, actual: values.len() });
         }
         let limit = if matches!(self.dtype, Dtype::F32 | Dtype::Bf16) { f32::MAX } else { LARGEST_HALF };
-        // Written so that NaN is beyond every limit.
-        if let Some(at) = values.par_iter().position_any(|value| !(value.abs() <= limit)) {
+        if let Some(at) = values.par_iter().position_any(|value| value.is_nan() || value.abs() > limit) {
             return Err(unwritable(format!(
                 "'{}' holds {} at element {at}, which {} can't; {}",
                 self.name,

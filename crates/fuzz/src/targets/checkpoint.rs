@@ -93,12 +93,16 @@ fn gguf_seed(architecture: &str) -> Vec<u8> {
         ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(0)),
     ];
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-    let (norm, embedding) = ([0; 4 * 64], [0; 4 * 3 * 64]);
-    let tensors: [(&str, &[usize], Dtype, &[u8]); 2] =
-        [("output_norm.weight", &[64], Dtype::F32, &norm), ("token_embd.weight", &[3, 64], Dtype::F32, &embedding)];
+    let (norm, embedding) = ([0.0; 64], [0.0; 3 * 64]);
+    let tensors = || {
+        vec![
+            OutTensor::f32("output_norm.weight", [64], Dtype::F32, &norm),
+            OutTensor::f32("token_embd.weight", [3, 64], Dtype::F32, &embedding),
+        ]
+    };
     in_folder(|dir| {
         let folder = FolderWriter::new(dir).ok()?;
-        write_gguf(&folder, "m.gguf", &metadata, &tensors).ok()?;
+        write_gguf(&folder, "m.gguf", &metadata, tensors()).ok()?;
         std::fs::read(dir.join("m.gguf")).ok()
     })
     .unwrap_or_default()

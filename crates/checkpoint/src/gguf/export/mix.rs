@@ -74,8 +74,8 @@ pub(super) struct Mix {
 }
 
 impl Mix {
-    pub(super) fn new<'a>(kind: FileType, model: &Architecture, names: impl Iterator<Item = &'a str> + Clone) -> Self {
-        let values = names.clone().filter(|name| name.ends_with(".attn_v.weight")).map(block);
+    pub(super) fn new(kind: FileType, model: &Architecture, names: &[&str]) -> Self {
+        let values = names.iter().filter(|name| name.ends_with(".attn_v.weight")).map(|name| block(name));
         let is_70b = model.blocks == 80
             && match model.model_type.as_str() {
                 "qwen2" => true,
@@ -87,7 +87,7 @@ impl Mix {
             blocks: model.blocks,
             experts: model.experts.map_or(0, |experts| experts.count),
             values: values.collect::<BTreeSet<_>>().into_iter().collect(),
-            is_tied: !names.clone().any(|name| name == "output.weight"),
+            is_tied: !names.contains(&"output.weight"),
             is_70b,
         }
     }

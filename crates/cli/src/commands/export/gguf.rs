@@ -55,7 +55,7 @@ fn file_type(kind: Option<GgufType>, precision: Option<Precision>, config: &serd
     use ferrotune_checkpoint::Dtype;
     match (kind, precision) {
         (Some(GgufType::F32), _) | (None, Some(Precision::F32)) => FileType::F32,
-        (Some(GgufType::F16), _) => FileType::F16,
+        (Some(GgufType::F16), _) | (None, Some(Precision::F16)) => FileType::F16,
         (Some(GgufType::Bf16), _) | (None, Some(Precision::Bf16)) => FileType::Bf16,
         (Some(GgufType::Q8_0), _) => FileType::Q8_0,
         (Some(GgufType::Q4_0), _) => FileType::Q4_0,
