@@ -84,6 +84,7 @@ const OTHER: &[(&str, &str)] = &[
     ("moe_aux_loss_coef", "0.001"),
     ("bf16", "true"),
     ("fp16", "true"),
+    ("use_cpu", "true"),
     ("gradient_checkpointing", "false"),
     ("seed", "1"),
     ("data_seed", "1"),

@@ -160,7 +160,7 @@ fn every_key_of_a_deepspeed_file_is_answered() {
         place.run(&["train", "train.yaml", "deepspeed=ds.json", "overwrite_output_dir=true"])
     };
     for (json, what) in [
-        (r#"{"fp16": {"enabled": true}}"#, "fp16 is not supported"),
+        (r#"{"fp16": {"enabled": true}}"#, "contradicts the recipe's `fp16: false`"),
         (r#"{"gradient_clipping": 0.001}"#, "contradicts the recipe's `max_grad_norm: 1`"),
         (r#"{"bf16": {"enabled": true}}"#, "contradicts the recipe's `bf16: false`"),
         (r#"{"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}"#, "`device: nvme` is not supported"),

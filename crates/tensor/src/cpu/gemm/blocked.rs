@@ -44,7 +44,8 @@ pub(super) fn blocked(args: &Gemm<'_>, task: &Task) {
     let threads = if serial { 1 } else { rayon::current_num_threads() };
     // Enough tasks for every thread, by halving rows; the sums don't depend on it.
     let one_pass = segments(args, task.kernels.per_word).count() <= SLOTS / per_task;
-    let most = if one_pass { ROWS } else { ROWS / per_task };
+    // Sums are kept in whole chunks of rows, for each strip.
+    let most = if one_pass { ROWS } else { ROWS / per_task / CHUNK * CHUNK };
     let mut rows = most.min(args.m.next_multiple_of(CHUNK));
     while rows > CHUNK && groups * args.m.div_ceil(rows) < 2 * threads && threads > groups {
         rows = (rows / 2).next_multiple_of(CHUNK);
