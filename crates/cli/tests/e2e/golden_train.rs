@@ -65,7 +65,7 @@ fn check(case: &str) {
     check_as(case, &[], &[]);
 }
 
-fn check_as(case: &str, more: &[&str], environment: &[(&str, &str)]) {
+pub(crate) fn check_as(case: &str, more: &[&str], environment: &[(&str, &str)]) {
     let place = Place::new();
     let folder = fixtures().join("train").join(case);
     let (output, cache) = (place.path("output"), place.path("cache"));

@@ -11,6 +11,7 @@ mod experts;
 mod foretold;
 mod gguf;
 mod golden_train;
+mod gpu;
 mod launch;
 mod many;
 mod network;
