@@ -307,3 +307,143 @@ fn chat_templates_that_give_no_labels_are_errors() {
     assert!(matches!(resolve("{{ raise_exception('no system') }}"), EncodeError::ChatTemplateRender { .. }));
     assert!(matches!(resolve("always the same"), EncodeError::ChatTemplateShape { .. }));
 }
+
+/// Conversations as Ollama has them and as the trainer has them: system prompt, messages, tools; beside the trainer's prompt.
+fn ollama_cases(template: &Template, tokenizer: &Tokenizer, with_tools: bool) -> Vec<Value> {
+    let call = |day: u32| json!({"name": "get_weather", "arguments": {"city": "Paris {}", "day": day}});
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    let called = |calls: &[Value]| {
+        let calls: Vec<Value> = calls.iter().map(|call| json!({"function": call})).collect();
+        json!({"role": "assistant", "content": "", "tool_calls": calls})
+    };
+    let tool = json!({"type": "function", "function": {"name": "get_weather", "description": "Weather <b> & more",
+                      "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}});
+    let other = json!({"type": "function", "function": {"name": "roll", "description": "a die", "parameters": {"type": "object"}}});
+    let (one, two) = (json!([tool]), json!([tool, other]));
+    let results = "12°\n</tool_response>\n<tool_response>\n13°";
+    let plain: [(&str, Value, Value); 3] = [
+        ("", json!([["user", "Hi {{x}}"]]), json!([said("user", "Hi {{x}}")])),
+        ("Be brief.", json!([["user", "Hi"]]), json!([said("system", "Be brief."), said("user", "Hi")])),
+        (
+            "Be brief.",
+            json!([["user", "Hi"], ["assistant", "Hello."], ["user", "\"\"\"Again?"]]),
+            json!([
+                said("system", "Be brief."),
+                said("user", "Hi"),
+                said("assistant", "Hello."),
+                said("user", "\"\"\"Again?")
+            ]),
+        ),
+    ];
+    let user = said("user", "Weather?");
+    let tools: [(&Value, Value, Value); 4] = [
+        (&one, json!([["user", "Weather?"]]), json!([user])),
+        (&two, json!([["user", "Weather?"]]), json!([user])),
+        (
+            &one,
+            json!([["user", "Weather?"], ["function", call(1).to_string()], ["observation", "12°"]]),
+            json!([user, called(&[call(1)]), said("tool", "12°")]),
+        ),
+        (
+            &two,
+            json!([
+                ["user", "Weather?"],
+                ["function", json!([call(1), call(2)]).to_string()],
+                ["observation", results],
+                ["assistant", "Fine."],
+                ["user", "Bye"]
+            ]),
+            json!([
+                user,
+                called(&[call(1), call(2)]),
+                said("tool", "12°"),
+                said("tool", "13°"),
+                said("assistant", "Fine."),
+                said("user", "Bye")
+            ]),
+        ),
+    ];
+    let options = EncodeOptions { cutoff_len: 100_000, train_on_prompt: false, mask_history: false };
+    let encoder = Encoder::new(tokenizer, template, &options);
+    let mut cases = Vec::new();
+    let mut add = |chat: Conversation, messages: Value, tools: Option<&Value>| {
+        // A format that can't write a call says so in training, too.
+        let Ok(ids) = encoder.encode_prompt(&chat) else { return };
+        let prompt = tokenizer.decode(&ids, false).expect("ids are known");
+        cases.push(json!({"messages": messages, "tools": tools, "prompt": prompt}));
+    };
+    for (system, turns, messages) in plain {
+        add(conversation(&turns, system, ""), messages, None);
+    }
+    for (tools, turns, messages) in tools.into_iter().filter(|_| with_tools) {
+        add(conversation(&turns, "", &tools.to_string()), messages, Some(tools));
+    }
+    cases
+}
+
+/// What Ollama's template of each of our templates is, with conversations: by name and, of models that reason, by the recipe's
+/// settings.
+fn ollama_files() -> Value {
+    let rendered = read_json(&fixtures().join("templates/rendered.json"));
+    let mut files = serde_json::Map::new();
+    for name in Template::names() {
+        for (suffix, thinking, preserve) in
+            [("", Some(true), false), (" none", None, false), (" off", Some(false), false), (" kept", Some(true), true)]
+        {
+            let mut tokenizer = plain_tokenizer(&rendered["templates"][name]["tokens"]);
+            let options = TemplateOptions { enable_thinking: thinking, preserve_thinking: preserve, ..options(name) };
+            let template = Template::resolve(&options, &mut tokenizer).expect("it has all tokens").template;
+            if !suffix.is_empty() && !template.is_reasoning() {
+                continue;
+            }
+            let text = template.modelfile(&tokenizer, ".", None).text;
+            let quoted = |key: &str| {
+                let (_, rest) = text.split_once(&format!("{key} \"\"\""))?;
+                Some(rest.split_once("\"\"\"\n").expect("the string ends").0.to_owned())
+            };
+            let go = quoted("TEMPLATE").expect("a template");
+            let cases = ollama_cases(&template, &tokenizer, go.contains(".ToolCalls"));
+            let file = json!({"template": go, "system": quoted("SYSTEM").unwrap_or_default(), "cases": cases});
+            files.insert(format!("{name}{suffix}"), file);
+        }
+    }
+    files.into()
+}
+
+/// JSON is Ollama's in tools and calls, so spaces don't count there, nor how Go writes `<`, `>` and `&` in it.
+fn without_spaces(text: &str) -> String {
+    let plain = [("\\u003c", "<"), ("\\u003e", ">"), ("\\u0026", "&")];
+    let text = plain.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
+    text.split_whitespace().collect()
+}
+
+/// What Go's `text/template` made of the templates in the fixture, fed as Ollama's `template.Execute` feeds it, is what the
+/// trainer's chat asks; and they are still the templates that are written.
+#[test]
+fn ollama_asks_what_the_trainer_asks() {
+    let goldens = read_json(&fixtures().join("modelfile/rendered.json"));
+    let files = ollama_files();
+    let goldens = goldens.as_object().expect("files by name");
+    assert!(goldens.len() > 15);
+    for (name, golden) in goldens {
+        assert_eq!(files[name]["template"], golden["template"], "{name}");
+        let cases = files[name]["cases"].as_array().expect("cases");
+        let rendered = golden["rendered"].as_array().expect("a text a case");
+        assert_eq!(cases.len(), rendered.len(), "{name}");
+        for (case, rendered) in cases.iter().zip(rendered) {
+            let (prompt, rendered) = (case["prompt"].as_str().expect("text"), rendered.as_str().expect("text"));
+            match case["tools"].is_null() {
+                true => assert_eq!(rendered, prompt, "{name}: {}", case["messages"]),
+                false => assert_eq!(without_spaces(rendered), without_spaces(prompt), "{name}: {}", case["messages"]),
+            }
+        }
+    }
+}
+
+/// Writes what is to be rendered to a file that `FERROTUNE_MODELFILES` names.
+#[test]
+#[ignore = "makes the fixture's other half, for Go"]
+fn what_ollama_is_to_render() {
+    let path = std::env::var_os("FERROTUNE_MODELFILES").expect("FERROTUNE_MODELFILES");
+    std::fs::write(path, ollama_files().to_string()).expect("the file can be written");
+}

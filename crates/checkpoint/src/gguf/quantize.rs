@@ -110,3 +110,35 @@ fn q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
         *byte = (value * id).round() as i8 as u8;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What llama.cpp's `ggml_quantize_chunk` makes of blocks of every kind: random, tiny, huge, constant, of one sign, with groups
+    /// of zeros, far outliers and ties.
+    #[test]
+    fn blocks_are_those_of_llama_cpp() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/gguf/quantised.json");
+        let reference: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let bytes = |name: &str| -> Vec<u8> {
+            let hex = reference[name].as_str().unwrap();
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+        };
+        let values: Vec<f32> = bytes("values").as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        for kind in [Dtype::Q4_0, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K] {
+            let expected = bytes(kind.name());
+            let mut found = vec![0xa5; expected.len()];
+            encode(kind, &values, &mut found);
+            let (elements, size) = kind.block();
+            for (number, (found, expected)) in found.chunks(size).zip(expected.chunks(size)).enumerate() {
+                assert_eq!(
+                    found,
+                    expected,
+                    "{kind:?}: block {number}, of values {:?}",
+                    &values[number * elements..][..4]
+                );
+            }
+        }
+    }
+}

@@ -277,3 +277,16 @@ fn the_base_is_known_by_its_name_too() {
         assert_eq!(report.errors().any(|error| error.rule == "other-base"), other, "{name}");
     }
 }
+
+/// PEFT and vLLM add LoRA-GA's pairs to the base as it is; so do we, and say that training began from another.
+#[test]
+fn lora_ga_is_taken_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut parts = sound();
+    parts.config["init_lora_weights"] = json!("lora_ga");
+    parts.write(dir.path());
+    ferrotune_checkpoint::Adapter::read(dir.path()).unwrap();
+    let report = check(dir.path(), Vllm::V0_32, None);
+    assert!(report.is_sound(), "{report:?}");
+    assert!(report.findings.iter().any(|finding| finding.rule == "changed-base"), "{report:?}");
+}

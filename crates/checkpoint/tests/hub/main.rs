@@ -7,6 +7,7 @@ mod hugging_face;
 mod modelscope;
 mod package;
 mod server;
+mod upload;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

@@ -16,6 +16,7 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Request {
@@ -98,7 +99,7 @@ impl Server {
 }
 
 fn read(stream: &TcpStream) -> Option<Request> {
-    let mut reader = BufReader::new(stream).take(1 << 16);
+    let mut reader = BufReader::new(stream).take(1 << 23);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split_whitespace();
@@ -109,7 +110,12 @@ fn read(stream: &TcpStream) -> Option<Request> {
         reader.read_line(&mut line).ok()?;
         match line.trim_end().split_once(": ") {
             Some((name, value)) => headers.insert(name.to_ascii_lowercase(), value.to_owned()),
-            None => return Some(Request { method, path, headers }),
+            None => {
+                let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).ok()?;
+                return Some(Request { method, path, headers, body });
+            }
         };
     }
 }
