@@ -1,6 +1,8 @@
 //! Models of every family and position scaling written as GGUF, read again, and compared with transformers' logits; what
 //! llama.cpp computes otherwise is refused or told.
 
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use ferrotune_checkpoint::gguf::FileType;
 use ferrotune_checkpoint::{Dtype, FolderWriter, SafetensorsFile, TensorSource, TokenizerFiles, open_model};
 use ferrotune_model::{Batch, Config, Model, Parameter, Sequence};

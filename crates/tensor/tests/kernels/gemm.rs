@@ -144,7 +144,7 @@ fn reductions_longer_than_one_pass() {
 fn three_strips_keep_their_sums_in_place() {
     for half in [(false, false, false), (true, true, true)] {
         let case = Case { mnk: (192, 128, 1030), trans: (true, false), half, second: None, beta: 0.0, bias: false };
-        Level::available().into_iter().for_each(|level| with_level(level, || check(case)));
+        Level::available().for_each(|level| with_level(level, || check(case)));
     }
 }
 
