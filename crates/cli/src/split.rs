@@ -102,13 +102,13 @@ fn tell(plan: &Plan, world: &World, probe: &Probe, rates: &Rates, split: &Split)
         return;
     }
     ui::say(&measured(probe, rates));
-    for (hop, middle) in probe.slow() {
+    for (hop, usual) in probe.slow() {
         let [from, to] = [hop.from, hop.to].map(|rank| world.name(rank));
         ui::warning(&format!(
             "the wire from {from} to {to} carries {}, others of its kind {}: every step waits for it. Look at its card, cable and \
              switch port, and at NCCL_SOCKET_IFNAME",
             bandwidth(hop.bandwidth),
-            bandwidth(middle)
+            bandwidth(usual)
         ));
     }
     ui::say(&format!("strategy: {}", split.shape.candidate));

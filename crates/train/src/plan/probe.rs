@@ -19,7 +19,7 @@ const LONG_ENOUGH: Duration = Duration::from_millis(40);
 const TRIES: usize = 3;
 /// Hops that a latency is the mean of, per rank of the ring.
 const BARRIERS: usize = 16;
-/// A wire that reaches less than this share of the middle one of its kind is worth a word.
+/// A wire that reaches less than this share of what its kind does is worth a word.
 const SLOW: f64 = 0.5;
 
 /// One rank's way to another.
@@ -55,14 +55,15 @@ impl Probe {
         Ok(Self { links: Links { per_node, inside, across }, hops: [hops_inside, hops_across] })
     }
 
-    /// Ways that are much slower than the middle one of their kind, with its bandwidth. The middle of two is the faster one.
+    /// Ways that are much slower than their kind, with what the kind does: the middle rate, or the next faster one. For a bad
+    /// card slows the way in too, whose acknowledgements wait behind what the card sends, and those are two ways of three.
     pub fn slow(&self) -> Vec<(Hop, f64)> {
         let mut found = Vec::new();
         for hops in &self.hops {
             let mut rates: Vec<f64> = hops.iter().map(|hop| hop.bandwidth).collect();
             rates.sort_by(f64::total_cmp);
-            let Some(&middle) = rates.get(rates.len() / 2) else { continue };
-            found.extend(hops.iter().filter(|hop| hop.bandwidth < SLOW * middle).map(|hop| (*hop, middle)));
+            let Some(&usual) = rates.get(rates.len().div_ceil(2)) else { continue };
+            found.extend(hops.iter().filter(|hop| hop.bandwidth < SLOW * usual).map(|hop| (*hop, usual)));
         }
         found
     }
@@ -217,7 +218,9 @@ mod tests {
             let across = (0..).zip(rates).map(|(from, rate)| hop(from, rate)).collect();
             Probe { links, hops: [Vec::new(), across] }.slow()
         };
-        assert_eq!(slow([100.0, 46.0, 90.0]), []);
-        assert_eq!(slow([100.0, 44.0, 90.0]), [(hop(1, 44.0), 90.0)]);
+        assert_eq!(slow([100.0, 51.0, 90.0]), []);
+        assert_eq!(slow([100.0, 49.0, 90.0]), [(hop(1, 49.0), 100.0)]);
+        // A bad card of three: the way out of it, and the way in, whose acknowledgements leave by it.
+        assert_eq!(slow([0.5, 0.6, 90.0]), [(hop(0, 0.5), 90.0), (hop(1, 0.6), 90.0)]);
     }
 }
