@@ -307,9 +307,7 @@ pub fn measured(
     available: Option<u64>,
     patience: std::time::Duration,
 ) -> Result<Machine> {
-    let Machine::Measured(placeholder) = Machine::local(nodes, per_node, network, available) else {
-        unreachable!("it is what it was made")
-    };
+    let placeholder = Machine::at_hand(nodes, per_node, network, available);
     let run = Run::new(&Subject { machine: Machine::Measured(placeholder), ..subject.clone() })?;
     let batch = match &subject.rows {
         RowLengths::Known(rows) => middle_batch(rows, &subject.plan),

@@ -33,18 +33,21 @@ const SOCKETS: f64 = 4e9;
 
 impl Machine {
     /// Processes on machines like this one, whose speed isn't known yet.
-    pub fn local(nodes: usize, per_node: usize, network: f64, available: Option<u64>) -> Self {
+    pub fn local(nodes: usize, per_node: usize, network: f64) -> Self {
+        Self::Measured(Self::at_hand(nodes, per_node, network, None))
+    }
+
+    /// The same, where `available` bytes of memory are known to be free.
+    pub(crate) fn at_hand(
+        nodes: usize,
+        per_node: usize,
+        network: f64,
+        available: Option<u64>,
+    ) -> Circumstances<'static> {
         let room = Room::Shared(available.map(|bytes| bytes / per_node.max(1) as u64));
         let inside = Link { bandwidth: SOCKETS, shared: SOCKETS, latency: LATENCY[0] };
         let links = links(nodes, per_node, inside, network);
-        Self::Measured(Circumstances {
-            world: nodes * per_node,
-            per_node,
-            room,
-            links,
-            rates: Rates::even(1.0),
-            before: None,
-        })
+        Circumstances { world: nodes * per_node, per_node, room, links, rates: Rates::even(1.0), before: None }
     }
 
     /// What a plan reckons with; `experts` for a mixture of experts.

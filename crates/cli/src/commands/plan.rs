@@ -134,7 +134,7 @@ impl Place {
     fn machine(&self) -> Machine {
         match *self {
             Self::Cards(machine) => machine,
-            Self::Here { nodes, processes, network } => Machine::local(nodes, processes, network, None),
+            Self::Here { nodes, processes, network } => Machine::local(nodes, processes, network),
         }
     }
 }
