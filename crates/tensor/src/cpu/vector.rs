@@ -11,8 +11,12 @@ pub(crate) trait Vector: Copy + 'static {
     type Reg: Copy;
     /// f32 lanes (and operand words) per register.
     const LANES: usize;
-    /// Rows of the largest register tile.
+    /// Rows of the largest register tile, and its columns in registers. A tile, a register of A and `NV` of B must leave a
+    /// register to spare: where they took all sixteen of AVX2 (4 x 3), the compiler moved accumulators through memory and
+    /// the loop ran at a third of its speed.
     const MR: usize;
+    /// Columns of the largest register tile, in registers.
+    const NV: usize;
     /// Elements of the reduction in one word.
     const PER_WORD: usize;
 
@@ -47,6 +51,7 @@ impl Vector for Portable {
     type Reg = [f32; 4];
     const LANES: usize = 4;
     const MR: usize = 4;
+    const NV: usize = 3;
     const PER_WORD: usize = 1;
 
     #[inline(always)]
@@ -149,7 +154,8 @@ mod x86 {
 
     impl Vector for Avx2 {
         const LANES: usize = 8;
-        const MR: usize = 4;
+        const MR: usize = 6;
+        const NV: usize = 2;
         const PER_WORD: usize = 1;
 
         moves!(__m256, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps);
@@ -199,6 +205,7 @@ mod x86 {
     impl Vector for Avx512 {
         const LANES: usize = 16;
         const MR: usize = 8;
+        const NV: usize = 3;
         const PER_WORD: usize = 1;
 
         moves!(__m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps);
@@ -237,6 +244,7 @@ mod x86 {
     impl Vector for Bf16Pairs {
         const LANES: usize = 16;
         const MR: usize = 8;
+        const NV: usize = 3;
         const PER_WORD: usize = 2;
 
         moves!(__m512, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps);

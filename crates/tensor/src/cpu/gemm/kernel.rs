@@ -9,9 +9,6 @@ use super::super::Level;
 use super::super::vector::{Avx2, Avx512, Bf16Pairs};
 use super::super::vector::{Portable, Vector};
 
-/// Columns of the widest tile at any level, in registers.
-const NV: usize = 3;
-
 /// `c[m, n] (+)= a[m, k] b[k, n]` on raw words; `n` is a multiple of the level's lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
@@ -120,11 +117,11 @@ unsafe fn run<V: Vector>(b: &Block) {
     let registers = b.n / V::LANES;
     let mut j = 0;
     while j < registers {
-        let width = (registers - j).min(NV);
+        let width = (registers - j).min(V::NV);
         // SAFETY: the columns named lie inside B and C by the caller's contract.
         unsafe {
             match width {
-                3 => rows::<V, 3>(b, strides, j * V::LANES),
+                3.. => rows::<V, 3>(b, strides, j * V::LANES),
                 2 => rows::<V, 2>(b, strides, j * V::LANES),
                 _ => rows::<V, 1>(b, strides, j * V::LANES),
             }
@@ -140,9 +137,13 @@ unsafe fn rows<V: Vector, const W: usize>(b: &Block, strides: Strides, j: usize)
         let left = b.m - i;
         // SAFETY: rows i.. lie inside A and C by the caller's contract.
         unsafe {
-            if V::MR >= 8 && left >= 8 {
+            if V::MR == 8 && left >= 8 {
                 columns::<V, 8, W>(b, strides, i, j);
                 i += 8;
+            } else if V::MR == 6 && left >= 6 && left != 8 {
+                // Eight are two times four: six would leave two, too few chains to fill the units.
+                columns::<V, 6, W>(b, strides, i, j);
+                i += 6;
             } else if left >= 4 {
                 columns::<V, 4, W>(b, strides, i, j);
                 i += 4;
