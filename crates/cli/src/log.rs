@@ -1,4 +1,4 @@
-//! Where the libraries' events go: warnings to the user, the rest nowhere unless it is asked for.
+//! Where the libraries' events go: warnings and notes to the user, the rest nowhere.
 
 use crate::ui;
 use std::fmt::{Debug, Write};
@@ -6,24 +6,25 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Hands warnings and errors to the terminal.
-struct Warnings;
+/// Hands warnings, and what is worth a note, to the terminal.
+struct Told;
 
 /// Listens from now on. A second call changes nothing.
 pub(crate) fn listen() {
-    let _ = tracing::subscriber::set_global_default(Warnings);
+    let _ = tracing::subscriber::set_global_default(Told);
 }
 
-impl Subscriber for Warnings {
+impl Subscriber for Told {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let ours = metadata.target().starts_with("ferrotune");
-        ours && metadata.is_event() && *metadata.level() <= Level::WARN
+        ours && metadata.is_event() && *metadata.level() <= Level::INFO
     }
 
     fn event(&self, event: &Event<'_>) {
         let mut text = Text::default();
         event.record(&mut text);
-        ui::warning(&format!("{}{}", text.message, text.fields));
+        let tell = if *event.metadata().level() <= Level::WARN { ui::warning } else { ui::note };
+        tell(&format!("{}{}", text.message, text.fields));
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

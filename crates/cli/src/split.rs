@@ -6,7 +6,7 @@ use crate::prepare::{Fitted, Resolved};
 use crate::world::World;
 use crate::{environment, ui};
 use anyhow::anyhow;
-use ferrotune_config::plan::{Interval, Plan};
+use ferrotune_config::plan::{Interval, Plan, RunLength};
 use ferrotune_data::prepare::Prepared;
 use ferrotune_data::rows::Rows;
 use ferrotune_tensor::Profile;
@@ -82,13 +82,26 @@ pub(crate) fn split(
     let way = split.ways.first().filter(|_| !rows.is_empty());
     let step = way.map(|way| expected_step(&load, plan, (&rows, of_a_step), &among, way)).transpose()?;
     // What the process has of its own, and the rows, which are mapped and stay.
-    let mapped = prepared.train.iter().chain(prepared.eval.iter().map(|(_, rows)| rows)).map(|rows| 8 * rows.tokens());
-    let mapped: u64 = mapped.sum();
+    let shown = plan.train.micro_batch * plan.train.accumulation;
+    let train = train.map_or(0, |rows| read(rows, shown, plan.train.length));
+    let mapped = train + prepared.eval.iter().map(|(_, rows)| 8 * rows.tokens()).sum::<u64>();
     let needed = split.memory.needed();
     // What lies on a GPU isn't the process's memory.
     let resident = before.filter(|_| !room.has_own_host());
     let resident = resident.map(|(now, most)| (now + needed + mapped).max(most));
     Ok(Planned { split, foretold: Foretold { resident, step } })
+}
+
+/// What comes with a row that is read from a mapped file: the pages around it that the system has at hand.
+const AROUND: u64 = 64 << 10;
+
+/// Bytes of `rows` that a process reads which takes `shown` of them a step: a short run doesn't come by them all.
+fn read(rows: &Rows, shown: usize, length: RunLength) -> u64 {
+    let all = 8 * rows.tokens();
+    match length {
+        RunLength::Steps(steps) => all.min(steps.saturating_mul(shown as u64).saturating_mul(AROUND)),
+        RunLength::Epochs(_) => all,
+    }
 }
 
 /// Each row's tokens.

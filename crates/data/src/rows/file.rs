@@ -245,6 +245,9 @@ impl<'a> Writer<'a> {
                         out.write_all(bytemuck::bytes_of(&Header::zeroed())).map_err(io)?;
                     }
                     let (words, index, sets) = (replay.words, replay.index, replay.sets);
+                    if !index.is_empty() {
+                        tracing::info!("{} encoded rows of a process that was stopped are gone on with", index.len());
+                    }
                     let writer = Self { path, key, unfinished, out, words, index, sets, readers: None };
                     return Ok(Begun::Write(Box::new(writer), replay.states));
                 }
