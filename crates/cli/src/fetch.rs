@@ -1,16 +1,37 @@
-//! Datasets that lie elsewhere, brought to this machine before anything reads them.
+//! How hubs are reached, and datasets that lie elsewhere: they are brought to this machine before anything reads them.
 
 use crate::failure::Failure;
-use crate::prepare::hub_settings;
-use crate::ui;
+use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, DatasetPart, HubSettings};
-use ferrotune_config::plan::Plan;
+use ferrotune_config::plan::{ModelPlan, Plan};
 use ferrotune_config::{Diagnostics, Recipe};
 use ferrotune_data::prepare::remote;
 use ferrotune_data::registry::{Remote, is_online, remote_registry};
 
 const REGISTRY: &str = "dataset_info.json";
+
+/// How hubs are reached: by the environment, the recipe's cache and token.
+pub(crate) fn hub_settings(plan: &ModelPlan) -> Result<HubSettings, Failure> {
+    let home = environment::home().ok_or_else(|| Failure::Other(anyhow!("HOME is not set")))?;
+    let mut settings = HubSettings::from_vars(environment::var, home);
+    if let Some(folder) = &plan.cache_dir {
+        settings = settings.with_cache_dir(folder);
+    }
+    Ok(with_tokens(settings, plan))
+}
+
+/// The recipe's tokens, each for its own hub: what one hub is told is no other's business.
+fn with_tokens(mut settings: HubSettings, plan: &ModelPlan) -> HubSettings {
+    let given = |token: &String| hub::Token::Given(hub::Secret::new(token));
+    if let Some(token) = &plan.hugging_face_token {
+        settings.hugging_face.token = given(token);
+    }
+    if let Some(token) = &plan.modelscope_token {
+        settings.modelscope.token = given(token);
+    }
+    settings
+}
 
 /// Fetches the registry of a `dataset_dir: REMOTE:id`, which from then on is a folder.
 pub(crate) fn registry(plan: &mut Plan, recipe: &Recipe) -> Result<(), Failure> {
@@ -68,4 +89,29 @@ fn one(place: &Remote, settings: &HubSettings) -> Result<Vec<std::path::PathBuf>
 fn at(recipe: &Recipe, key: &str, error: &hub::HubError) -> Failure {
     let diagnostic = recipe.error_at(key, error.to_string());
     if diagnostic.span.is_some() { Failure::Recipe(diagnostic.into()) } else { Failure::Other(anyhow!("{error}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferrotune_checkpoint::hub::{Secret, Token};
+    use ferrotune_config::Verb;
+
+    /// A token is a password: ModelScope's is never told to Hugging Face, nor the other way.
+    #[test]
+    fn each_hub_gets_its_own_token() {
+        let settings = |keys: &[&str]| {
+            let words = keys.iter().chain(&["model_name_or_path=m"]).map(|&word| word.to_owned());
+            let recipe = Recipe::from_args(&words.collect::<Vec<_>>()).unwrap();
+            let (plan, notes) = Plan::resolve(&recipe, Verb::Chat).unwrap();
+            assert!(notes.is_empty(), "{notes:?}");
+            let settings = with_tokens(HubSettings::from_vars(|_| None, "/home/u".into()), &plan.model);
+            (settings.hugging_face.token, settings.modelscope.token)
+        };
+        let given = |token: &str| Token::Given(Secret::new(token));
+        let (nobodys, anonymous) = settings(&[]);
+        assert_eq!(settings(&["ms_hub_token=m"]), (nobodys, given("m")));
+        assert_eq!(settings(&["hf_hub_token=h"]), (given("h"), anonymous));
+        assert_eq!(settings(&["hf_hub_token=h", "ms_hub_token=m"]), (given("h"), given("m")));
+    }
 }

@@ -63,8 +63,10 @@ pub struct ModelPlan {
     pub revision: String,
     /// Where downloads go instead of the shared hub cache.
     pub cache_dir: Option<PathBuf>,
-    /// Access token written in the recipe (the environment's is the caller's business).
-    pub hub_token: Option<String>,
+    /// Access token of Hugging Face written in the recipe (the environment's is the caller's business).
+    pub hugging_face_token: Option<String>,
+    /// The same of ModelScope.
+    pub modelscope_token: Option<String>,
     /// Adapter folders, merged in order except the last, which goes on training unless
     /// [`LoraPlan::create_new`] is set.
     pub adapters: Vec<String>,

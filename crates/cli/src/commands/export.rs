@@ -6,7 +6,7 @@ mod sample;
 
 use crate::failure::Failure;
 use crate::prepare::{self, Answering, Resolved};
-use crate::ui;
+use crate::{fetch, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{HubError, Uploader};
 use ferrotune_checkpoint::{Dtype, FolderWriter};
@@ -59,7 +59,7 @@ pub(crate) fn export(args: &[String], weights: &[f64]) -> Result<(), Failure> {
 
 /// Makes the repository before hours go into what it is for: who may not write there learns it now.
 fn begin_upload(resolved: &Resolved, plan: &UploadPlan) -> Result<Uploader, Failure> {
-    let settings = prepare::hub_settings(&resolved.plan.model)?;
+    let settings = fetch::hub_settings(&resolved.plan.model)?;
     let begin = || {
         let uploader = Uploader::new(&settings, &plan.repository)?;
         uploader.create(plan.private)?;

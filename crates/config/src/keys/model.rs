@@ -74,7 +74,12 @@ pub(super) const KEYS: &[Key] = &[
         "null",
         "access token of the Hugging Face hub; the variable HF_TOKEN keeps it out of the recipe",
     ),
-    works("ms_hub_token", Text, "null", "access token of ModelScope, if `hf_hub_token` is not set"),
+    works(
+        "ms_hub_token",
+        Text,
+        "null",
+        "access token of ModelScope; the variable MODELSCOPE_API_TOKEN keeps it out of the recipe",
+    ),
     no_effect("om_hub_token", Text, "null", "the Modelers hub is not used"),
     no_effect("print_param_status", Bool, "false", "the number of trainable parameters is always reported"),
     no_effect(

@@ -25,14 +25,12 @@ pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {
             "write `finetuning_type: lora`, or merge the adapter with `ferrotune export` first",
         );
     }
-    if s.is_set("hf_hub_token") && s.is_set("ms_hub_token") {
-        s.note("ms_hub_token", "`ms_hub_token` is not used: `hf_hub_token` is set too", "keep one of the two");
-    }
     ModelPlan {
         source: s.text("model_name_or_path"),
         revision: s.text("model_revision"),
         cache_dir: s.opt_path("cache_dir"),
-        hub_token: s.opt_text("hf_hub_token").or_else(|| s.opt_text("ms_hub_token")),
+        hugging_face_token: s.opt_text("hf_hub_token"),
+        modelscope_token: s.opt_text("ms_hub_token"),
         adapters: s.list("adapter_name_or_path"),
         precision: precision(s, verb),
         rope_scaling: s.opt_text("rope_scaling").map(|name| match name.as_str() {
