@@ -2,6 +2,7 @@
 
 mod agent;
 mod commands;
+mod ends;
 mod environment;
 mod failure;
 mod fetch;

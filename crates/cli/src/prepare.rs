@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::mixture::{balance_note, experts_note};
 use crate::place::About;
-use crate::{environment, fetch, ui};
+use crate::{ends, environment, fetch, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
 use ferrotune_checkpoint::{
@@ -193,23 +193,10 @@ pub(crate) struct Located {
     pub(crate) revision: Option<String>,
 }
 
-/// How hubs are reached: by the environment, the recipe's cache and token.
-pub(crate) fn hub_settings(plan: &ModelPlan) -> Result<HubSettings, Failure> {
-    let home = environment::home().ok_or_else(|| Failure::Other(anyhow!("HOME is not set")))?;
-    let mut settings = HubSettings::from_vars(environment::var, home);
-    if let Some(folder) = &plan.cache_dir {
-        settings = settings.with_cache_dir(folder);
-    }
-    if let Some(token) = &plan.hub_token {
-        settings.hugging_face.token = hub::Token::Given(hub::Secret::new(token));
-    }
-    Ok(settings)
-}
-
 /// Finds the model's files, downloading what is missing.
 pub(crate) fn locate(resolved: &Resolved, want: Want) -> Result<Located, Failure> {
     let plan = &resolved.plan.model;
-    let mut settings = hub_settings(plan)?;
+    let mut settings = fetch::hub_settings(plan)?;
     if plan.revision != "main" {
         settings.revision = Some(plan.revision.clone());
     }
@@ -265,7 +252,8 @@ fn configuration(
     }
     if let Some(kind) = plan.model.rope_scaling {
         let trained = config.max_position_embeddings;
-        if config.rope.stretch(kind, trained, plan.data.cutoff_len) {
+        let stretched = config.stretch(&mut files.config, kind, plan.data.cutoff_len);
+        if stretched.map_err(|error| resolved.place(error))?.is_some() {
             ui::note(&format!("rope_scaling: positions are stretched from {trained} to {}", plan.data.cutoff_len));
         } else {
             ui::note(&format!("rope_scaling has no effect: the model was made for {trained} positions"));
@@ -289,8 +277,8 @@ fn weights<'a>(plan: &Plan, files: &'a OpenModel, model: &Model) -> Box<dyn Tens
     Box::new(Stacked::new(Grown::new(&*files.tensors, model.config().vocab_size, plan.train.seed)))
 }
 
-/// The tokenizer's files as the run leaves them: with tokens that were added, and with a chat template if the model had
-/// none or the template replaces it.
+/// The tokenizer's files as the run leaves them: with tokens that were added, the eos token of training, and with a chat template
+/// if the model had none or the template replaces it.
 pub(crate) fn files_to_save(
     files: &TokenizerFiles,
     tokenizer: &Tokenizer,
@@ -300,6 +288,7 @@ pub(crate) fn files_to_save(
     if tokenizer.has_grown() {
         saved.tokenizer_json = tokenizer.to_json()?.into_bytes();
     }
+    ends::name_eos(&mut saved, tokenizer);
     if let Some(text) = template.chat_template_to_save(tokenizer) {
         saved.chat_template = Some(text);
     }
@@ -384,6 +373,7 @@ fn open_merged(resolved: &Resolved, plan: &Plan, merged: Vec<LoadedAdapter>) -> 
     let options = TemplateOptions::from_plan(&plan.data, Moment::now());
     let found = Template::resolve(&options, &mut tokenizer).map_err(|error| resolved.place(error))?;
     found.notes.iter().for_each(|note| ui::note(note));
+    ends::complete(&mut files, &found.template.stop_ids(&tokenizer));
     let config = configuration(resolved, &mut files, &tokenizer, &merged)?;
     let fitted = fitted(resolved, plan, &files, &config, Wanted { tuning: None, merged, continued: None })?;
     let division = Division::solo(fitted.model());

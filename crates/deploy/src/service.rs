@@ -30,6 +30,10 @@ pub struct Service {
     pub port: u16,
     /// Variables of the chat template that make the prompt the trained one.
     pub kwargs: Map<String, Value>,
+    /// What training had otherwise than the base's config.json says (`rope_scaling`), as JSON.
+    pub overrides: Option<Value>,
+    /// `generation_config.json` in place of the base's, where that one doesn't end answers as training did.
+    pub generation: Option<Value>,
 }
 
 /// A base model.
@@ -78,6 +82,12 @@ impl Service {
         }
         option("--tensor-parallel-size", self.sizing.gpus.to_string());
         option("--max-model-len", self.sizing.max_model_len.to_string());
+        if let Some(overrides) = &self.overrides {
+            option("--hf-overrides", overrides.to_string());
+        }
+        if self.generation.is_some() {
+            option("--generation-config", FILES.to_owned());
+        }
         option("--chat-template", format!("{FILES}/chat_template.jinja"));
         option("--host", "0.0.0.0".to_owned());
         option("--port", PORT.to_string());

@@ -20,6 +20,8 @@ fn service() -> Service {
         sizing: Sizing { gpus: 2, max_model_len: 36_000, cache_tokens: 56_000, weights_gib: 30.5 },
         port: 8000,
         kwargs: [("enable_thinking".to_owned(), false.into())].into_iter().collect(),
+        generation: Some(json!({"eos_token_id": [2, 0]})),
+        overrides: Some(json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}})),
     }
 }
 
@@ -97,6 +99,7 @@ fn compose_files_are_what_their_schema_wants() {
         let command = &vllm["command"];
         assert_eq!(option(command, "--max-model-len"), Some("36000"));
         assert_eq!(option(command, "--tensor-parallel-size"), Some("2"));
+        assert_eq!(option(command, "--hf-overrides"), Some(r#"{"rope_scaling":{"rope_type":"yarn","factor":2.0}}"#));
         assert_eq!(option(command, "--chat-template"), Some("/deploy/chat_template.jinja"));
         // Every path of the command lies in a folder that is mounted.
         let targets: Vec<&str> =

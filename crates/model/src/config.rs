@@ -4,8 +4,9 @@
 //! are one decoder with a few switches; the switches of a family are a row of [`FAMILIES`].
 
 use crate::ModelError;
-use crate::rope::RopeConfig;
-use serde_json::Value;
+use crate::rope::{self, RopeConfig};
+use ferrotune_config::plan::RopeScaling;
+use serde_json::{Value, json};
 
 /// How a family differs from plain Llama.
 struct Family {
@@ -166,6 +167,38 @@ impl Config {
         })
     }
 
+    /// Applies a recipe's `rope_scaling` for rows of up to `cutoff` tokens, here and in `json`, the model's config.json: whoever
+    /// reads the saved model shall compute what was trained. LLaMA-Factory's rule: nothing if the rows fit, otherwise a whole
+    /// factor. Returns the keys that changed, as `--hf-overrides` of a server that has the old file; nothing if none did.
+    ///
+    /// # Errors
+    /// Never for a `json` that this configuration was read from.
+    pub fn stretch(&mut self, json: &mut Value, kind: RopeScaling, cutoff: usize) -> Result<Option<Value>, ModelError> {
+        let trained = self.max_position_embeddings;
+        if cutoff <= trained {
+            return Ok(None);
+        }
+        let factor = cutoff.div_ceil(trained);
+        let mut scaling = rope::asked_for(kind, factor, trained);
+        // transformers takes the positions of pretraining from here for this one.
+        if kind != RopeScaling::Dynamic {
+            self.max_position_embeddings = trained * factor;
+            json["max_position_embeddings"] = self.max_position_embeddings.into();
+        }
+        let newer = json.get("rope_parameters").is_some_and(Value::is_object);
+        if !newer {
+            json["rope_scaling"] = scaling.clone().into();
+            json["rope_theta"] = self.rope.theta.into();
+        }
+        scaling.insert("rope_theta".to_owned(), self.rope.theta.into());
+        if newer {
+            json["rope_parameters"] = scaling.clone().into();
+        }
+        self.rope = RopeConfig::from_json(json, trained)?;
+        let longest = self.max_position_embeddings;
+        Ok(Some(json!({"rope_scaling": scaling, "max_position_embeddings": longest})))
+    }
+
     /// The experts of a block, if it has some.
     pub fn experts(&self, layer: usize) -> Option<&Moe> {
         self.moe.as_ref().filter(|moe| moe.sparse[layer])
@@ -296,11 +329,51 @@ impl Keys<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::Scaling;
 
     fn tiny() -> Value {
         json!({"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
                "num_attention_heads": 4, "vocab_size": 100, "sliding_window": 32, "use_sliding_window": true, "max_window_layers": 2})
+    }
+
+    /// What a recipe asks for is read back from the file, whichever of the two forms it has.
+    #[test]
+    fn a_stretched_model_is_written_and_read_again() {
+        let newer =
+            json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}, "max_position_embeddings": 1024});
+        let older = json!({"rope_theta": 5e5, "rope_scaling": null, "max_position_embeddings": 1024});
+        for keys in [newer, older] {
+            for kind in [RopeScaling::Linear, RopeScaling::Dynamic, RopeScaling::Yarn, RopeScaling::Llama3] {
+                let mut json = tiny();
+                keys.as_object().unwrap().iter().for_each(|(key, value)| json[key] = value.clone());
+                let base = json.clone();
+                let mut config = Config::from_json(&json).unwrap();
+                assert_eq!(config.clone().stretch(&mut json, kind, 1024).unwrap(), None);
+                assert_eq!(json, base, "rows that fit change nothing");
+                let overrides = config.stretch(&mut json, kind, 3000).unwrap().unwrap();
+                assert_eq!(Config::from_json(&json).unwrap(), config, "{json}");
+                let longest = if kind == RopeScaling::Dynamic { 1024 } else { 3072 };
+                assert_eq!((config.max_position_embeddings, config.rope.theta), (longest, 5e5));
+                let expected = match kind {
+                    RopeScaling::Linear => Scaling::Linear { factor: 3.0 },
+                    RopeScaling::Dynamic => Scaling::Dynamic { factor: 3.0, original: 1024 },
+                    RopeScaling::Llama3 => Scaling::Llama3 { factor: 3.0, original: 1024, low: 1.0, high: 4.0 },
+                    RopeScaling::Yarn => Scaling::Yarn {
+                        factor: 3.0,
+                        original: 1024,
+                        beta_fast: 32.0,
+                        beta_slow: 1.0,
+                        attention_factor: 0.1 * 3f64.ln() + 1.0,
+                        truncate: true,
+                    },
+                };
+                assert_eq!(config.rope.scaling, expected);
+                let mut served = base.clone();
+                served.as_object_mut().unwrap().remove("rope_parameters");
+                overrides.as_object().unwrap().iter().for_each(|(key, value)| served[key] = value.clone());
+                assert_eq!(Config::from_json(&served).unwrap(), config, "{served}");
+            }
+        }
     }
 
     #[test]

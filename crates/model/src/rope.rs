@@ -6,7 +6,7 @@
 
 use crate::ModelError;
 use ferrotune_config::plan;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Rotary settings of a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,30 +80,6 @@ impl RopeConfig {
         Ok(Self { theta, scaling })
     }
 
-    /// Applies a recipe's `rope_scaling` to a model made for `trained` positions, for rows of up to `cutoff` tokens.
-    /// LLaMA-Factory's rule: nothing if the rows fit, otherwise a whole factor. Returns whether something changed.
-    pub fn stretch(&mut self, kind: plan::RopeScaling, trained: usize, cutoff: usize) -> bool {
-        if cutoff <= trained {
-            return false;
-        }
-        let factor = cutoff.div_ceil(trained) as f64;
-        let original = trained;
-        self.scaling = match kind {
-            plan::RopeScaling::Linear => Scaling::Linear { factor },
-            plan::RopeScaling::Dynamic => Scaling::Dynamic { factor, original },
-            plan::RopeScaling::Yarn => Scaling::Yarn {
-                factor,
-                original,
-                beta_fast: 32.0,
-                beta_slow: 1.0,
-                attention_factor: mscale(factor, 1.0),
-                truncate: true,
-            },
-            plan::RopeScaling::Llama3 => Scaling::Llama3 { factor, original, low: 1.0, high: 4.0 },
-        };
-        true
-    }
-
     /// `head_dim / 2` inverse frequencies and the scale of cos and sin, for sequences of up to `len` positions.
     pub fn frequencies(&self, head_dim: usize, len: usize) -> (Vec<f32>, f32) {
         let base = |theta: f64| -> Vec<f64> {
@@ -163,6 +139,26 @@ impl RopeConfig {
         }
         tables
     }
+}
+
+/// A recipe's scaling of a model made for `trained` positions, by the keys of transformers' `rope_parameters`.
+pub(crate) fn asked_for(kind: plan::RopeScaling, factor: usize, trained: usize) -> Map<String, Value> {
+    let name = match kind {
+        plan::RopeScaling::Linear => "linear",
+        plan::RopeScaling::Dynamic => "dynamic",
+        plan::RopeScaling::Yarn => "yarn",
+        plan::RopeScaling::Llama3 => "llama3",
+    };
+    let mut keys =
+        Map::from_iter([("rope_type".to_owned(), name.into()), ("factor".to_owned(), (factor as f64).into())]);
+    if kind != plan::RopeScaling::Linear {
+        keys.insert("original_max_position_embeddings".to_owned(), trained.into());
+    }
+    if kind == plan::RopeScaling::Llama3 {
+        keys.insert("low_freq_factor".to_owned(), 1.0.into());
+        keys.insert("high_freq_factor".to_owned(), 4.0.into());
+    }
+    keys
 }
 
 fn llama3(frequency: f64, factor: f64, original: f64, low: f64, high: f64) -> f64 {

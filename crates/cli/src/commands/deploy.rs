@@ -4,11 +4,11 @@ use super::check::{self, Opened};
 use super::verify::{self, VerifyArgs};
 use crate::failure::{self, Failure};
 use crate::prepare::{self, Resolved};
-use crate::{environment, ui};
+use crate::{ends, environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::{FolderWriter, LintOptions, OpenModel, TensorSource, Vllm, lint, open_tokenizer};
 use ferrotune_config::Verb;
-use ferrotune_config::plan::Stage;
+use ferrotune_config::plan::{RopeScaling, Stage};
 use ferrotune_data::clock::Moment;
 use ferrotune_data::conversation::Conversation;
 use ferrotune_data::prepare::conversations;
@@ -86,12 +86,13 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
     let name =
         args.name.clone().unwrap_or_else(|| folder.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let name = model_name(&name)?;
-    let prompt = prompt_of(&resolved, &folder)?;
+    let (prompt, ends) = prompt_of(&resolved, &folder)?;
     if args.verify.url.is_some() {
         return verify::verify(&args.verify, &name, is_adapter, &prompt.kwargs, &resolved);
     }
     let gpu = gpu(&args.gpu)?;
-    let config = Config::from_json(&model.config)?;
+    let mut config = Config::from_json(&model.config)?;
+    let overrides = stretched(&resolved, &mut config, &model.config)?;
     let demand =
         Demand::new(&config, elements(&*model.tensors), adapter.as_ref().map_or(0, |(_, elements)| 2 * elements));
     let wanted = Wanted { gpus: args.tensor_parallel, max_model_len: args.max_model_len };
@@ -104,6 +105,8 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
         sizing: size(&demand, (&gpu.0, gpu.1), wanted)?,
         port: args.port,
         kwargs: prompt.kwargs.clone(),
+        overrides,
+        generation: ends::of_server(model, &prepare::tokenizer(&resolved.plan.model, &model.tokenizer)?, &ends),
     };
     write(&service, &prompt, &folder.join("deploy"))?;
     tell(&service, &prompt, &args.folder, &gpu.0)
@@ -170,14 +173,32 @@ fn recipe_of(args: &DeployArgs, folder: &Path, is_adapter: bool, base: &Path) ->
     Ok(resolved)
 }
 
+/// What the run changed in the base's config.json, which a server of the adapter must be told; a merged model has it in its own.
+fn stretched(
+    resolved: &Resolved,
+    config: &mut Config,
+    json: &serde_json::Value,
+) -> Result<Option<serde_json::Value>, Failure> {
+    let Some(kind) = resolved.plan.model.rope_scaling else { return Ok(None) };
+    let trained = config.max_position_embeddings;
+    let overrides = config.stretch(&mut json.clone(), kind, resolved.plan.data.cutoff_len)?;
+    if overrides.is_some() && kind == RopeScaling::Dynamic {
+        ui::warning(&format!(
+            "rope_scaling: dynamic: vLLM has no base that grows with the sequence, so beyond {trained} tokens it answers otherwise \
+             than the trained model; train with rope_scaling: yarn"
+        ));
+    }
+    Ok(overrides)
+}
+
 /// Whether the run merged adapters before it made a new one.
 fn merged_others(words: &[String]) -> bool {
     let value = || -> Option<serde_json::Value> { serde_json::from_slice(&std::fs::read(words.first()?).ok()?).ok() };
     value().is_some_and(|recipe| recipe["create_new_adapter"] == "true" && recipe.get("adapter_name_or_path").is_some())
 }
 
-/// The chat template that writes prompts as training did.
-fn prompt_of(resolved: &Resolved, folder: &Path) -> Result<ServedPrompt, Failure> {
+/// The chat template that writes prompts as training did, and the ids that end an answer.
+fn prompt_of(resolved: &Resolved, folder: &Path) -> Result<(ServedPrompt, Vec<u32>), Failure> {
     let mut tokenizer = prepare::tokenizer(&resolved.plan.model, &open_tokenizer(folder)?)?;
     let options = TemplateOptions::from_plan(&resolved.plan.data, Moment::now());
     let template = Template::resolve(&options, &mut tokenizer).map_err(|error| resolved.place(error))?.template;
@@ -199,7 +220,7 @@ fn prompt_of(resolved: &Resolved, folder: &Path) -> Result<ServedPrompt, Failure
              model will be asked otherwise than it was trained. Train with a template that the model's own writes"
         ));
     }
-    Ok(prompt)
+    Ok((prompt, template.stop_ids(&tokenizer)))
 }
 
 /// Name and GiB of a card.
@@ -218,6 +239,9 @@ fn write(service: &Service, prompt: &ServedPrompt, folder: &Path) -> Result<(), 
     let writer = FolderWriter::new(folder)?;
     let absolute = folder.to_string_lossy();
     writer.bytes("chat_template.jinja", prompt.chat_template.as_bytes())?;
+    if let Some(generation) = &service.generation {
+        writer.json("generation_config.json", generation)?;
+    }
     writer.bytes("docker-compose.yaml", compose(service, ".").as_bytes())?;
     writer.bytes("kubernetes.yaml", kubernetes(service, &absolute).as_bytes())?;
     writer.bytes("request.sh", curl(service, QUESTION).as_bytes())?;

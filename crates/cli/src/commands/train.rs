@@ -11,7 +11,7 @@ use crate::prepare::{self, Fitted, Resolved, Training};
 use crate::review;
 use crate::split::{Planned, split};
 use crate::world::{self, World};
-use crate::{environment, ui};
+use crate::{ends, environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::{FolderWriter, LintBase, LintOptions, OpenModel, Vllm, lint, write_atomic};
 use ferrotune_config::Verb;
@@ -85,6 +85,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     world.device.reserve(split.memory.needed());
     let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division, &world.device)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
+    ends::complete(&mut files, &prepared.template.stop_ids(&tokenizer));
     let saver = Saver {
         tuning: &tuning,
         continued: continued.as_ref(),

@@ -40,6 +40,8 @@ fn a_run_leaves_what_is_checked_and_deployed() {
         "{compose}"
     );
     assert!(compose.contains("\"--max-model-len\"\n      - \"1024\""), "{compose}");
+    // What the base does by itself needs no option.
+    assert!(!compose.contains("--generation-config") && !compose.contains("--hf-overrides"), "{compose}");
     let template = fs::read_to_string(place.path("output/deploy/chat_template.jinja")).unwrap();
     assert!(
         template.starts_with("{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}"),
@@ -58,6 +60,71 @@ fn a_merged_model_is_deployed_without_an_adapter() {
     assert!(run.out.contains("Ask for the model `merged`.\n"), "{}", run.out);
     let compose = fs::read_to_string(place.path("merged/deploy/docker-compose.yaml")).unwrap();
     assert!(!compose.contains("lora") && compose.contains("/models/base"), "{compose}");
+}
+
+/// Trained on a base model whose texts end otherwise than a chat's turns: a server that is told nothing would never stop.
+#[test]
+fn answers_end_where_training_ended_them() {
+    let place = trainable("max_steps: 2\nsave_strategy: 'no'\n");
+    place.copy(&crate::common::model("tiny-qwen3"), "base");
+    for (file, key, end) in [
+        ("tokenizer_config.json", "eos_token", json!("<|endoftext|>")),
+        ("generation_config.json", "eos_token_id", json!(1000)),
+    ] {
+        let mut config = place.json(&format!("base/{file}"));
+        config[key] = end;
+        place.write(&format!("base/{file}"), config.to_string());
+    }
+    place.write("base/special_tokens_map.json", json!({"eos_token": {"content": "<|endoftext|>"}}).to_string());
+    place.run(&["train", "train.yaml", "model_name_or_path=base"]).ok();
+    place.run(&["deploy", "output"]).ok();
+    let compose = |folder: &str| fs::read_to_string(place.path(folder).join("deploy/docker-compose.yaml")).unwrap();
+    assert!(compose("output").contains("- \"--generation-config\"\n      - \"/deploy\"\n"), "{}", compose("output"));
+    let ends = json!([1002, 1000]);
+    assert_eq!(place.json("output/deploy/generation_config.json")["eos_token_id"], ends);
+    assert_eq!(place.json("output/tokenizer_config.json")["eos_token"], "<|im_end|>");
+    assert_eq!(place.json("output/special_tokens_map.json")["eos_token"], "<|im_end|>");
+    let merge = ["export", "train.yaml", "model_name_or_path=base", "adapter_name_or_path=output", "export_dir=merged"];
+    place.run(&merge).ok();
+    place.run(&["train", "train.yaml", "model_name_or_path=base", "finetuning_type=full", "output_dir=full"]).ok();
+    for folder in ["merged", "full"] {
+        assert_eq!(place.json(&format!("{folder}/generation_config.json"))["eos_token_id"], ends);
+        assert_eq!(place.json(&format!("{folder}/tokenizer_config.json"))["eos_token"], "<|im_end|>");
+        place.run(&["deploy", folder, "train.yaml"]).ok();
+        assert!(!compose(folder).contains("--generation-config"));
+    }
+}
+
+/// Servers and llama.cpp know nothing of the recipe: what it made of the positions is in the files.
+#[test]
+fn a_position_scaling_goes_with_the_model() {
+    let place = trainable("max_steps: 2\nsave_strategy: 'no'\nrope_scaling: yarn\ncutoff_len: 5000\n");
+    place.run(&["train", "train.yaml"]).ok();
+    let yarn = json!({"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 2048, "rope_theta": 1e6});
+    let export = |to: &str, format: &str| {
+        let to = format!("export_dir={to}");
+        let run = place.run(&["export", "train.yaml", "adapter_name_or_path=output", &to, format]).ok();
+        let drift = run.out.split("rows by ").nth(1).unwrap().split(' ').next().unwrap().parse::<f32>().unwrap();
+        assert!(drift < 1e-5, "what is read again computes otherwise: {}", run.out);
+    };
+    export("merged", "export_format=safetensors");
+    export("gguf", "export_format=gguf");
+    let is_written = |file: &str| {
+        let config = place.json(file);
+        assert_eq!((&config["rope_parameters"], &config["max_position_embeddings"]), (&yarn, &json!(6144)));
+    };
+    is_written("merged/config.json");
+    place.run(&["train", "train.yaml", "finetuning_type=full", "output_dir=full"]).ok();
+    is_written("full/config.json");
+    let served = |folder: &str| {
+        let run = place.run(&["deploy", folder, "train.yaml"]).ok();
+        assert!(run.out.contains("up to 6144 tokens"), "{}", run.out);
+        fs::read_to_string(place.path(&format!("{folder}/deploy/docker-compose.yaml"))).unwrap()
+    };
+    let overrides = json!({"rope_scaling": yarn, "max_position_embeddings": 6144}).to_string();
+    let compose = served("output");
+    assert!(compose.contains(&format!("- \"--hf-overrides\"\n      - {}\n", json!(overrides))), "{compose}");
+    assert!(!served("merged").contains("--hf-overrides"));
 }
 
 #[test]
