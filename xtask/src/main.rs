@@ -44,7 +44,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "peers",
-        about: "VENV: adapters on SmolLM2 through PEFT and vLLM, whose log-probabilities must be ours; large, not in ci",
+        about: "VENV: our models in PEFT, vLLM and llama.cpp, whose log-probabilities must be ours; large, not in ci",
         run: peers::run,
     },
     Task { name: "soak", about: "[SECONDS] [SEED]: runs of many processes through random faults", run: check::soak },

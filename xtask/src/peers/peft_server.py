@@ -3,13 +3,12 @@
 python peft_server.py PORT BASE TEMPLATE NAME=DIR...
 """
 
-import json
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from verifiable import serve
 
 port, base, template, *adapters = sys.argv[1:]
 adapters = dict(adapter.split("=", 1) for adapter in adapters)
@@ -24,6 +23,11 @@ for name in others:
 model.eval()
 
 
+def tokens(_name, messages, variables):
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **variables)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def score(name, ids):
     model.set_adapter(name)
     with torch.no_grad():
@@ -32,31 +36,4 @@ def score(name, ids):
     return [None] + [scores[at, token].item() for at, token in enumerate(ids[1:])]
 
 
-class Handler(BaseHTTPRequestHandler):
-    def answer(self, value, status=200):
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        self.answer({"data": [{"id": name, "parent": "base"} for name in adapters]})
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/tokenize":
-            kwargs = body.get("chat_template_kwargs", {})
-            text = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, tokenize=False, **kwargs)
-            self.answer({"tokens": tokenizer(text, add_special_tokens=False)["input_ids"]})
-        elif self.path == "/v1/completions":
-            numbers = score(body["model"], body["prompt"])
-            self.answer({"choices": [{"logprobs": {"token_logprobs": numbers}}]})
-        else:
-            self.answer({"error": "not found"}, 404)
-
-    def log_message(self, *_):
-        pass
-
-
-HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+serve(int(port), adapters, tokens, score)
