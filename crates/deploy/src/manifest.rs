@@ -15,9 +15,7 @@ const SHARED: &str = "16gb";
 /// `docker-compose.yaml`; `files` is the folder on the host with the chat template, relative to the file.
 pub fn compose(service: &Service, files: &str) -> String {
     let mut volumes = vec![bind(files, FILES)];
-    if let Some(adapter) = &service.adapter {
-        volumes.push(bind(&adapter.folder, &format!("{MODELS}/adapter")));
-    }
+    volumes.extend(service.adapters.iter().map(|adapter| bind(&adapter.folder, &adapter.place())));
     let mut environment = Map::new();
     match &service.base {
         Base::Folder(folder) => {
@@ -77,17 +75,17 @@ pub fn kubernetes(service: &Service, files: &str) -> String {
         json!({"name": "deploy", "mountPath": FILES, "readOnly": true}),
         json!({"name": "shm", "mountPath": "/dev/shm"}),
     ];
-    let mut folder = |name: &str, path: &str| {
+    let mut folder = |name: &str, path: &str, place: &str| {
         volumes.push(json!({"name": name, "hostPath": {"path": path, "type": "Directory"}}));
-        mounts.push(json!({"name": name, "mountPath": format!("{MODELS}/{name}"), "readOnly": true}));
+        mounts.push(json!({"name": name, "mountPath": place, "readOnly": true}));
     };
-    if let Some(adapter) = &service.adapter {
-        folder("adapter", &adapter.folder);
+    for adapter in &service.adapters {
+        folder(&format!("adapter-{}", adapter.name), &adapter.folder, &adapter.place());
     }
     let mut variables = vec![];
     match &service.base {
         Base::Folder(path) => {
-            folder("base", path);
+            folder("base", path, &format!("{MODELS}/base"));
             variables.push(json!({"name": "HF_HUB_OFFLINE", "value": "1"}));
         }
         Base::Hub(..) => {
@@ -140,11 +138,11 @@ pub fn kubernetes(service: &Service, files: &str) -> String {
 fn head(service: &Service, command: &str) -> String {
     let sizing = &service.sizing;
     let mut text = format!(
-        "# Written by `ferrotune deploy`. Start it with `{command}`.\n# Ask for the model `{}`{}\n",
-        service.name,
-        match service.adapter {
-            Some(_) => format!(": `{}` is the base, which wasn't trained.", service.base_name()),
-            None => ".".to_owned(),
+        "# Written by `ferrotune deploy`. Start it with `{command}`.\n# Ask for the model {}{}\n",
+        service.names(),
+        match service.is_adapted() {
+            true => format!(": `{}` is the base, which wasn't trained.", service.base_name()),
+            false => ".".to_owned(),
         }
     );
     text.push_str(&format!(

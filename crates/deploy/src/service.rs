@@ -18,12 +18,12 @@ pub struct Service {
     pub image: String,
     /// The version inside.
     pub vllm: Vllm,
-    /// What clients ask for.
+    /// What clients ask for: the first adapter's name, or the model's.
     pub name: String,
     /// What is served.
     pub base: Base,
-    /// The adapter on it; without one the base is the trained model itself.
-    pub adapter: Option<Adapter>,
+    /// The adapters on it; without one the base is the trained model itself.
+    pub adapters: Vec<Adapter>,
     /// GPUs and lengths.
     pub sizing: Sizing,
     /// Port on the host.
@@ -48,16 +48,38 @@ pub enum Base {
 /// An adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adapter {
+    /// What clients ask for.
+    pub name: String,
     /// Its folder on the host, absolute.
     pub folder: String,
     /// `--max-lora-rank`, if the default doesn't do.
     pub max_lora_rank: Option<usize>,
 }
 
+impl Adapter {
+    /// Its folder inside the container.
+    pub(crate) fn place(&self) -> String {
+        format!("{MODELS}/adapters/{}", self.name)
+    }
+}
+
 impl Service {
     /// The name under which the base answers: one that nobody asks for by mistake.
     pub fn base_name(&self) -> String {
-        if self.adapter.is_some() { format!("{}-untrained-base", self.name) } else { self.name.clone() }
+        if self.is_adapted() { format!("{}-untrained-base", self.name) } else { self.name.clone() }
+    }
+
+    /// Whether adapters are served, and not a model of its own.
+    pub(crate) fn is_adapted(&self) -> bool {
+        !self.adapters.is_empty()
+    }
+
+    /// The names of what was trained, for people.
+    pub fn names(&self) -> String {
+        match &self.adapters[..] {
+            [] => format!("`{}`", self.name),
+            adapters => adapters.iter().map(|adapter| format!("`{}`", adapter.name)).collect::<Vec<_>>().join(" or "),
+        }
     }
 
     /// The arguments of vLLM's server.
@@ -72,11 +94,10 @@ impl Service {
         }
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         option("--served-model-name", self.base_name());
-        if let Some(adapter) = &self.adapter {
-            // One more than adapters: on processors the base's rows of a mixed batch would else take the adapter's slot.
-            option("--max-loras", "2".to_owned());
-            option("--lora-modules", format!("{}={MODELS}/adapter", self.name));
-            if let Some(rank) = adapter.max_lora_rank {
+        if self.is_adapted() {
+            // One more than adapters: on processors the base's rows of a mixed batch would else take an adapter's slot.
+            option("--max-loras", (self.adapters.len() + 1).to_string());
+            if let Some(rank) = self.adapters.iter().filter_map(|adapter| adapter.max_lora_rank).max() {
                 option("--max-lora-rank", rank.to_string());
             }
         }
@@ -91,8 +112,9 @@ impl Service {
         option("--chat-template", format!("{FILES}/chat_template.jinja"));
         option("--host", "0.0.0.0".to_owned());
         option("--port", PORT.to_string());
-        if self.adapter.is_some() {
-            arguments.push("--enable-lora".to_owned());
+        if self.is_adapted() {
+            arguments.extend(["--enable-lora".to_owned(), "--lora-modules".to_owned()]);
+            arguments.extend(self.adapters.iter().map(|adapter| format!("{}={}", adapter.name, adapter.place())));
         }
         arguments
     }

@@ -10,13 +10,17 @@ use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Value, json};
 use std::process::Command;
 
+fn adapter(name: &str, folder: &str, max_lora_rank: Option<usize>) -> Adapter {
+    Adapter { name: name.into(), folder: folder.into(), max_lora_rank }
+}
+
 fn service() -> Service {
     Service {
         image: "vllm/vllm-openai:v0.11.0".into(),
         vllm: Vllm::V0_11,
         name: "ferro".into(),
         base: Base::Folder("/data/models/Qwen3-32B".into()),
-        adapter: Some(Adapter { folder: "/runs/it's $5 \"x\"".into(), max_lora_rank: Some(32) }),
+        adapters: vec![adapter("ferro", "/runs/it's $5 \"x\"", Some(32))],
         sizing: Sizing { gpus: 2, max_model_len: 36_000, cache_tokens: 56_000, weights_gib: 30.5 },
         port: 8000,
         kwargs: [("enable_thinking".to_owned(), false.into())].into_iter().collect(),
@@ -28,12 +32,14 @@ fn service() -> Service {
 /// Every kind of service there is.
 fn services() -> Vec<Service> {
     let hub = Base::Hub("Qwen/Qwen3-32B".into(), Some("main".into()));
-    let plain = Adapter { folder: "/runs/a".into(), max_lora_rank: None };
+    let plain = adapter("a", "/runs/a", None);
+    let both = vec![plain.clone(), adapter("b", "/runs/b", Some(64))];
     vec![
         service(),
-        Service { base: hub.clone(), adapter: Some(plain), kwargs: Map::new(), ..service() },
-        Service { base: hub, adapter: None, ..service() },
-        Service { adapter: None, port: 9000, ..service() },
+        Service { base: hub.clone(), adapters: vec![plain], kwargs: Map::new(), ..service() },
+        Service { name: "a".into(), adapters: both, ..service() },
+        Service { base: hub, adapters: vec![], ..service() },
+        Service { adapters: vec![], port: 9000, ..service() },
     ]
 }
 
@@ -136,17 +142,31 @@ fn the_schema_refuses_what_is_wrong() {
 fn the_adapter_and_its_base_cannot_be_confused() {
     let file = yaml(&compose(&service(), "."));
     let command = &file["services"]["vllm"]["command"];
-    assert_eq!(option(command, "--lora-modules"), Some("ferro=/models/adapter"));
+    assert_eq!(option(command, "--lora-modules"), Some("ferro=/models/adapters/ferro"));
     assert_eq!(option(command, "--served-model-name"), Some("ferro-untrained-base"));
     assert_eq!(option(command, "--max-lora-rank"), Some("32"));
     assert_eq!(option(command, "--max-loras"), Some("2"));
     assert!(command.as_array().unwrap().iter().any(|argument| argument == "--enable-lora"));
     // A path with a dollar, as compose reads it.
     assert_eq!(file["services"]["vllm"]["volumes"][1]["source"], "/runs/it's $$5 \"x\"");
-    let merged = yaml(&compose(&Service { adapter: None, ..service() }, "."));
+    let merged = yaml(&compose(&Service { adapters: vec![], ..service() }, "."));
     let command = &merged["services"]["vllm"]["command"];
     assert_eq!(option(command, "--served-model-name"), Some("ferro"));
     assert!(option(command, "--lora-modules").is_none() && option(command, "--max-loras").is_none());
+}
+
+#[test]
+fn several_adapters_are_served_side_by_side() {
+    let text = compose(&services()[2], ".");
+    assert!(text.contains("# Ask for the model `a` or `b`: `a-untrained-base` is the base"), "{text}");
+    let file = yaml(&text);
+    let command = file["services"]["vllm"]["command"].as_array().unwrap();
+    let at = command.iter().position(|argument| argument == "--lora-modules").unwrap();
+    assert_eq!(command[at + 1..], ["a=/models/adapters/a", "b=/models/adapters/b"]);
+    let command = &file["services"]["vllm"]["command"];
+    assert_eq!((option(command, "--max-loras"), option(command, "--max-lora-rank")), (Some("3"), Some("64")));
+    let folders: Vec<&Value> = file["services"]["vllm"]["volumes"].as_array().unwrap().iter().collect();
+    assert_eq!((&folders[1]["source"], &folders[2]["target"]), (&json!("/runs/a"), &json!("/models/adapters/b")));
 }
 
 /// Fields of Kubernetes' objects that the manifest uses, those that must be there marked `!`, from the API reference of

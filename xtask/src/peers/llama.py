@@ -41,7 +41,8 @@ class Llama:
 
     def likely(self, ids, count):
         """Log-probabilities of the `count` likeliest tokens behind `ids`, by their ids, as the server says."""
-        body = {"prompt": ids, "n_predict": 1, "n_probs": count, "temperature": 1.0, "cache_prompt": True}
+        # Of a token that ends the answer nothing would be told; what is told is the model's, whatever may be drawn.
+        body = {"prompt": ids, "n_predict": 1, "n_probs": count, "ignore_eos": True, "cache_prompt": True}
         [found] = self.ask("/completion", body)["completion_probabilities"]
         return {token["id"]: token["logprob"] for token in found["top_logprobs"]}
 

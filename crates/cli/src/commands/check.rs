@@ -166,7 +166,11 @@ impl Opened {
             let home = environment::home().ok_or("HOME is not set")?;
             let mut settings = HubSettings::from_vars(environment::var, home);
             (settings.offline, settings.revision) = (true, revision.clone());
-            let found = hub::resolve(name, &settings, Want::Everything, &ui::Downloads::default());
+            let on_disk = |name: &str| hub::resolve(name, &settings, Want::Everything, &ui::Downloads::default());
+            // What came by a package of the catalogue is no part of the hub's cache, where its id is looked up.
+            let by_package =
+                || hub::CATALOGUE.iter().find(|entry| entry.hugging_face == name && entry.package.is_some());
+            let found = on_disk(name).or_else(|error| by_package().and_then(|e| on_disk(e.name).ok()).ok_or(error));
             let path = found.map_err(|error| error.to_string())?.path;
             let model = open_model(&path).map_err(|error| error.to_string())?;
             Ok((path, model))

@@ -1,12 +1,14 @@
 //! `deploy`: everything that starts a server of a trained model, or the proof that a running one is right.
 
+use super::beside::{self, Manner};
 use super::check::{self, Opened};
 use super::verify::{self, VerifyArgs};
 use crate::failure::{self, Failure};
 use crate::prepare::{self, Resolved};
 use crate::{ends, environment, ui};
 use anyhow::anyhow;
-use ferrotune_checkpoint::{FolderWriter, LintOptions, OpenModel, TensorSource, Vllm, lint, open_tokenizer};
+use ferrotune_checkpoint::hub::CATALOGUE;
+use ferrotune_checkpoint::{FolderWriter, LintOptions, OpenModel, Origin, TensorSource, Vllm, lint, open_tokenizer};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{RopeScaling, Stage};
 use ferrotune_data::clock::Moment;
@@ -51,9 +53,12 @@ pub(crate) struct DeployArgs {
     /// Port on the host.
     #[arg(long, default_value_t = 8000)]
     port: u16,
+    /// Another adapter of the same base, served beside it under its folder's name or the one given; may be repeated.
+    #[arg(long, value_name = "[NAME=]OUTPUT_DIR")]
+    pub(super) with: Vec<String>,
     /// The base model, if it isn't where the adapter says.
     #[arg(long, value_name = "MODEL")]
-    base: Option<String>,
+    pub(super) base: Option<String>,
     #[command(flatten)]
     verify: VerifyArgs,
     /// The recipe of the run and overrides, if the folder has no recipe.json.
@@ -78,38 +83,73 @@ pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
     } else {
         Opened::open(&folder.to_string_lossy(), None)
     };
-    let adapter = if is_adapter { Some(checked_adapter(args, &folder, &opened)?) } else { None };
-    let (path, model) = opened.found.as_ref().map_err(|reason| {
-        Failure::Other(anyhow!("{} can't be looked at: {reason}; give the model's folder with --base", opened.name))
-    })?;
-    let resolved = recipe_of(args, &folder, is_adapter, path)?;
     let name =
         args.name.clone().unwrap_or_else(|| folder.file_name().unwrap_or_default().to_string_lossy().into_owned());
     let name = model_name(&name)?;
-    let (prompt, ends) = prompt_of(&resolved, &folder)?;
+    let mut adapters = Vec::new();
+    if is_adapter {
+        adapters.push(checked_adapter(args, (&name, &folder), &opened)?);
+    }
+    let (path, model) = opened.found.as_ref().map_err(|reason| no_base(&opened.name, reason))?;
+    let resolved = recipe_of(args, &folder, is_adapter, path)?;
+    let (prompt, manner, config) = manner_of(&resolved, &folder, model)?;
     if args.verify.url.is_some() {
         return verify::verify(&args.verify, &name, is_adapter, &prompt.kwargs, &resolved);
     }
+    if !is_adapter && let Some(word) = args.with.first() {
+        return Err(Failure::Other(anyhow!(
+            "--with {word}: {} is no adapter, so nothing can be beside it",
+            folder.display()
+        )));
+    }
+    adapters.extend(beside::adapters(args, (&folder, path), &manner)?);
+    one_name_each(&adapters)?;
+    let service = service(args, (name, adapters), (&opened, path, model), (&config, &prompt, manner), &resolved)?;
+    write(&service, &prompt, &folder.join("deploy"))?;
+    tell(&service, &prompt, &args.folder, &gpu(&args.gpu)?.0)
+}
+
+/// All decisions about the server.
+fn service(
+    args: &DeployArgs,
+    (name, adapters): (String, Vec<(Adapter, u64)>),
+    (opened, path, model): (&Opened, &Path, &OpenModel),
+    (config, prompt, manner): (&Config, &ServedPrompt, Manner),
+    resolved: &Resolved,
+) -> Result<Service, Failure> {
     let gpu = gpu(&args.gpu)?;
-    let mut config = Config::from_json(&model.config)?;
-    let overrides = stretched(&resolved, &mut config, &model.config)?;
-    let demand =
-        Demand::new(&config, elements(&*model.tensors), adapter.as_ref().map_or(0, |(_, elements)| 2 * elements));
+    // vLLM has room for the largest in every place.
+    let largest = adapters.iter().map(|(_, elements)| *elements).max().unwrap_or(0);
+    let demand = Demand::new(config, elements(&*model.tensors), largest * (adapters.len() as u64 + 1));
     let wanted = Wanted { gpus: args.tensor_parallel, max_model_len: args.max_model_len };
-    let service = Service {
+    let tokenizer = prepare::tokenizer(&resolved.plan.model, &model.tokenizer)?;
+    Ok(Service {
         image: args.image.clone().unwrap_or_else(|| format!("vllm/vllm-openai:v{}", args.vllm)),
         vllm: args.vllm,
         name,
-        base: base_of(&opened, path, model),
-        adapter: adapter.map(|(adapter, _)| adapter),
+        base: base_of(opened, path, model)?,
+        adapters: adapters.into_iter().map(|(adapter, _)| adapter).collect(),
         sizing: size(&demand, (&gpu.0, gpu.1), wanted)?,
         port: args.port,
         kwargs: prompt.kwargs.clone(),
-        overrides,
-        generation: ends::of_server(model, &prepare::tokenizer(&resolved.plan.model, &model.tokenizer)?, &ends),
-    };
-    write(&service, &prompt, &folder.join("deploy"))?;
-    tell(&service, &prompt, &args.folder, &gpu.0)
+        overrides: manner.overrides,
+        generation: ends::of_server(model, &tokenizer, &manner.ends),
+    })
+}
+
+/// Clients ask by name.
+fn one_name_each(adapters: &[(Adapter, u64)]) -> Result<(), Failure> {
+    let names: Vec<&str> = adapters.iter().map(|(adapter, _)| adapter.name.as_str()).collect();
+    match names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        Some((_, name)) => {
+            Err(Failure::Other(anyhow!("two adapters are called {name}; write --with NAME=OUTPUT_DIR, or --name")))
+        }
+        None => Ok(()),
+    }
+}
+
+pub(super) fn no_base(name: &str, reason: &str) -> Failure {
+    Failure::Other(anyhow!("{name} can't be looked at: {reason}; give the model's folder with --base"))
 }
 
 /// The GGUF file that a path is, or that a folder holds in place of a Hugging Face model.
@@ -123,14 +163,19 @@ fn gguf_in(path: &Path) -> Option<PathBuf> {
 }
 
 /// The adapter, if vLLM can serve it, and how many numbers it has.
-fn checked_adapter(args: &DeployArgs, folder: &Path, opened: &Opened) -> Result<(Adapter, u64), Failure> {
+pub(super) fn checked_adapter(
+    args: &DeployArgs,
+    (name, folder): (&str, &Path),
+    opened: &Opened,
+) -> Result<(Adapter, u64), Failure> {
     let report = lint(folder, LintOptions { vllm: args.vllm, base: opened.as_lint_base() });
     if !report.is_sound() {
         ui::error_text(&check::text(&report));
         return Err(Failure::Told(failure::ERROR));
     }
     let file = ferrotune_checkpoint::SafetensorsFile::open(&folder.join("adapter_model.safetensors"))?;
-    let adapter = Adapter { folder: folder.to_string_lossy().into_owned(), max_lora_rank: report.max_lora_rank };
+    let folder = folder.to_string_lossy().into_owned();
+    let adapter = Adapter { name: name.to_owned(), folder, max_lora_rank: report.max_lora_rank };
     Ok((adapter, elements(&file)))
 }
 
@@ -140,16 +185,33 @@ fn elements(tensors: &dyn TensorSource) -> u64 {
 }
 
 /// The base as the server finds it: a hub id stays one.
-fn base_of(opened: &Opened, path: &Path, model: &OpenModel) -> Base {
-    let is_path = Path::new(&opened.name).exists() || matches!(model.origin, ferrotune_checkpoint::Origin::Gguf(_));
-    match is_path {
-        true => Base::Folder(path.canonicalize().unwrap_or_else(|_| path.to_path_buf()).to_string_lossy().into_owned()),
-        false => Base::Hub(opened.name.clone(), opened.revision.clone()),
+///
+/// # Errors
+/// If it is a GGUF file, which vLLM doesn't load.
+fn base_of(opened: &Opened, path: &Path, model: &OpenModel) -> Result<Base, Failure> {
+    if Path::new(&opened.name).exists() && !matches!(model.origin, Origin::Gguf(_)) {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        return Ok(Base::Folder(path.to_string_lossy().into_owned()));
     }
+    if let Origin::Gguf(file) = &model.origin {
+        let (file, program) = (file.display(), environment::program());
+        let cure = format!(
+            "`{program} export model_name_or_path={file} export_dir=BASE` writes what training saw, and `--base BASE` serves it"
+        );
+        if !CATALOGUE.iter().any(|entry| entry.hugging_face == opened.name) {
+            return Err(Failure::Other(anyhow!("the base is the GGUF file {file}, which vLLM doesn't load: {cure}")));
+        }
+        ui::warning(&format!(
+            "it was trained on {file}, whose weights are quantised; the server is given {}, on which the adapter fits a little less \
+             exactly: {cure}",
+            opened.name
+        ));
+    }
+    Ok(Base::Hub(opened.name.clone(), opened.revision.clone()))
 }
 
 /// The run's recipe with the trained model in place of the one it began with.
-fn recipe_of(args: &DeployArgs, folder: &Path, is_adapter: bool, base: &Path) -> Result<Resolved, Failure> {
+pub(super) fn recipe_of(args: &DeployArgs, folder: &Path, is_adapter: bool, base: &Path) -> Result<Resolved, Failure> {
     let beside = [Some(folder), folder.parent()].into_iter().flatten().map(|folder| folder.join(RECIPE));
     let mut words = match beside.into_iter().find(|path| path.is_file()) {
         _ if !args.recipe.is_empty() => args.recipe.clone(),
@@ -171,6 +233,19 @@ fn recipe_of(args: &DeployArgs, folder: &Path, is_adapter: bool, base: &Path) ->
         );
     }
     Ok(resolved)
+}
+
+/// The prompts of a trained model, how it is asked and computed, and its shape with that.
+pub(super) fn manner_of(
+    resolved: &Resolved,
+    folder: &Path,
+    base: &OpenModel,
+) -> Result<(ServedPrompt, Manner, Config), Failure> {
+    let (prompt, ends) = prompt_of(resolved, folder)?;
+    let mut config = Config::from_json(&base.config)?;
+    let overrides = stretched(resolved, &mut config, &base.config)?;
+    let manner = Manner { chat_template: prompt.chat_template.clone(), ends, overrides };
+    Ok((prompt, manner, config))
 }
 
 /// What the run changed in the base's config.json, which a server of the adapter must be told; a merged model has it in its own.
@@ -263,8 +338,8 @@ fn tell(service: &Service, prompt: &ServedPrompt, folder: &Path, gpu: &str) -> R
         "Prompts: {how}, which writes {} of {} that were tried as in training.",
         prompt.agrees.0, prompt.agrees.1
     ))?;
-    let base = service.adapter.as_ref().map(|_| format!("; `{}` is the untrained base", service.base_name()));
-    ui::line(&format!("Ask for the model `{}`{}.", service.name, base.unwrap_or_default()))?;
+    let base = service.adapters.first().map(|_| format!("; `{}` is the untrained base", service.base_name()));
+    ui::line(&format!("Ask for the model {}{}.", service.names(), base.unwrap_or_default()))?;
     let deploy = folder.join("deploy");
     ui::line(&format!("\n  docker compose -f {}/docker-compose.yaml up -d", deploy.display()))?;
     ui::line(&format!("  sh {}/request.sh", deploy.display()))?;

@@ -1,5 +1,6 @@
 //! One file a verb.
 
+mod beside;
 mod chat;
 pub(crate) mod check;
 mod data;

@@ -53,6 +53,25 @@ fn a_gguf_file_is_the_adapter_merged() {
     assert!(size("small/small-Q8_0.gguf") * 2 < size("merged/merged-F32.gguf"));
 }
 
+/// Llama 3.1's own chat template, say: training went by a named one, and so must all that comes behind it.
+#[test]
+fn a_chat_template_that_cannot_be_taken_apart_is_no_obstacle() {
+    let place = trainable("max_steps: 2\nsave_strategy: 'no'\n");
+    place.copy(&crate::common::model("tiny-qwen3"), "base");
+    let mut config = place.json("base/tokenizer_config.json");
+    config["chat_template"] =
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}".into();
+    place.write("base/tokenizer_config.json", config.to_string());
+    let base = "model_name_or_path=base";
+    place.run(&["train", "train.yaml", base]).ok();
+    for format in ["export_format=gguf", "export_format=safetensors"] {
+        let to = format!("export_dir={}", format.replace('=', "-"));
+        let run = place.run(&["export", "train.yaml", base, "adapter_name_or_path=output", format, &to]).ok();
+        assert!(run.out.contains("Rounding moved the logits of 8 rows"), "{}", run.out);
+    }
+    place.run(&["deploy", "output"]).ok();
+}
+
 #[test]
 fn a_type_without_its_format_is_named() {
     let place = trainable("");
@@ -87,6 +106,16 @@ fn a_quantised_base_takes_its_own_adapters_only() {
         "{}",
         run.err
     );
+    let refused = place.run(&["deploy", "own"]);
+    let error = refused.error();
+    assert!(
+        error.contains("base/base-Q8_0.gguf, which vLLM doesn't load: `ferrotune export model_name_or_path="),
+        "{error}"
+    );
+    place.run(&["export", "train.yaml", base, "export_dir=whole", "infer_dtype=float32"]).ok();
+    place.run(&["deploy", "own", "--base", "whole"]).ok();
+    let compose = fs::read_to_string(place.path("own/deploy/docker-compose.yaml")).unwrap();
+    assert!(compose.contains(&format!("source: {:?}", place.path("whole").canonicalize().unwrap())), "{compose}");
     let tuned = loss(&place, &[base, "adapter_name_or_path=own"]);
     let merged = loss(&place, &["model_name_or_path=merged"]);
     assert!((merged - tuned).abs() < 1e-4, "{tuned} {merged}");

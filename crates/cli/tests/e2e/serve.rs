@@ -36,7 +36,7 @@ fn a_run_leaves_what_is_checked_and_deployed() {
     assert!(run.out.contains("with enable_thinking=false, which writes 20 of 20"), "{}", run.out);
     let compose = fs::read_to_string(place.path("output/deploy/docker-compose.yaml")).unwrap();
     assert!(
-        compose.contains("\"vllm/vllm-openai:v0.11.0\"") && compose.contains("\"ferro-1=/models/adapter\""),
+        compose.contains("\"vllm/vllm-openai:v0.11.0\"") && compose.contains("\"ferro-1=/models/adapters/ferro-1\""),
         "{compose}"
     );
     assert!(compose.contains("\"--max-model-len\"\n      - \"1024\""), "{compose}");
@@ -125,6 +125,38 @@ fn a_position_scaling_goes_with_the_model() {
     let compose = served("output");
     assert!(compose.contains(&format!("- \"--hf-overrides\"\n      - {}\n", json!(overrides))), "{compose}");
     assert!(!served("merged").contains("--hf-overrides"));
+}
+
+#[test]
+fn several_adapters_share_a_server_if_they_are_asked_alike() {
+    let place = trained();
+    place.run(&["train", "train.yaml", "enable_thinking=false", "lora_rank=20", "output_dir=second"]).ok();
+    place.run(&["train", "train.yaml", "enable_thinking=true", "output_dir=thinks"]).ok();
+    let run = place.run(&["deploy", "output", "--with", "Two=second"]).ok();
+    assert!(
+        run.out.contains("Ask for the model `output` or `two`; `output-untrained-base` is the untrained base."),
+        "{}",
+        run.out
+    );
+    let compose = fs::read_to_string(place.path("output/deploy/docker-compose.yaml")).unwrap();
+    let modules =
+        "- \"--lora-modules\"\n      - \"output=/models/adapters/output\"\n      - \"two=/models/adapters/two\"\n";
+    assert!(compose.contains(modules) && compose.contains("- \"--max-lora-rank\"\n      - \"32\"\n"), "{compose}");
+    let refused = |with: &str| {
+        let run = place.run(&["deploy", "output", "--with", with]);
+        assert_eq!(run.code, Some(1), "{}", run.out);
+        run.error().to_owned()
+    };
+    let told = refused("thinks");
+    assert!(told.contains("--with thinks: it needs another chat template than HERE/output"), "{told}");
+    let told = refused("output=second");
+    assert!(told.contains("two adapters are called output; write --with NAME=OUTPUT_DIR"), "{told}");
+    let told = refused("data");
+    assert!(told.contains("--with data: HERE/data has no adapter_config.json"), "{told}");
+    place.copy(&crate::common::model("tiny-qwen3"), "elsewhere");
+    place.run(&["train", "train.yaml", "model_name_or_path=elsewhere", "output_dir=other"]).ok();
+    let told = refused("other");
+    assert!(told.contains("--with other: it was trained on another base"), "{told}");
 }
 
 #[test]
