@@ -10,6 +10,16 @@ pub(crate) fn var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// Variables that NCCL reads by itself, of which there are dozens.
+pub(crate) fn of_nccl() -> Vec<(String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok().filter(|name| name.starts_with("NCCL_"))?, value.into_string().ok()?))
+    };
+    let mut found: Vec<_> = std::env::vars_os().filter_map(text).collect();
+    found.sort();
+    found
+}
+
 /// The user's home folder.
 pub(crate) fn home() -> Option<PathBuf> {
     var(ferrotune_config::env::HOME).filter(|home| !home.is_empty()).map(PathBuf::from)

@@ -4,9 +4,11 @@ use crate::failure::Failure;
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_config::env;
+use ferrotune_dist::{NcclRanks, NcclSettings, Ranks};
 use ferrotune_tensor::Device;
-use ferrotune_tensor::cuda::{Libraries, Options, Search, Surroundings};
+use ferrotune_tensor::cuda::{Collectives, Libraries, Options, Search, Surroundings, nccl};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where libraries of CUDA may lie, as far as the environment says.
 pub(crate) fn surroundings() -> Surroundings {
@@ -59,4 +61,34 @@ pub(crate) fn device(local_rank: usize, use_cpu: bool) -> Result<Device, Failure
         ));
     }
     Device::cuda(&libraries, &Options { device: local_rank, ..Options::default() }).map_err(refused)
+}
+
+/// How long NCCL may take to bring ranks together, which have met before, and how long one collective may take.
+const NCCL_JOINS: Duration = Duration::from_secs(120);
+const NCCL_MOVES: Duration = Duration::from_secs(30 * 60);
+
+/// NCCL on a GPU, with its version; `None` on the processor.
+///
+/// # Errors
+/// If there is none that can be used, with all that was looked at.
+pub(crate) fn collectives(device: &Device) -> Result<Option<(Collectives, String)>, Failure> {
+    if device.gpu().is_none() {
+        return Ok(None);
+    }
+    let refused = |error: ferrotune_tensor::cuda::CallError| Failure::Other(anyhow!("NCCL: {error}"));
+    let search = Search::new(&surroundings());
+    let libraries = Libraries::find(&search).map_err(|error| Failure::Other(error.into()))?;
+    let driver = libraries.map(|libraries| libraries.driver().version()).transpose().map_err(refused)?;
+    let nccl = nccl::open(&search, driver.unwrap_or(0)).map_err(|error| Failure::Other(error.into()))?;
+    let version = nccl.version().map_err(refused)?;
+    Ok(Collectives::new(device, nccl).map_err(refused)?.map(|collectives| (collectives, version)))
+}
+
+/// Ranks that NCCL joins beside the connections that they have. `patience` is the user's with missing ranks.
+///
+/// # Errors
+/// If the system gives no thread.
+pub(crate) fn joined(ranks: &Ranks, collectives: Collectives, patience: Duration) -> Result<NcclRanks, Failure> {
+    let settings = NcclSettings { join_timeout: patience.min(NCCL_JOINS), collective_timeout: NCCL_MOVES };
+    Ok(NcclRanks::start(ranks.clone(), collectives, settings)?)
 }

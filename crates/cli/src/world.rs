@@ -9,7 +9,7 @@ use ferrotune_config::env;
 use ferrotune_config::launcher::{Agent, Launch, Nodes, Role, Worker};
 use ferrotune_data::prepare::Prepared;
 use ferrotune_dist::rendezvous::{Allowed, Claim, Facts, JoinEvent, JoinSettings, Member, Patience, Seat, Token, join};
-use ferrotune_dist::{Comm, Pulse, Solo};
+use ferrotune_dist::{Comm, Pulse, Ranks, Solo};
 use ferrotune_tensor::Device;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
@@ -105,8 +105,33 @@ impl World {
             ui::say(&table(&joined.members));
         }
         let hosts = joined.members.iter().map(|member| member.facts.host.clone()).collect();
-        let comm = joined.connect(Arc::<Pulse>::default(), plan.peer_timeout)?;
-        Ok(Self { comm, device, local_rank, per_node, ranks_of_a_step, hosts, all_know: Cell::default() })
+        let (pulse, all_know) = (Arc::<Pulse>::default(), Cell::default());
+        if joined.members.len() == 1 {
+            let comm = joined.connect(pulse, plan.peer_timeout)?;
+            return Ok(Self { comm, device, local_rank, per_node, ranks_of_a_step, hosts, all_know });
+        }
+        let ranks = joined.ranks(pulse, plan.peer_timeout)?;
+        let comm = Rc::new(ranks.clone());
+        let mut world = Self { comm, device, local_rank, per_node, ranks_of_a_step, hosts, all_know };
+        let equipped = world.equip(&ranks, resolved);
+        equipped.inspect_err(|failure| world.fail(&failure.words()))?;
+        Ok(world)
+    }
+
+    /// Lets NCCL move what lies on GPUs, if the ranks compute on these.
+    fn equip(&mut self, ranks: &Ranks, resolved: &Resolved) -> Result<(), Failure> {
+        let plan = &resolved.plan.parallel;
+        let found = gpus::collectives(&self.device)?;
+        let value = found.as_ref().map_or_else(|| "the processor".into(), |(_, version)| format!("NCCL {version}"));
+        // Of two versions NCCL would hang, or say that the other one is gone.
+        self.agree(&[Claim { what: "what sums gradients".into(), value }], Vec::new)?;
+        if let Some((collectives, version)) = found {
+            if self.is_first() {
+                ui::say(&format!("NCCL {version}, {}", collectives.library().path().display()));
+            }
+            self.comm = Rc::new(gpus::joined(ranks, collectives, plan.join_timeout)?);
+        }
+        Ok(())
     }
 
     /// Whether this rank speaks for the run.

@@ -193,7 +193,7 @@ variables! {
     NCCL_SOCKET_IFNAME,
     /// The same with whole names, if NCCL_SOCKET_IFNAME is not set.
     GLOO_SOCKET_IFNAME,
-    /// `1`: no InfiniBand; it is never used.
+    /// `1`: no InfiniBand, which only NCCL uses, between GPUs.
     NCCL_IB_DISABLE,
     /// What every connection of a run proves to know; if not set, it follows from the recipe and the data.
     FERROTUNE_JOB_TOKEN,

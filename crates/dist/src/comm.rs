@@ -5,8 +5,9 @@
 //! where the result is needed.
 
 use crate::Pulse;
+use crate::nccl::Queued;
 use crate::trace::Lane;
-use ferrotune_tensor::Tensor;
+use ferrotune_tensor::{DType, Tensor};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -64,6 +65,7 @@ pub struct Ticket {
 enum State {
     Ready(Result<(), CommError>),
     Pending { done: Receiver<Result<(), CommError>>, pulse: Arc<Pulse> },
+    Queued(Queued),
 }
 
 impl Ticket {
@@ -82,13 +84,19 @@ impl Ticket {
         Self { state: State::Pending { done, pulse }, hold }
     }
 
-    /// Waits for the end.
+    /// A collective in a stream of a GPU.
+    pub(crate) fn queued(queued: Queued, hold: Vec<Tensor>) -> Self {
+        Self { state: State::Queued(queued), hold }
+    }
+
+    /// Waits for the end: what follows may use the buffers. On a GPU its work waits, and the host goes on.
     ///
     /// # Errors
     /// If a rank is lost or out of step.
     pub fn wait(self) -> Result<(), CommError> {
         let result = match self.state {
             State::Ready(result) => result,
+            State::Queued(mut queued) => queued.hold_work(),
             State::Pending { done, pulse } => {
                 let (start, span) = (Instant::now(), pulse.trace().begin());
                 let ended = || Err(CommError::Ended("its communication thread ended".into()));
@@ -103,15 +111,24 @@ impl Ticket {
     }
 }
 
+/// Makes sure that values can be summed.
+///
+/// # Panics
+/// If they can't.
+pub(crate) fn check_summed(of: DType) {
+    assert!(matches!(of, DType::F32 | DType::Bf16 | DType::F16), "a sum of {of}");
+}
+
 /// Communication between the ranks of a run, or of a group of them.
 pub trait Comm {
     /// This process's number, in this group.
     fn rank(&self) -> usize;
     /// How many there are.
     fn world(&self) -> usize;
-    /// Sums the f32 `buffer` over all ranks, in place; all ranks get the same bits.
+    /// Sums `buffer` (f32, bf16 or f16) over all ranks, in place; all ranks get the same bits. Sums of halves may be rounded at
+    /// each rank on their way.
     fn all_reduce(&self, buffer: &Tensor) -> Ticket;
-    /// Sums the f32 `full` over all ranks and leaves this rank's part in `shard`; `full` is `world` shards long and
+    /// Sums `full` (as above) over all ranks and leaves this rank's part in `shard`; `full` is `world` shards long and
     /// undefined afterwards, except where `shard` is a view of it, which must be the part of this rank.
     fn reduce_scatter(&self, full: &Tensor, shard: &Tensor) -> Ticket;
     /// Puts all ranks' `shard`s one behind the other into `full`, of any type. `shard` may be this rank's part of `full`.
@@ -141,6 +158,9 @@ pub trait Comm {
     /// Communication among some of these ranks, `ranks` ascending and this one among them. Costs nothing and
     /// talks to nobody; collectives of different groups must still be begun in one order by ranks that share both.
     fn group(&self, ranks: &[usize]) -> Rc<dyn Comm>;
+    /// Gives back what calls so far have set up and later ones would set up again: buffers of connections. All ranks call it
+    /// at the same place.
+    fn release(&self) {}
     /// Ends the run for all ranks: the others' collectives fail with this rank's number and `reason`.
     fn fail(&self, reason: &str);
     /// Why the run has ended, if it has; cheap enough to be asked at every segment.

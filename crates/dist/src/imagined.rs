@@ -60,13 +60,13 @@ impl Comm for Imagined {
     }
 
     fn all_reduce(&self, buffer: &Tensor) -> Ticket {
-        self.pass(Ring::sent(self.ring(buffer.bytes(), 4).all_reduce()));
+        self.pass(Ring::sent(self.ring(buffer.bytes(), buffer.dtype().bytes(1)).all_reduce()));
         Ticket::done(vec![buffer.clone()])
     }
 
     fn reduce_scatter(&self, full: &Tensor, shard: &Tensor) -> Ticket {
         lies_in(full, shard, self.rank, self.ranks.len());
-        self.pass(Ring::sent(self.ring(full.bytes(), 4).reduce_scatter()));
+        self.pass(Ring::sent(self.ring(full.bytes(), full.dtype().bytes(1)).reduce_scatter()));
         Ticket::done(vec![full.clone(), shard.clone()])
     }
 

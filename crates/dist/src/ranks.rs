@@ -1,10 +1,11 @@
 //! A rank's handle to its worker: what the rest of the program knows as [`Comm`].
 
 use crate::abort::Abort;
+use crate::comm::check_summed;
 use crate::transport::{Call, Op, Transport, Waker};
 use crate::worker::{Job, Traffic, Work, Worker};
 use crate::{Comm, CommError, Pulse, Solo, Ticket};
-use ferrotune_tensor::{DType, Tensor};
+use ferrotune_tensor::Tensor;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 
-/// All ranks of a run, or a group of them, over any transport.
+/// All ranks of a run, or a group of them, over any transport. Clones are handles of the same.
+#[derive(Clone)]
 pub struct Ranks {
     shared: Rc<Shared>,
     /// World ranks, ascending.
@@ -109,13 +111,48 @@ impl Ranks {
     /// A tensor without bytes can't take part, and the others must not wait for it.
     fn unready(&self, tensors: &[Tensor]) -> Option<CommError> {
         let empty = tensors.iter().find(|tensor| tensor.lend().bytes().len() != tensor.bytes())?;
+        Some(self.refuse(empty))
+    }
+
+    /// Ends the run since a tensor has no bytes.
+    pub(crate) fn refuse(&self, empty: &Tensor) -> CommError {
         let device = empty.device();
         let reason = match device.check() {
             Err(fault) => fault.to_string(),
             Ok(()) => format!("a tensor on {device:?}, which executes nothing, can't be sent"),
         };
         self.fail(&reason);
-        Some(self.shared.abort.get().unwrap_or(CommError::Ended(reason)))
+        self.shared.abort.get().unwrap_or(CommError::Ended(reason))
+    }
+
+    /// What ends the run of this rank.
+    pub(crate) fn abort(&self) -> &Arc<Abort> {
+        &self.shared.abort
+    }
+
+    /// World ranks of the group.
+    pub(crate) fn ranks(&self) -> &Arc<[usize]> {
+        &self.ranks
+    }
+
+    /// Counts bytes that go to a rank of the group by another way.
+    pub(crate) fn counts(&self, to: usize, bytes: u64) {
+        self.shared.traffic.add(self.ranks[to], bytes as usize);
+    }
+
+    /// Some of these ranks; `None` for this one alone.
+    ///
+    /// # Panics
+    /// Unless they ascend and this one is among them.
+    pub(crate) fn among(&self, ranks: &[usize]) -> Option<Self> {
+        let rank = ranks.binary_search(&self.rank).expect("a rank makes groups that it belongs to");
+        assert!(ranks.is_sorted_by(|a, b| a < b), "a group's ranks ascend: {ranks:?}");
+        if ranks.len() == 1 {
+            return None;
+        }
+        let ranks: Arc<[usize]> = ranks.iter().map(|rank| self.ranks[*rank]).collect();
+        let counters = self.shared.counters(&ranks);
+        Some(Self { shared: self.shared.clone(), ranks, rank, counters })
     }
 
     /// Waits for the result of something small.
@@ -184,16 +221,18 @@ impl Comm for Ranks {
     }
 
     fn all_reduce(&self, buffer: &Tensor) -> Ticket {
-        assert_eq!(buffer.dtype(), DType::F32, "only f32 is summed");
+        check_summed(buffer.dtype());
         let call = self.next(Op::AllReduce, buffer.bytes());
-        self.ticket(call, Work::AllReduce(buffer.lend()), vec![buffer.clone()])
+        self.ticket(call, Work::AllReduce(buffer.lend(), buffer.dtype()), vec![buffer.clone()])
     }
 
     fn reduce_scatter(&self, full: &Tensor, shard: &Tensor) -> Ticket {
-        assert_eq!((full.dtype(), shard.dtype()), (DType::F32, DType::F32), "only f32 is summed");
+        check_summed(full.dtype());
+        assert_eq!(full.dtype(), shard.dtype(), "sums are of one type");
         let call = self.next(Op::ReduceScatter, full.bytes());
         let apart = !lies_in(full, shard, self.rank, self.ranks.len());
-        let work = Work::ReduceScatter { full: full.lend(), shard: apart.then(|| shard.lend()) };
+        let (of, shard_lent) = (full.dtype(), apart.then(|| shard.lend()));
+        let work = Work::ReduceScatter { full: full.lend(), shard: shard_lent, of };
         self.ticket(call, work, vec![full.clone(), shard.clone()])
     }
 
@@ -244,14 +283,10 @@ impl Comm for Ranks {
     }
 
     fn group(&self, ranks: &[usize]) -> Rc<dyn Comm> {
-        let rank = ranks.binary_search(&self.rank).expect("a rank makes groups that it belongs to");
-        assert!(ranks.is_sorted_by(|a, b| a < b), "a group's ranks ascend: {ranks:?}");
-        if ranks.len() == 1 {
-            return Rc::new(Solo::within(self.shared.pulse.clone()));
+        match self.among(ranks) {
+            Some(group) => Rc::new(group),
+            None => Rc::new(Solo::within(self.shared.pulse.clone())),
         }
-        let ranks: Arc<[usize]> = ranks.iter().map(|rank| self.ranks[*rank]).collect();
-        let counters = self.shared.counters(&ranks);
-        Rc::new(Self { shared: self.shared.clone(), ranks, rank, counters })
     }
 
     fn fail(&self, reason: &str) {

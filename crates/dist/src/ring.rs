@@ -4,6 +4,8 @@ use crate::CommError;
 use crate::schedule::{self, SEGMENT, Step};
 use crate::transport::{Call, Head, Incoming, Outgoing, Transport};
 use crate::worker::Traffic;
+use ferrotune_tensor::DType;
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// Most bytes that one rank may bring to an exchange.
@@ -18,6 +20,8 @@ pub(crate) struct Round<'a> {
     /// Number of this rank in the group.
     pub(crate) rank: usize,
     pub(crate) call: Call,
+    /// Type of what is summed.
+    pub(crate) of: DType,
     pub(crate) sent: u32,
     pub(crate) received: u32,
 }
@@ -45,7 +49,7 @@ impl Round<'_> {
             let length = recv.len();
             let received: &mut [u8] = bytemuck::cast_slice_mut(scratch);
             self.pass(&buffer[send], &mut received[..length])?;
-            sum(&mut buffer[recv], &received[..length]);
+            sum(self.of, &mut buffer[recv], &received[..length]);
         }
         Ok(())
     }
@@ -116,9 +120,21 @@ fn both(buffer: &mut [u8], read: Range<usize>, write: Range<usize>) -> (&[u8], &
     }
 }
 
-/// Adds f32 values.
-fn sum(to: &mut [u8], values: &[u8]) {
-    let to: &mut [f32] = bytemuck::cast_slice_mut(to);
-    let values: &[f32] = bytemuck::cast_slice(values);
-    to.iter_mut().zip(values).for_each(|(to, value)| *to += value);
+/// Adds values of a type; halves are added as f32 and rounded.
+fn sum(of: DType, to: &mut [u8], values: &[u8]) {
+    match of {
+        DType::Bf16 => halves(to, values, |value| bf16::from_bits(value).to_f32(), |sum| bf16::from_f32(sum).to_bits()),
+        DType::F16 => halves(to, values, |value| f16::from_bits(value).to_f32(), |sum| f16::from_f32(sum).to_bits()),
+        _ => {
+            let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+            let values: &[f32] = bytemuck::cast_slice(values);
+            to.iter_mut().zip(values).for_each(|(to, value)| *to += value);
+        }
+    }
+}
+
+fn halves(to: &mut [u8], values: &[u8], wide: impl Fn(u16) -> f32, narrow: impl Fn(f32) -> u16) {
+    let to: &mut [u16] = bytemuck::cast_slice_mut(to);
+    let values: &[u16] = bytemuck::cast_slice(values);
+    to.iter_mut().zip(values).for_each(|(to, value)| *to = narrow(wide(*to) + wide(*value)));
 }

@@ -6,7 +6,7 @@ use crate::ring::Round;
 use crate::trace::Lane;
 use crate::transport::{Call, Head, Incoming, Transport};
 use crate::{CommError, Pulse};
-use ferrotune_tensor::Lent;
+use ferrotune_tensor::{DType, Lent};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
@@ -31,11 +31,12 @@ impl Traffic {
 
 /// What is to be done, and the buffers for it.
 pub(crate) enum Work {
-    AllReduce(Lent),
+    AllReduce(Lent, DType),
     /// The shard is none where it lies in `full`.
     ReduceScatter {
         full: Lent,
         shard: Option<Lent>,
+        of: DType,
     },
     /// As above.
     AllGather {
@@ -125,7 +126,8 @@ impl<T: Transport> Worker<T> {
             }
             work => {
                 let (transport, traffic) = (&mut self.transport, &*self.traffic);
-                let mut round = Round { transport, traffic, ranks: &ranks, rank, call, sent: 0, received: 0 };
+                let (of, sent, received) = (DType::F32, 0, 0);
+                let mut round = Round { transport, traffic, ranks: &ranks, rank, call, of, sent, received };
                 collective(&mut round, work, &mut self.scratch)
             }
         };
@@ -143,13 +145,15 @@ impl<T: Transport> Worker<T> {
 /// Moves the bytes of one collective and drops its loans.
 fn collective(round: &mut Round<'_>, work: Work, scratch: &mut Vec<f32>) -> Result<(), CommError> {
     match work {
-        Work::AllReduce(mut buffer) => {
+        Work::AllReduce(mut buffer, of) => {
             let bytes = buffer.bytes_mut();
-            round.run(round.ring(bytes.len(), 4).all_reduce(), bytes, scratch)
+            round.of = of;
+            round.run(round.ring(bytes.len(), of.bytes(1)).all_reduce(), bytes, scratch)
         }
-        Work::ReduceScatter { mut full, shard } => {
+        Work::ReduceScatter { mut full, shard, of } => {
             let full = full.bytes_mut();
-            let ring = round.ring(full.len(), 4);
+            round.of = of;
+            let ring = round.ring(full.len(), of.bytes(1));
             round.run(ring.reduce_scatter(), full, scratch)?;
             if let Some(mut shard) = shard {
                 shard.bytes_mut().copy_from_slice(&full[ring.part(ring.rank)]);

@@ -59,8 +59,27 @@ fn all_collectives(comm: &dyn Comm, length: usize) {
         comm.all_gather(&shard, &full).wait().unwrap();
         assert_eq!(full.to_f32(), sums, "all_gather of {length} at {rank} of {world}, inside: {inside}");
     }
+    sums_of_halves(comm, &device, length);
     bytes_of_any_type(comm, &device, length);
     small_things(comm, length);
+}
+
+/// Small whole numbers, whose sums both kinds hold.
+fn sums_of_halves(comm: &dyn Comm, device: &Device, length: usize) {
+    let (rank, world) = (comm.rank(), comm.world());
+    let small = |rank: usize| (0..length * world).map(move |i| ((rank * 5 + i) % 17) as f32);
+    let sums: Vec<f32> =
+        (0..length * world).map(|i| (0..world).map(|rank| ((rank * 5 + i) % 17) as f32).sum()).collect();
+    for of in [DType::Bf16, DType::F16] {
+        let full = device.empty([length * world], of, Kind::Work);
+        full.write_f32(&small(rank).collect::<Vec<_>>());
+        let shard = device.empty([length], of, Kind::Work);
+        comm.all_reduce(&full).wait().unwrap();
+        assert_eq!(full.to_f32(), sums, "all_reduce of {length} {of} at {rank} of {world}");
+        full.write_f32(&small(rank).collect::<Vec<_>>());
+        comm.reduce_scatter(&full, &shard).wait().unwrap();
+        assert_eq!(shard.to_f32(), sums[rank * length..(rank + 1) * length], "reduce_scatter of {length} {of}");
+    }
 }
 
 fn bytes_of_any_type(comm: &dyn Comm, device: &Device, length: usize) {

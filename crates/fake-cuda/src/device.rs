@@ -1,10 +1,12 @@
 //! A device: its memory, streams, events and modules, and the order in which deferred work is done.
 
+use crate::nccl::Wrong;
 use crate::settings::Settings;
 use crate::work::Work;
 use ferrotune_ptx::{Memory, Module};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The driver's codes that the fake gives.
 pub(crate) mod code {
@@ -18,6 +20,8 @@ pub(crate) mod code {
     pub(crate) const NOT_FOUND: i32 = 500;
     pub(crate) const NOT_READY: i32 = 600;
     pub(crate) const LAUNCH_FAILED: i32 = 719;
+    /// Never given to anybody: work waits for other processes.
+    pub(crate) const BLOCKED: i32 = -1;
 }
 
 /// An event: how often it was recorded, and the last mark that was passed, with the time of it.
@@ -54,6 +58,8 @@ pub(crate) struct Device {
     next: u64,
     order: u64,
     done: u64,
+    /// When the host last had work done.
+    waited: Instant,
 }
 
 /// Most devices that a process can have.
@@ -100,6 +106,7 @@ impl Device {
             next: number << 32 | 0x10,
             order,
             done: 0,
+            waited: Instant::now(),
         }
     }
 
@@ -121,6 +128,13 @@ impl Device {
             return Err(0);
         }
         self.broken.map_or(Ok(()), Err)
+    }
+
+    /// How the call that was just counted goes wrong later.
+    pub(crate) fn wrong(&self, name: &str) -> Option<Wrong> {
+        let this = |call: &&crate::settings::Call| call.name == name && call.number == self.calls(name);
+        let fails = self.settings.later.iter().find(this).map(|call| Wrong::Fails(call.code));
+        fails.or_else(|| self.settings.hang.iter().find(this).map(|_| Wrong::Hangs))
     }
 
     /// How often a function was called.
@@ -155,36 +169,74 @@ impl Device {
     fn ready(&self) -> Vec<u64> {
         let can = |work: &Work| match work {
             Work::Wait { event, mark } => self.events.get(event).is_none_or(|event| event.passed >= *mark),
+            Work::Exchange(exchange) => exchange.is_ready(),
             _ => true,
         };
         self.streams.iter().filter(|(_, queue)| queue.front().is_some_and(can)).map(|(stream, _)| *stream).collect()
     }
 
-    /// Does work of any stream until `enough`.
+    /// Does work of any stream until `enough`; [`code::BLOCKED`] if that takes what other processes do.
     pub(crate) fn run_until(&mut self, enough: impl Fn(&Self) -> bool) -> Result<(), i32> {
         while !enough(self) {
             let ready = self.ready();
+            if ready.is_empty() && self.exchanges() {
+                self.waited = Instant::now();
+                return Err(code::BLOCKED);
+            }
             if ready.is_empty() {
                 tell("all streams wait for each other");
                 self.broken = Some(code::LAUNCH_FAILED);
             } else {
-                // In turns of random length, so that one stream may run far ahead of the others.
-                let stream = ready[self.below(ready.len())];
-                for _ in 0..=self.below(24) {
-                    if enough(self) || !self.ready().contains(&stream) {
-                        break;
-                    }
-                    self.step(stream);
-                }
+                self.turn(&ready, &enough);
             }
             if let Some(broken) = self.broken {
                 return Err(broken);
             }
         }
+        self.waited = Instant::now();
         Ok(())
     }
 
+    /// Some work of one stream: in turns of random length, so that one stream may run far ahead of the others.
+    fn turn(&mut self, ready: &[u64], enough: &impl Fn(&Self) -> bool) {
+        let stream = ready[self.below(ready.len())];
+        for _ in 0..=self.below(24) {
+            if enough(self) || !self.ready().contains(&stream) {
+                break;
+            }
+            self.step(stream);
+        }
+    }
+
+    /// Whether a stream waits for other processes.
+    fn exchanges(&self) -> bool {
+        self.streams.values().any(|queue| matches!(queue.front(), Some(Work::Exchange(_))))
+    }
+
+    /// Does work while the host hasn't waited for any for `idle`, as long as other processes may wait for it.
+    pub(crate) fn go_on(&mut self, idle: Duration) {
+        let among = |queue: &VecDeque<Work>| queue.iter().any(|work| matches!(work, Work::Exchange(_)));
+        while self.waited.elapsed() > idle && self.broken.is_none() && self.streams.values().any(among) {
+            let ready = self.ready();
+            if ready.is_empty() {
+                return;
+            }
+            self.turn(&ready, &|_| false);
+        }
+    }
+
     fn step(&mut self, stream: u64) {
+        let queue = self.streams.get_mut(&stream);
+        if let Some(Work::Exchange(exchange)) = queue.and_then(VecDeque::front_mut)
+            && exchange.begun.is_none()
+            && !exchange.communicator.is_aborted()
+        {
+            if let Err(fault) = exchange.begin(&mut self.memory) {
+                tell(&fault.to_string());
+                self.broken = Some(code::LAUNCH_FAILED);
+            }
+            return;
+        }
         let Some(work) = self.streams.get_mut(&stream).and_then(VecDeque::pop_front) else { return };
         self.done += 1;
         if let Work::Record { event, mark } = work {

@@ -1,4 +1,4 @@
-//! A GPU of paper: the driver and cublasLt as a shared object of the same exports, so that the very binary that users run can
+//! A GPU of paper: the driver, cublasLt and NCCL as a shared object of the same exports, so that the very binary that users run can
 //! be run on any machine, through the same loader and the same calls.
 //!
 //! Kernels are run by the PTX interpreter, products by plain loops. Nothing runs when it is asked for: streams are queues, and
@@ -11,6 +11,7 @@
 
 mod device;
 mod exports;
+mod nccl;
 mod place;
 mod product;
 pub mod settings;

@@ -8,6 +8,9 @@
 //! | `memory` | bytes | of a device |
 //! | `seed` | number | of the order of work; each device adds its own number |
 //! | `fail` | `cuLaunchKernel:17`, or with a code `cuMemAlloc_v2:3:2` | the 17th such call of a device fails |
+//! | `nccl` | 22703 | NCCL's version, 10000 major + 100 minor + patch |
+//! | `hang` | `ncclAllReduce:3`, `ncclCommInitRankConfig:1` | the third such call never comes to its end |
+//! | `later` | `ncclAllReduce:3:6` | nor does this, and its communicator says so with that code |
 //! | `drop` | `cuStreamWaitEvent:3` | the third such call succeeds and does nothing |
 
 /// A model of GPU.
@@ -58,12 +61,17 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
     pub(crate) fail: Vec<Call>,
     pub(crate) drop: Vec<Call>,
+    pub(crate) nccl: i32,
+    pub(crate) hang: Vec<Call>,
+    pub(crate) later: Vec<Call>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let model = MODELS[0];
-        Self { model, count: 1, driver: 12_040, memory: model.memory, seed: 1, fail: Vec::new(), drop: Vec::new() }
+        let (memory, calls) = (model.memory, Vec::new);
+        let (fail, drop, hang, later) = (calls(), calls(), calls(), calls());
+        Self { model, count: 1, driver: 12_040, memory, seed: 1, fail, drop, nccl: 22_703, hang, later }
     }
 }
 
@@ -88,6 +96,9 @@ impl Settings {
                 "seed" => found.seed = number(value)?,
                 "fail" => found.fail.push(call(value)?),
                 "drop" => found.drop.push(call(value)?),
+                "nccl" => found.nccl = number(value)?,
+                "hang" => found.hang.push(call(value)?),
+                "later" => found.later.push(call(value)?),
                 _ => return Err(format!("`{key}` is no setting of the fake")),
             }
         }
@@ -118,6 +129,8 @@ mod tests {
         assert_eq!((got.model.name, got.count, got.memory), ("NVIDIA H200", 4, 140 << 30));
         assert_eq!(got.fail, [Call { name: "cuMemAlloc_v2".into(), number: 3, code: 2 }]);
         assert_eq!(got.drop[0].number, 9);
+        let got = Settings::parse("nccl=21003,hang=ncclSend:2,later=ncclAllReduce:3:6").unwrap();
+        assert_eq!((got.nccl, got.hang[0].number, got.later[0].code), (21_003, 2, 6));
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
         for (text, part) in [("gpu=Voodoo", "Voodoo"), ("size=3", "size"), ("count", "count"), ("fail=cuInit", "which")]
         {

@@ -1,5 +1,6 @@
 //! A stream's work, as it lies in its queue.
 
+use crate::nccl::Exchange;
 use crate::product::Product;
 use ferrotune_ptx::{Arg, Call, Fault, Memory, Module, Options};
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub(crate) enum Work {
     Fill { at: u64, value: u8, bytes: usize },
     /// A product of matrices.
     Multiply(Box<Product>),
+    /// A call of NCCL, whose first half leaves it in its place.
+    Exchange(Box<Exchange>),
     /// The end of an allocation.
     Free { at: u64 },
     /// An event's mark.
@@ -79,6 +82,7 @@ impl Work {
             Self::Copy { to, from, bytes } => memory.copy(to, from, bytes),
             Self::Fill { at, value, bytes } => memory.fill(at, value, bytes),
             Self::Multiply(product) => product.run(memory),
+            Self::Exchange(exchange) => exchange.end(memory),
             Self::Free { at } => memory.free(at),
             Self::Record { .. } | Self::Wait { .. } => Ok(()),
         }

@@ -209,6 +209,25 @@ impl Device {
         }
     }
 
+    /// The same, for what lives on beside this.
+    pub(crate) fn shared_gpu(&self) -> Option<Arc<Gpu>> {
+        match &self.0.backend {
+            Backend::Cuda(gpu) => Some(gpu.clone()),
+            _ => None,
+        }
+    }
+
+    /// Waits for all work so far. Only what measures time or ends a run needs this: results are waited for where they are read.
+    ///
+    /// # Errors
+    /// The first fault.
+    pub fn synchronize(&self) -> Result<(), Fault> {
+        if let Some(gpu) = self.gpu() {
+            gpu.synchronize()?;
+        }
+        self.check()
+    }
+
     /// Who executes; `None` where nobody does.
     pub(crate) fn runs_on(&self) -> Option<On<'_>> {
         self.executes().then(|| self.gpu().map_or(On::Cpu, On::Cuda))

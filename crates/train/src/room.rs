@@ -8,7 +8,8 @@ use ferrotune_tensor::Profile;
 pub enum Room {
     /// Everything in the processor's memory: so many bytes, if that is known.
     Shared(Option<u64>),
-    /// Tensors of a step on a GPU that is here, whose context is there already: so many bytes are free, if that is known.
+    /// Tensors of a step on a GPU that is here, whose context is there already, communicators are not: so many bytes are free,
+    /// if that is known.
     Free(Option<u64>),
     /// Tensors of a step on a card, what is kept or copied apart from them in the host's memory.
     Card {
@@ -36,8 +37,13 @@ impl Room {
     /// Bytes of a card that are gone before any tensor of a run of this layout: context, and a communicator for the world and
     /// for each axis of several ranks.
     pub fn taken(layout: Layout) -> u64 {
+        CONTEXT + Self::joined(layout)
+    }
+
+    /// Bytes of a card that NCCL takes, whose communicators are made when they are first needed.
+    pub fn joined(layout: Layout) -> u64 {
         let axes = [layout.world(), layout.shards, layout.stages, layout.replicas];
-        CONTEXT + COMMUNICATOR * axes.iter().filter(|ranks| **ranks > 1).count() as u64
+        COMMUNICATOR * axes.iter().filter(|ranks| **ranks > 1).count() as u64
     }
 
     /// Bytes on the device that computes.

@@ -31,5 +31,9 @@ pub(crate) fn env() -> Result<(), Failure> {
             ui::line(&format!("- {name}={}", if secret { "(set)" } else { &value }))?;
         }
     }
+    let listed = |name: &str| ferrotune_config::env::ALL.iter().any(|(known, _)| *known == name);
+    for (name, value) in environment::of_nccl().into_iter().filter(|(name, _)| !listed(name)) {
+        ui::line(&format!("- {name}={value}"))?;
+    }
     Ok(())
 }

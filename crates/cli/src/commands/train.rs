@@ -82,7 +82,8 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let served = first.then(|| review(resolved, (&tokenizer, &prepared), (&fitted, &located.name), &split, &foretold));
     let division = split.shape.division(world.comm.clone());
     world.comm.pulse().does(Activity::Loading);
-    world.device.reserve(split.memory.needed());
+    // The rest is taken by others.
+    world.device.reserve(split.memory.needed() - split.memory.constant);
     let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division, &world.device)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     ends::complete(&mut files, &prepared.template.stop_ids(&tokenizer));

@@ -151,6 +151,8 @@ impl Shared {
         let own = env::ALL.iter().map(|(name, _)| *name).filter(|name| !OURS.contains(name) && !is_of_a_launcher(name));
         let mut variables: Vec<(String, String)> =
             own.filter_map(|name| Some((name.to_owned(), environment::var(name)?))).collect();
+        variables
+            .extend(environment::of_nccl().into_iter().filter(|(name, _)| !env::ALL.iter().any(|(n, _)| n == name)));
         for given in &args.variables {
             let (name, value) = match given.split_once('=') {
                 Some((name, value)) => (name, value.to_owned()),

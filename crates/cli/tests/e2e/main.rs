@@ -12,6 +12,7 @@ mod foretold;
 mod gguf;
 mod golden_train;
 mod gpu;
+mod gpus;
 mod launch;
 mod many;
 mod network;

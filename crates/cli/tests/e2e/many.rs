@@ -33,10 +33,15 @@ pub(crate) fn start(place: &Place, nodes: usize, args: &[&str]) -> Vec<Child> {
 
 /// Waits for all; nothing may hang.
 pub(crate) fn end(place: &Place, children: Vec<Child>) -> Vec<Run> {
+    end_within(place, children, PATIENCE)
+}
+
+/// The same for processes that take longer.
+pub(crate) fn end_within(place: &Place, children: Vec<Child>, patience: Duration) -> Vec<Run> {
     let start = Instant::now();
     let wait = |mut child: Child| {
         while child.try_wait().unwrap().is_none() {
-            if start.elapsed() > PATIENCE {
+            if start.elapsed() > patience {
                 child.kill().unwrap();
                 panic!("a process hangs: {}", place.read(child.wait_with_output().unwrap()).err);
             }
@@ -56,7 +61,7 @@ pub(crate) fn losses(place: &Place) -> Vec<f64> {
 }
 
 /// Largest relative difference of two curves.
-fn gap(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn gap(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
 }

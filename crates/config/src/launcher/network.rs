@@ -52,7 +52,7 @@ impl fmt::Debug for JobToken {
 /// NCCL's list wins, as users of several machines set it; Gloo's names are always whole.
 pub(super) fn interfaces(r: &mut Reader<'_>) -> Option<Interfaces> {
     if r.text(env::NCCL_IB_DISABLE).is_some_and(|value| value == "0") {
-        r.note(env::NCCL_IB_DISABLE, "is 0, but InfiniBand is not used: machines talk over TCP", "");
+        r.note(env::NCCL_IB_DISABLE, "is 0, but only GPUs use InfiniBand, through NCCL: all else goes over TCP", "");
     }
     let (nccl, gloo) = (r.text(env::NCCL_SOCKET_IFNAME), r.text(env::GLOO_SOCKET_IFNAME));
     if let (Some(nccl), Some(gloo)) = (&nccl, &gloo)

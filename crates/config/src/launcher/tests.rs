@@ -235,7 +235,7 @@ fn notes_say_what_is_read_otherwise() {
         (
             "NCCL_IB_DISABLE=0 NCCL_SOCKET_IFNAME=eth0 GLOO_SOCKET_IFNAME=eth1",
             &[
-                "NCCL_IB_DISABLE is 0, but InfiniBand is not used: machines talk over TCP",
+                "NCCL_IB_DISABLE is 0, but only GPUs use InfiniBand, through NCCL: all else goes over TCP",
                 "GLOO_SOCKET_IFNAME is not used: NCCL_SOCKET_IFNAME names 'eth0'",
             ],
         ),

@@ -186,11 +186,19 @@ impl Joined {
         if self.members.len() == 1 {
             return Ok(Rc::new(Solo::within(pulse)));
         }
+        Ok(Rc::new(self.ranks(pulse, peer_timeout)?))
+    }
+
+    /// The same for several ranks, which may use it beside something faster.
+    ///
+    /// # Errors
+    /// If the system refuses a socket or a thread.
+    pub fn ranks(self, pulse: Arc<Pulse>, peer_timeout: Duration) -> io::Result<Ranks> {
         let host = self.members[self.rank].facts.host.clone();
         let settings = TcpSettings { rank: self.rank, host, peer_timeout };
         let abort = Arc::new(Abort::default());
         let transport = TcpTransport::new(settings, self.links, abort.clone(), pulse.clone())?;
-        Ok(Rc::new(Ranks::start(transport, abort, pulse)?))
+        Ranks::start(transport, abort, pulse)
     }
 }
 

@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 type Handle = *mut c_void;
 
@@ -23,6 +24,26 @@ pub(super) fn on(name: &'static str, body: impl FnOnce(&mut Device) -> Result<()
         Ok(()) => 0,
         Err(code) => code,
     }
+}
+
+/// The same with a call that waits for the device: other threads may use it while it waits for other processes. `body` runs
+/// again and again, until it isn't blocked.
+fn waiting(name: &'static str, mut body: impl FnMut(&mut Device) -> Result<(), i32>) -> i32 {
+    let mut result = on(name, &mut body);
+    while result == code::BLOCKED {
+        std::thread::sleep(PAUSE);
+        let Some(mut device) = CURRENT.get().and_then(device) else { return code::INVALID_CONTEXT };
+        result = device.broken.map_or(Ok(()), Err).and_then(|()| body(&mut device)).err().unwrap_or(0);
+    }
+    result
+}
+
+/// Between two looks at what other processes did.
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// This thread's device.
+pub(super) fn current() -> Option<usize> {
+    CURRENT.get()
 }
 
 /// Runs a call that names its device.
@@ -183,7 +204,7 @@ pub unsafe extern "C" fn cuCtxSetCurrent(context: Handle) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuCtxSynchronize() -> c_int {
-    on("cuCtxSynchronize", Device::drain_all)
+    waiting("cuCtxSynchronize", Device::drain_all)
 }
 
 #[unsafe(no_mangle)]
@@ -228,7 +249,7 @@ pub unsafe extern "C" fn cuMemAllocAsync(address: *mut u64, bytes: usize, stream
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFree_v2(address: u64) -> c_int {
-    on("cuMemFree_v2", |d| {
+    waiting("cuMemFree_v2", |d| {
         d.drain_all()?;
         d.sizes.remove(&address).ok_or(code::INVALID_VALUE)?;
         d.memory.free(address).map_err(|_| code::INVALID_VALUE)
@@ -282,9 +303,12 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, byte
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: Handle) -> c_int {
-    on("cuMemcpyDtoHAsync_v2", |d| {
+    let mut asked = false;
+    waiting("cuMemcpyDtoHAsync_v2", |d| {
         let pinned = d.is_pinned(to as usize, bytes);
-        d.push(number(stream), Work::Download { to: Host(to as usize), from, bytes })?;
+        if !std::mem::replace(&mut asked, true) {
+            d.push(number(stream), Work::Download { to: Host(to as usize), from, bytes })?;
+        }
         // Pageable memory is written before the call returns.
         if pinned { Ok(()) } else { d.drain(number(stream)) }
     })
@@ -337,7 +361,7 @@ pub unsafe extern "C" fn cuStreamCreateWithPriority(to: *mut Handle, _flags: c_u
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamDestroy_v2(stream: Handle) -> c_int {
-    on("cuStreamDestroy_v2", |d| {
+    waiting("cuStreamDestroy_v2", |d| {
         d.drain(number(stream))?;
         d.streams.remove(&number(stream)).map(drop).ok_or(code::INVALID_HANDLE)
     })
@@ -345,14 +369,14 @@ pub unsafe extern "C" fn cuStreamDestroy_v2(stream: Handle) -> c_int {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamSynchronize(stream: Handle) -> c_int {
-    on("cuStreamSynchronize", |d| d.drain(number(stream)))
+    waiting("cuStreamSynchronize", |d| d.drain(number(stream)))
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamQuery(stream: Handle) -> c_int {
     on("cuStreamQuery", |d| {
         let waiting = !d.streams.get(&number(stream)).ok_or(code::INVALID_HANDLE)?.is_empty();
-        d.drain(number(stream))?;
+        unblocked(d.drain(number(stream)))?;
         if waiting { Err(code::NOT_READY) } else { Ok(()) }
     })
 }
@@ -390,13 +414,18 @@ pub unsafe extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> c_int {
     })
 }
 
+/// A question doesn't wait.
+fn unblocked(result: Result<(), i32>) -> Result<(), i32> {
+    if result == Err(code::BLOCKED) { Err(code::NOT_READY) } else { result }
+}
+
 fn passed(d: &Device, event: u64) -> bool {
     d.events.get(&event).is_none_or(|event| event.passed >= event.recorded)
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventSynchronize(event: Handle) -> c_int {
-    on("cuEventSynchronize", |d| match d.events.contains_key(&number(event)) {
+    waiting("cuEventSynchronize", |d| match d.events.contains_key(&number(event)) {
         true => d.run_until(|d| passed(d, number(event))),
         false => Err(code::INVALID_HANDLE),
     })
@@ -406,7 +435,7 @@ pub unsafe extern "C" fn cuEventSynchronize(event: Handle) -> c_int {
 pub unsafe extern "C" fn cuEventQuery(event: Handle) -> c_int {
     on("cuEventQuery", |d| {
         let before = passed(d, number(event));
-        d.run_until(|d| passed(d, number(event)))?;
+        unblocked(d.run_until(|d| passed(d, number(event))))?;
         if before { Ok(()) } else { Err(code::NOT_READY) }
     })
 }

@@ -2,3 +2,4 @@
 
 mod blas;
 mod driver;
+mod nccl;

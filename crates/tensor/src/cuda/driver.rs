@@ -140,6 +140,8 @@ pub mod function_attribute {
 pub mod flag {
     /// A stream that doesn't wait for the default one.
     pub const STREAM_NON_BLOCKING: u32 = 1;
+    /// An event with a time.
+    pub const EVENT_TIMED: u32 = 0;
     /// An event without a time, which is cheaper.
     pub const EVENT_NO_TIMING: u32 = 2;
     /// Pinned memory that every context may use.

@@ -1,20 +1,23 @@
 //! NVIDIA GPUs, through libraries that are opened at run time: nothing of CUDA is needed to build the program.
 //!
 //! [`Search`] finds libraries, [`functions!`](crate::functions) makes tables of what they export, [`Libraries`] are those that
-//! one GPU needs, [`Gpu`] is one in use, and `kernels` has the launches.
+//! one GPU needs, [`Gpu`] is one in use, `kernels` has the launches, and [`Collectives`] is NCCL for several.
 
 pub mod blas;
+mod collectives;
 pub mod driver;
 mod gpu;
 mod images;
 mod installed;
 pub(crate) mod kernels;
 mod library;
+pub mod nccl;
 mod products;
 mod search;
 mod table;
 mod transfer;
 
+pub use collectives::{Call, Collectives, Communicator, Launched, Mark, Operand, Queue, State};
 pub(crate) use gpu::GpuRanges;
 pub use gpu::{About, Gpu, Options};
 pub use installed::{Libraries, Unusable};

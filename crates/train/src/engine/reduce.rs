@@ -197,7 +197,7 @@ fn update_part(group: &Group, training: &Training, step: &ops::AdamW) {
 }
 
 /// The tensor on device `at`: itself, or a copy.
-fn brought(at: &Device, tensor: &Tensor) -> Tensor {
+pub(super) fn brought(at: &Device, tensor: &Tensor) -> Tensor {
     if tensor.device().is(at) {
         return tensor.clone();
     }

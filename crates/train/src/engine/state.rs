@@ -3,9 +3,10 @@
 
 use super::Engine;
 use super::group::{Group, Training};
+use super::reduce::brought;
 use crate::Result;
 use ferrotune_dist::{Layout, Place};
-use ferrotune_tensor::{DType, Kind, Param, Tensor, ops};
+use ferrotune_tensor::{DType, Device, Kind, Param, Tensor, ops};
 use std::ops::Range;
 
 /// A stretch of one tensor of a run's state that lies on this rank.
@@ -91,12 +92,12 @@ impl Engine {
         match (stage, value) {
             (0, _) => {
                 let dtype = if param.trainable { DType::F32 } else { param.dtype };
-                let whole = self.device.empty(param.shape, dtype, Kind::Work);
+                let whole = self.toward_files().empty(param.shape, dtype, Kind::Work);
                 mesh.pipe.recv(&whole, holder).wait()?;
                 Ok(Some(whole))
             }
             (_, Some(value)) => {
-                mesh.pipe.send(&value, 0).wait()?;
+                mesh.pipe.send(&self.leaving(&value), 0).wait()?;
                 Ok(None)
             }
             _ => Ok(None),
@@ -110,6 +111,17 @@ impl Engine {
     pub fn precise_value(&self, param: &Param) -> Tensor {
         let value = self.collect(param).ok().flatten();
         value.expect("one rank holds all")
+    }
+
+    /// Where values are brought together that go to files: from GPUs over the hosts' memory, which they must pass anyway, so that
+    /// nothing of it needs room on the first rank's GPU.
+    fn toward_files(&self) -> Device {
+        if self.device.gpu().is_some() { self.device.host() } else { self.device.clone() }
+    }
+
+    /// A value on its way there.
+    fn leaving(&self, value: &Tensor) -> Tensor {
+        if value.device().gpu().is_some() { brought(&self.toward_files(), value) } else { value.clone() }
     }
 
     /// A parameter's parts brought together on the first rank of the shard group.
@@ -127,14 +139,14 @@ impl Engine {
         let whole_here = flat.numel() == group.elements;
         if mesh.place().shard > 0 {
             if let Some(mine) = stored(&group.own).filter(|_| !whole_here) {
-                mesh.shard.send(&mine, 0).wait()?;
+                mesh.shard.send(&self.leaving(&mine), 0).wait()?;
             }
             return Ok(None);
         }
         if whole_here {
             return Ok(stored(&(0..group.elements)).map(|value| value.reshape(param.shape)));
         }
-        let whole = self.device.empty([param.shape.numel()], flat.dtype(), Kind::Work);
+        let whole = self.toward_files().empty([param.shape.numel()], flat.dtype(), Kind::Work);
         for from in 0..shards {
             let (range, _) = place.within(param, &(from * part..(from + 1) * part));
             if range.is_empty() {

@@ -100,7 +100,7 @@ fn pass(model: &Model, host: &StandIn, segment: usize, rows: &[usize]) -> Result
     let batch = Rc::new(Batch::new(device, model.config(), &sequences, None));
     let stream = device.empty([rows.iter().sum(), model.config().hidden_size], model.activations(), Kind::Act);
     stream.zero();
-    device.check()?;
+    device.synchronize()?;
     let (start, before) = (Instant::now(), device.track().flops);
     let keep_all = |_: Segment| false;
     let tape = Tape::new(device, host, &keep_all);
@@ -110,7 +110,7 @@ fn pass(model: &Model, host: &StandIn, segment: usize, rows: &[usize]) -> Result
     let seed = output.value.empty_like(Kind::ActGrad);
     seed.zero();
     tape.backward(&output, seed, Some(&input));
-    device.check()?;
+    device.synchronize()?;
     Ok((device.track().flops - before, start.elapsed()))
 }
 
@@ -127,7 +127,7 @@ fn update_rate(device: &Device) -> Result<f64> {
     for _ in 0..=TRIES {
         let start = Instant::now();
         ops::adamw(&weights, None, &gradient, (&m, &v), &step);
-        device.check()?;
+        device.synchronize()?;
         least = least.min(start.elapsed());
     }
     Ok(UPDATED as f64 / least.as_secs_f64())

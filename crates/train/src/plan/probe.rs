@@ -52,6 +52,8 @@ impl Probe {
         let ring = Ring { world: comm.world(), per_node };
         let (inside, hops_inside) = probe(comm, device, &ring, Reach::Inside)?;
         let (across, hops_across) = probe(comm, device, &ring, Reach::Across)?;
+        // A run's messages go other ways than these, and each has buffers.
+        comm.release();
         Ok(Self { links: Links { per_node, inside, across }, hops: [hops_inside, hops_across] })
     }
 
@@ -154,11 +156,12 @@ fn message(comm: &dyn Comm, device: &Device, edges: &[(usize, usize)], bytes: us
     let [out, into] = [Kind::Work; 2].map(|kind| device.empty([bytes / 4], DType::F32, kind));
     out.zero();
     into.zero();
-    device.check()?;
+    device.synchronize()?;
     comm.barrier()?;
     let start = Instant::now();
     let sending = to.map(|to| comm.send(&out, to));
     from.map(|from| comm.recv(&into, from).wait()).transpose()?;
+    device.synchronize()?;
     let took = start.elapsed();
     sending.map(Ticket::wait).transpose()?;
     told(comm, took)
