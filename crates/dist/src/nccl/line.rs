@@ -66,7 +66,8 @@ impl Queued {
 impl Drop for Queued {
     /// Its buffers may be used for something else after this.
     fn drop(&mut self) {
-        if !self.waited {
+        // A thread that panics uses them for nothing, and must come to its end, which the others are waiting for.
+        if !self.waited && !std::thread::panicking() {
             let _ = self.hold_work();
         }
     }
