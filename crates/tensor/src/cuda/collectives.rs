@@ -322,7 +322,7 @@ impl Drop for Communicator {
 }
 
 /// A call that isn't marked yet.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Launched {
     begin: Token,
 }
