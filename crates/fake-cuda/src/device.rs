@@ -4,7 +4,7 @@ use crate::nccl::Wrong;
 use crate::settings::Settings;
 use crate::work::Work;
 use ferrotune_ptx::{Memory, Module};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,11 +24,12 @@ pub(crate) mod code {
     pub(crate) const BLOCKED: i32 = -1;
 }
 
-/// An event: how often it was recorded, and the last mark that was passed, with the time of it.
+/// An event: how often it was recorded, the marks that aren't passed, and when the last one was. A wait is for its own mark,
+/// whatever stream a later one is in.
 #[derive(Default)]
 pub(crate) struct Event {
     pub(crate) recorded: u64,
-    pub(crate) passed: u64,
+    pub(crate) pending: BTreeSet<u64>,
     pub(crate) at: u64,
 }
 
@@ -168,7 +169,7 @@ impl Device {
     /// Streams whose next work can be done.
     fn ready(&self) -> Vec<u64> {
         let can = |work: &Work| match work {
-            Work::Wait { event, mark } => self.events.get(event).is_none_or(|event| event.passed >= *mark),
+            Work::Wait { event, mark } => self.events.get(event).is_none_or(|event| !event.pending.contains(mark)),
             Work::Exchange(exchange) => exchange.is_ready(),
             _ => true,
         };
@@ -241,7 +242,8 @@ impl Device {
         self.done += 1;
         if let Work::Record { event, mark } = work {
             if let Some(event) = self.events.get_mut(&event) {
-                (event.passed, event.at) = (event.passed.max(mark), self.done);
+                event.pending.remove(&mark);
+                event.at = self.done;
             }
             return;
         }

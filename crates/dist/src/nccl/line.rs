@@ -2,7 +2,7 @@
 //! first only when all ranks are there; neither is waited for where a call is made.
 
 use crate::{Abort, CommError};
-use ferrotune_tensor::cuda::{Call, CallError, Communicator, Launched, Mark, State};
+use ferrotune_tensor::cuda::{Before, Call, CallError, Communicator, Launched, Mark, State};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -76,7 +76,7 @@ impl Drop for Queued {
 /// Calls that aren't in the stream yet.
 #[derive(Default)]
 struct Waiting {
-    calls: VecDeque<(Call, Arc<Slot>)>,
+    calls: VecDeque<(Call, Before, Arc<Slot>)>,
     /// The one that NCCL is putting there.
     launched: Option<(Launched, Arc<Slot>)>,
     /// Since when there are any.
@@ -99,11 +99,11 @@ impl Line {
 
     /// Takes a call, after all work of the GPU so far and all calls before. [`pump`](Self::pump) must follow.
     pub(super) fn put(&self, call: Call) -> Result<Arc<Slot>, CallError> {
-        self.communicator.follow_work()?;
+        let before = self.communicator.work_so_far()?;
         let slot = Arc::<Slot>::default();
         let mut waiting = lock(&self.waiting);
         waiting.since.get_or_insert_with(Instant::now);
-        waiting.calls.push_back((call, slot.clone()));
+        waiting.calls.push_back((call, before, slot.clone()));
         Ok(slot)
     }
 
@@ -121,11 +121,11 @@ impl Line {
                 begun.push(mark.clone());
                 slot.fill(mark);
             }
-            let Some((call, slot)) = waiting.calls.pop_front() else {
+            let Some((call, before, slot)) = waiting.calls.pop_front() else {
                 waiting.since = None;
                 return Ok(true);
             };
-            waiting.launched = Some((self.communicator.launch(&call)?, slot));
+            waiting.launched = Some((self.communicator.launch(&call, before)?, slot));
         }
     }
 

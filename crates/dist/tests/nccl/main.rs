@@ -117,6 +117,34 @@ fn a_send_waits_for_nobody() {
     });
 }
 
+/// As in a pipe of two stages with many micro-batches: what comes back is needed for what is sent next, and the second stage's host
+/// is through with all of it before NCCL has taken its first send.
+#[test]
+fn a_send_waits_for_no_later_work() {
+    const MESSAGES: usize = 6;
+    run(&SEEDS[..2], PATIENCE, |Rank { comm, device, .. }| {
+        let (ahead, one) = (2, tensor(&device, &[1.0; 64]));
+        let mut sent = Vec::new();
+        let mut send = |x: Tensor, to: usize| sent.push((comm.send(&x, to), x));
+        if comm.rank() == 0 {
+            (0..ahead).for_each(|i| send(tensor(&device, &[i as f32; 64]), 1));
+        }
+        let last = device.zeros([64], DType::F32, Kind::Act);
+        for number in 0..MESSAGES {
+            let x = device.empty([64], DType::F32, Kind::Work);
+            comm.recv(&x, 1 - comm.rank()).wait().unwrap();
+            ops::add_into(&x, &one);
+            ops::copy(&last, &x);
+            if comm.rank() == 1 || number + ahead < MESSAGES {
+                send(x, 1 - comm.rank());
+            }
+        }
+        sent.into_iter().for_each(|(ticket, _)| ticket.wait().unwrap());
+        // The last one began as 1 and was added to at each rank that it passed, three times here and there.
+        assert_eq!(last.to_f32(), [if comm.rank() == 0 { 7.0 } else { 6.0 }; 64]);
+    });
+}
+
 /// Work goes on beside a collective, and its buffer is free for what comes after the wait.
 #[test]
 fn work_goes_on_beside_a_collective() {

@@ -410,6 +410,7 @@ pub unsafe extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> c_int {
         let held = d.events.get_mut(&number(event)).ok_or(code::INVALID_HANDLE)?;
         held.recorded += 1;
         let mark = held.recorded;
+        held.pending.insert(mark);
         d.push(number(stream), Work::Record { event: number(event), mark })
     })
 }
@@ -420,7 +421,7 @@ fn unblocked(result: Result<(), i32>) -> Result<(), i32> {
 }
 
 fn passed(d: &Device, event: u64) -> bool {
-    d.events.get(&event).is_none_or(|event| event.passed >= event.recorded)
+    d.events.get(&event).is_none_or(|event| !event.pending.contains(&event.recorded))
 }
 
 #[unsafe(no_mangle)]

@@ -248,22 +248,23 @@ impl Communicator {
         }
     }
 
-    /// Its next call comes after all work of the GPU so far.
+    /// All work of the GPU so far, for a call that comes after it.
     ///
     /// # Errors
     /// The driver's.
-    pub fn follow_work(&self) -> Result<(), CallError> {
-        let event = self.of.record(self.of.gpu.work)?;
-        self.of.wait(self.stream, event)?;
-        lock(&self.of.events).push(event);
-        Ok(())
+    pub fn work_so_far(&self) -> Result<Before, CallError> {
+        Ok(Before { event: self.of.record(self.of.gpu.work)? })
     }
 
-    /// Makes a call, which is in the stream once [`state`](Self::state) is ready again. [`mark`](Self::mark) must follow then.
+    /// Makes a call that comes after some work, and is in the stream once [`state`](Self::state) is ready again.
+    /// [`mark`](Self::mark) must follow then.
     ///
     /// # Errors
     /// NCCL's.
-    pub fn launch(&self, call: &Call) -> Result<Launched, CallError> {
+    pub fn launch(&self, call: &Call, before: Before) -> Result<Launched, CallError> {
+        // Not earlier: calls that are made before this one don't wait for what it waits for.
+        self.of.wait(self.stream, before.event)?;
+        lock(&self.of.events).push(before.event);
         let begin = self.of.record(self.stream)?;
         let handle = lock(&self.handle);
         let Some(handle) = *handle else { return Err(aborted()) };
@@ -319,6 +320,12 @@ impl Drop for Communicator {
             let _ = unsafe { self.of.gpu.here().destroy_stream(self.stream.handle()) };
         }
     }
+}
+
+/// Work that a call comes after.
+#[derive(Debug, Clone, Copy)]
+pub struct Before {
+    event: Token,
 }
 
 /// A call that isn't marked yet.

@@ -17,7 +17,7 @@ mod search;
 mod table;
 mod transfer;
 
-pub use collectives::{Call, Collectives, Communicator, Launched, Mark, Operand, Queue, State};
+pub use collectives::{Before, Call, Collectives, Communicator, Launched, Mark, Operand, Queue, State};
 pub(crate) use gpu::GpuRanges;
 pub use gpu::{About, Gpu, Options};
 pub use installed::{Libraries, Unusable};
