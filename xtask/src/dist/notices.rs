@@ -16,10 +16,13 @@ pub(super) fn collect(triple: &str) -> Result<Vec<u8>> {
     for package in licences::packages()? {
         let text = |key: &str| package[key].as_str().unwrap_or_default();
         let name = format!("{} {}", text("name"), text("version"));
-        if !linked.contains(&name) || package["source"].is_null() {
+        if !linked.contains(&name) {
             continue;
         }
-        writeln!(out, "{name}: {} {}", text("license"), text("repository"))?;
+        // A crate of ours may hold the work of others, whose licence then lies in its folder.
+        if !package["source"].is_null() {
+            writeln!(out, "{name}: {} {}", text("license"), text("repository"))?;
+        }
         let folder = Path::new(text("manifest_path")).parent().context("a manifest without a folder")?;
         for licence in files(folder)? {
             texts.entry(licence).or_default().insert(name.clone());
