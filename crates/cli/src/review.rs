@@ -191,8 +191,13 @@ pub(crate) fn prompts(
 ) -> (Section, Option<ServedPrompt>) {
     let plan = &resolved.plan;
     let section = |verdict: String, findings| Section { name: "prompts", verdict, findings };
-    if plan.data.stage == Stage::Pretrain || plan.data.datasets.is_empty() {
-        return (section("plain text: no prompt is written".into(), Vec::new()), None);
+    let nothing = match plan.data.stage {
+        Stage::Pretrain => Some("plain text: no prompt is written"),
+        Stage::Pairwise | Stage::Feedback => Some("answers that are compared: not looked at"),
+        Stage::Sft => plan.data.datasets.is_empty().then_some("nothing is trained"),
+    };
+    if let Some(nothing) = nothing {
+        return (section(nothing.into(), Vec::new()), None);
     }
     let found = conversations(&plan.data, COMPARED).unwrap_or_default();
     let (sum, served) = match compare(tokenizer, template, &found) {

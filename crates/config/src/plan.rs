@@ -40,6 +40,11 @@ pub enum Stage {
     Pretrain,
     /// Conversations, a loss on the assistant's tokens (`stage: sft`).
     Sft,
+    /// Prompts with an answer that is preferred and one that isn't (`stage: rm`, `stage: dpo`). Encoded and shown, not
+    /// trained on.
+    Pairwise,
+    /// Answers that are wanted or not (`stage: kto`). Encoded and shown, not trained on.
+    Feedback,
 }
 
 /// The dtype of frozen weights and activations. Adapter weights, optimiser states, softmax, norms
@@ -186,6 +191,8 @@ pub struct DataPlan {
     pub eval_datasets: Vec<String>,
     /// Evaluate on each of them by itself.
     pub eval_each: bool,
+    /// Rows for evaluation are prompts with the answers that are expected (`predict_with_generate`).
+    pub generate: bool,
     /// How a conversation is written out.
     pub template: TemplateChoice,
     /// Longest row in tokens.
@@ -550,6 +557,8 @@ pub struct EvalPlan {
     pub greater_is_better: bool,
     /// Report the share of label tokens predicted right.
     pub accuracy: bool,
+    /// Answer the rows and report how alike the answers are to those expected, instead of the loss.
+    pub generate: bool,
 }
 
 /// What is written where, and when.
@@ -583,6 +592,8 @@ pub struct OutputPlan {
     pub train: bool,
     /// Evaluate at the end (`do_eval`).
     pub evaluate: bool,
+    /// Write an answer to each row for evaluation into a file, at the very end (`do_predict`).
+    pub predict: bool,
     /// Write down what each rank did when.
     pub profile: Option<ProfilePlan>,
 }

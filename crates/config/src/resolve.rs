@@ -9,6 +9,7 @@ mod deepspeed;
 mod model;
 mod output;
 mod parallel;
+mod predict;
 mod schedule;
 mod train;
 
@@ -41,7 +42,7 @@ impl Plan {
     pub fn resolve(recipe: &Recipe, verb: Verb) -> Result<(Self, Vec<Diagnostic>), Diagnostics> {
         let mut settings = Settings::new(recipe);
         let s = &mut settings;
-        let stage = model::stage(s);
+        let stage = model::stage(s, verb);
         let plan = Self {
             stage,
             model: model::model(s, verb),
@@ -55,6 +56,7 @@ impl Plan {
             export: output::export(s, verb),
         };
         train::check_best_checkpoint(s, &plan);
+        predict::check(s, &plan, verb);
         let notes = settings.finish()?;
         Ok((plan, notes))
     }
@@ -63,5 +65,5 @@ impl Plan {
 /// Whether the run trains: as written, or, if nothing says what is to be done, because `train` was typed.
 fn trains(s: &Settings<'_>, verb: Verb) -> bool {
     let says_otherwise = s.is_set("do_train") || s.bool("do_eval") || s.bool("do_predict");
-    verb != Verb::Train || s.bool("do_train") || !says_otherwise
+    !matches!(verb, Verb::Train | Verb::Data) || s.bool("do_train") || !says_otherwise
 }

@@ -61,6 +61,7 @@ fn expected_lora_example() -> Plan {
             datasets: vec!["identity".into(), "alpaca_en_demo".into()],
             eval_datasets: vec![],
             eval_each: false,
+            generate: false,
             template: TemplateChoice::Named("qwen3_nothink".into()),
             cutoff_len: 2048,
             train_on_prompt: false,
@@ -94,6 +95,7 @@ fn expected_lora_example() -> Plan {
             metric: "eval_loss".into(),
             greater_is_better: false,
             accuracy: false,
+            generate: false,
         },
         output: OutputPlan {
             dir: "saves/qwen3-4b/lora/sft".into(),
@@ -110,6 +112,7 @@ fn expected_lora_example() -> Plan {
             shard_bytes: 5_000_000_000,
             train: true,
             evaluate: false,
+            predict: false,
             profile: None,
         },
         generation: GenerationPlan {

@@ -101,6 +101,8 @@ const OTHER: &[(&str, &str)] = &[
     ("greater_is_better", "true"),
     ("early_stopping_steps", "3; eval_strategy: steps; val_size: 2"),
     ("compute_accuracy", "true"),
+    ("do_predict", "true; predict_with_generate: true; val_size: 2"),
+    ("predict_with_generate", "true; val_size: 2"),
     ("output_dir", "p"),
     ("overwrite_output_dir", "true"),
     ("resume_from_checkpoint", "o/checkpoint-5"),

@@ -14,11 +14,12 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, Message, Role};
 use crate::pyjson;
 use crate::read::not_an_object;
 use crate::registry::{DatasetEntry, Formatting, kind};
 use crate::report::{Fault, Quirks, Reject};
+use turns::Last;
 
 /// Turns the rows of one dataset into conversations.
 #[derive(Debug, Clone, Copy)]
@@ -40,21 +41,87 @@ impl<'a> Converter<'a> {
 
     /// The training example of a row that begins at `line`.
     pub(crate) fn conversation(&self, row: &Value, line: u64) -> Result<(Conversation, Quirks), Reject> {
-        let mut row = Row::new(row, line)?;
-        self.refuse_media(&row)?;
-        let conversation = match self.entry.formatting {
-            Formatting::Alpaca => alpaca::conversation(self.entry, &mut row),
-            Formatting::ShareGpt => sharegpt::conversation(self.entry, &mut row),
-            Formatting::OpenAi => openai::conversation(self.entry, &mut row),
-        }?;
+        let mut row = self.begin(row, line)?;
+        let conversation = self.answered(&mut row)?;
         Ok((conversation, row.quirks))
+    }
+
+    /// The same of a row that is asked of a model: a row without an answer has an empty one.
+    pub(crate) fn asked(&self, row: &Value, line: u64) -> Result<(Conversation, Quirks), Reject> {
+        let mut row = self.begin(row, line)?;
+        let response = self.entry.columns.response.as_deref();
+        if self.entry.formatting == Formatting::Alpaca && row.get(response).is_none() {
+            let mut conversation = alpaca::prompt(self.entry, &mut row)?;
+            conversation.messages.push(Message::new(Role::Assistant, ""));
+            return Ok((conversation, row.quirks));
+        }
+        let conversation = self.answered(&mut row)?;
+        Ok((conversation, row.quirks))
+    }
+
+    /// The same prompt with the answer that is preferred and with the one that isn't.
+    pub(crate) fn pair(&self, row: &Value, line: u64) -> Result<([Conversation; 2], Quirks), Reject> {
+        let mut row = self.begin(row, line)?;
+        let (entry, columns) = (self.entry, &self.entry.columns);
+        let prompt = match entry.formatting {
+            Formatting::Alpaca => alpaca::prompt(entry, &mut row),
+            Formatting::ShareGpt => sharegpt::conversation(entry, &mut row, Last::Question),
+            Formatting::OpenAi => openai::conversation(entry, &mut row, Last::Question),
+        }?;
+        let mut answer = |name, column: &Option<String>| match entry.formatting {
+            Formatting::Alpaca => alpaca::answer(&mut row, name, column.as_deref()),
+            _ => turns::answer(entry, &mut row, name, column.as_deref()),
+        };
+        let answers = [answer("chosen", &columns.chosen)?, answer("rejected", &columns.rejected)?];
+        let with = |answer| {
+            let mut conversation = prompt.clone();
+            conversation.messages.push(answer);
+            conversation
+        };
+        Ok((answers.map(with), row.quirks))
+    }
+
+    /// The training example of a row, and whether its answer is wanted. An empty one isn't, whatever the row says of it:
+    /// LLaMA-Factory can't tell it from none.
+    pub(crate) fn feedback(&self, row: &Value, line: u64) -> Result<((Conversation, bool), Quirks), Reject> {
+        let mut row = self.begin(row, line)?;
+        let conversation = self.answered(&mut row)?;
+        let column = self.entry.columns.kto_tag.as_deref();
+        let name = column.unwrap_or("kto_tag");
+        let wanted = match row.get(column) {
+            Some(Value::Bool(wanted)) => *wanted,
+            Some(other) => {
+                return row.reject(Fault::NoTag, format!("`{name}` is {}, neither true nor false", kind(other)));
+            }
+            None => return row.reject(Fault::NoTag, format!("`{name}` is missing or null")),
+        };
+        let wanted = wanted && conversation.messages.last().is_some_and(|answer| !answer.content.is_empty());
+        Ok(((conversation, wanted), row.quirks))
+    }
+
+    fn begin<'r>(&self, row: &'r Value, line: u64) -> Result<Row<'r>, Reject> {
+        let row = Row::new(row, line)?;
+        self.refuse_media(&row)?;
+        Ok(row)
+    }
+
+    fn answered(&self, row: &mut Row<'_>) -> Result<Conversation, Reject> {
+        let entry = self.entry;
+        match entry.formatting {
+            Formatting::Alpaca => {
+                let mut conversation = alpaca::prompt(entry, row)?;
+                conversation.messages.push(alpaca::answer(row, "response", entry.columns.response.as_deref())?);
+                Ok(conversation)
+            }
+            Formatting::ShareGpt => sharegpt::conversation(entry, row, Last::Answer),
+            Formatting::OpenAi => openai::conversation(entry, row, Last::Answer),
+        }
     }
 
     /// The plain text of a row for stage pt: that of the first turn, as LLaMA-Factory takes it.
     pub(crate) fn text(&self, row: &Value, line: u64) -> Result<(String, Quirks), Reject> {
         if self.entry.formatting == Formatting::Alpaca {
-            let mut row = Row::new(row, line)?;
-            self.refuse_media(&row)?;
+            let mut row = self.begin(row, line)?;
             let text = alpaca::text(self.entry, &mut row)?;
             return Ok((text, row.quirks));
         }

@@ -1,7 +1,8 @@
 //! Conversations and texts to token ids and labels.
 //!
 //! Training and inference share one way of writing: [`Encoder::encode`] gives a row to train on,
-//! [`Encoder::encode_prompt`] the same turns up to where an answer begins.
+//! [`Encoder::encode_prompt`] the same turns up to where an answer begins, and [`Encoder::encode_answers`] one prompt with
+//! the answers to it that are compared.
 
 mod error;
 mod pretrain;
@@ -9,7 +10,7 @@ mod pretrain;
 use ferrotune_config::plan::DataPlan;
 
 use crate::conversation::Conversation;
-use crate::template::{Context, Template, check_turns};
+use crate::template::{Context, History, Template, check_turns};
 use crate::tokenizer::Tokenizer;
 
 pub use error::{DropReason, EncodeError};
@@ -70,8 +71,42 @@ impl<'a> Encoder<'a> {
     pub fn encode(&self, conversation: &Conversation) -> Result<Encoded, DropReason> {
         check_turns(&conversation.messages, true)?;
         let drop_history = self.options.mask_history && !self.template.preserve_thinking;
-        let turns = self.write(conversation, drop_history)?;
+        let turns = self.write(conversation, if drop_history { History::Dropped } else { History::Completed })?;
         Ok(self.cut_and_label(&turns))
+    }
+
+    /// Rows of one prompt with each of some answers, which are the last turns of `conversations`: labels on the answer
+    /// alone, whatever the options say. The answers share one room behind the prompt, so that it is cut at the same place
+    /// in all rows: the longest of them decides.
+    ///
+    /// # Errors
+    /// The reason why the row can't be used.
+    pub fn encode_answers<const N: usize>(
+        &self,
+        conversations: [&Conversation; N],
+    ) -> Result<[Encoded; N], DropReason> {
+        let late_eos = self.template.efficient_eos.then(|| self.tokenizer.special().eos.as_ref()).flatten();
+        let mut written: [(Vec<u32>, Vec<u32>); N] = std::array::from_fn(|_| Default::default());
+        for (conversation, (prompt, answer)) in conversations.iter().zip(&mut written) {
+            check_turns(&conversation.messages, true)?;
+            let mut turns = self.write(conversation, self.of_a_chat())?;
+            *answer = turns.pop().unwrap_or_default();
+            answer.extend(late_eos.map(|eos| eos.id));
+            *prompt = turns.concat();
+        }
+        // The first prompt goes for all, as in LLaMA-Factory: thinking can make a difference.
+        let prompt = std::mem::take(&mut written[0].0);
+        let longest = written.iter().map(|(_, answer)| answer.len()).max().unwrap_or(0);
+        let (prompt_len, answer_len) = shares(prompt.len(), longest, self.options.cutoff_len);
+        Ok(written.map(|(_, answer)| {
+            let kept = &answer[..answer_len.min(answer.len())];
+            Encoded {
+                input_ids: [&prompt[..prompt_len], kept].concat(),
+                labels: std::iter::repeat_n(IGNORE, prompt_len).chain(kept.iter().map(|&id| label(id))).collect(),
+                cut_tokens: prompt.len() - prompt_len + answer.len() - kept.len(),
+                eos_lost: kept.len() < answer.len(),
+            }
+        }))
     }
 
     /// Ids of a chat that waits for an answer, up to where the answer begins. Nothing is cut.
@@ -80,11 +115,16 @@ impl<'a> Encoder<'a> {
     /// The reason why the chat can't be written.
     pub fn encode_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, DropReason> {
         check_turns(&conversation.messages, false)?;
-        Ok(self.write(conversation, !self.template.preserve_thinking)?.concat())
+        Ok(self.write(conversation, self.of_a_chat())?.concat())
     }
 
-    fn write(&self, conversation: &Conversation, drop_history_thought: bool) -> Result<Vec<Vec<u32>>, DropReason> {
-        let context = Context { tokenizer: self.tokenizer, drop_history_thought };
+    /// What becomes of earlier answers' reasoning where the next one is all that counts.
+    fn of_a_chat(&self) -> History {
+        if self.template.preserve_thinking { History::Kept } else { History::Dropped }
+    }
+
+    fn write(&self, conversation: &Conversation, history: History) -> Result<Vec<Vec<u32>>, DropReason> {
+        let context = Context { tokenizer: self.tokenizer, history };
         self.template.write_turns(conversation, &context)
     }
 

@@ -102,6 +102,18 @@ pub enum DataError {
         /// The stage of the recipe.
         stage: &'static str,
     },
+    /// An entry lacks what the stage is trained on.
+    #[error("dataset `{dataset}` has no `{field}`, which stage {stage} needs: {means}")]
+    LacksColumn {
+        /// Name of the entry.
+        dataset: String,
+        /// What is missing.
+        field: &'static str,
+        /// The stage of the recipe.
+        stage: &'static str,
+        /// What it says.
+        means: &'static str,
+    },
     /// A data file is missing.
     #[error("dataset `{dataset}`: there is no {}; `file_name` is relative to `dataset_dir`", path.display())]
     MissingFile {

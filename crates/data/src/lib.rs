@@ -15,6 +15,7 @@ mod mix;
 mod numpy;
 mod pack;
 pub mod parity;
+pub mod preference;
 pub mod prepare;
 mod pyjson;
 mod read;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
 
 pub use early::{Coming, begin};
-pub use view::{JsonLine, Span, json_lines, spans};
+pub use view::{JsonLine, Sequence, Span, json_lines, sequences, spans};
 
 use crate::clock::Moment;
 use crate::conversation::Conversation;
@@ -295,7 +295,8 @@ impl Run<'_> {
         let mut report = Report { notes, ..Report::default() };
         let mut marks = marks.into_iter().peekable();
         for (number, set) in sets.iter().enumerate() {
-            writer.begin_set(&set.name, self.plan.packing == Packing::Neat);
+            let apart = matches!(self.plan.stage, Stage::Pairwise | Stage::Feedback);
+            writer.begin_set(&set.name, apart || self.plan.packing == Packing::Neat);
             if let (Some(readers), TRAIN) = (&self.readers, set.name.as_str()) {
                 writer.settle()?;
                 readers.settle(writer.sets().map(|(name, rows, largest)| (name.to_owned(), rows, largest)).collect());
@@ -371,7 +372,7 @@ impl Run<'_> {
         if set.rows == 0 && self.plan.stage == Stage::Pretrain {
             return Err(DataError::NoBlock { set: name, tokens: set.tail_tokens, cutoff_len });
         }
-        if set.label_tokens == 0 {
+        if set.label_tokens == 0 && !encode::is_asked(self.plan, &set.name) {
             return Err(DataError::NoLabels { set: name, rows: set.rows_kept, cutoff_len });
         }
         Ok(())

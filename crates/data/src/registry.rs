@@ -491,20 +491,38 @@ fn check_stage(
     columns: &Option<Columns>,
     stage: Stage,
 ) -> Result<(), DataError> {
-    let stage = match stage {
+    let named = match stage {
         Stage::Pretrain => "pt",
         Stage::Sft => "sft",
+        Stage::Pairwise => "rm or dpo",
+        Stage::Feedback => "kto",
     };
-    let wrong = |field, stages| Err(DataError::WrongStage { dataset: name.to_owned(), field, stages, stage });
-    match fields.get("ranking") {
-        None | Some(Value::Null | Value::Bool(false)) => {}
-        Some(Value::Bool(true)) => return wrong("`ranking: true`", "rm or dpo"),
+    let wrong = |field, stages| Err(DataError::WrongStage { dataset: name.to_owned(), field, stages, stage: named });
+    let ranking = match fields.get("ranking") {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
         Some(other) => return Err(problem(name, "ranking", format!("must be true or false, is {}", kind(other)))),
+    };
+    let mapped = |column: fn(&Columns) -> &Option<String>| columns.as_ref().is_some_and(|all| column(all).is_some());
+    let lacks = |field, means| Err(DataError::LacksColumn { dataset: name.to_owned(), field, stage: named, means });
+    match stage {
+        Stage::Pairwise if !ranking => {
+            lacks("ranking", "`\"ranking\": true`, and `columns` with `chosen` and `rejected`")
+        }
+        Stage::Pairwise if !mapped(|columns| &columns.chosen) => {
+            lacks("columns.chosen", "the column of the preferred answer")
+        }
+        Stage::Pairwise if !mapped(|columns| &columns.rejected) => {
+            lacks("columns.rejected", "the column of the other answer")
+        }
+        Stage::Pairwise => Ok(()),
+        _ if ranking => wrong("`ranking: true`", "rm or dpo"),
+        Stage::Feedback if !mapped(|columns| &columns.kto_tag) => {
+            lacks("columns.kto_tag", "the column that says `true` of answers that are wanted")
+        }
+        Stage::Pretrain | Stage::Sft if mapped(|columns| &columns.kto_tag) => wrong("`columns.kto_tag`", "kto"),
+        _ => Ok(()),
     }
-    if columns.as_ref().is_some_and(|columns| columns.kto_tag.is_some()) {
-        return wrong("`columns.kto_tag`", "kto");
-    }
-    Ok(())
 }
 
 fn text<'a>(name: &str, fields: &'a Map<String, Value>, field: &str) -> Result<Option<&'a str>, DataError> {

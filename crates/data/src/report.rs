@@ -55,11 +55,15 @@ pub enum Fault {
     TooLong,
     #[error("no tokens")]
     NoTokens,
+    #[error("the last turn is an answer")]
+    Answered,
+    #[error("no tag")]
+    NoTag,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Unreadable,
         Self::BrokenJson,
         Self::NotUtf8,
@@ -80,6 +84,8 @@ impl Fault {
         Self::Template,
         Self::TooLong,
         Self::NoTokens,
+        Self::Answered,
+        Self::NoTag,
     ];
 }
 

@@ -15,7 +15,7 @@ mod write;
 use crate::clock::Moment;
 use crate::tools::ToolFormat;
 
-pub(crate) use write::{Context, check_turns};
+pub(crate) use write::{Context, History, check_turns};
 
 pub use modelfile::Modelfile;
 pub use resolve::{Resolved, TemplateOptions};

@@ -48,6 +48,8 @@ pub struct Tokenizer {
     /// Tokens right after loading.
     loaded_len: usize,
     special: SpecialTokens,
+    /// Ids of special tokens without a role.
+    additional: Vec<u32>,
     add_bos: bool,
     chat_template: Option<String>,
     /// Of the files and all tokens added since: the same digest, the same ids.
@@ -96,6 +98,7 @@ impl Tokenizer {
             plain_added: true,
             loaded_len: 0,
             special: SpecialTokens::default(),
+            additional: Vec::new(),
             add_bos: adds_bos(tokenizer_config),
             chat_template: chat_template.or_else(|| config_template(tokenizer_config)),
             digest: crate::digest::of_parts([tokenizer_json, tokenizer_config.to_string().as_bytes()]),
@@ -108,6 +111,8 @@ impl Tokenizer {
             pad: tokenizer.configured(tokenizer_config, "pad_token"),
             unk: tokenizer.configured(tokenizer_config, "unk_token"),
         };
+        let additional = additional(tokenizer_config).filter_map(|token| tokenizer.token_to_id(token_text(token)?));
+        tokenizer.additional = additional.collect();
         Ok(tokenizer)
     }
 
@@ -121,8 +126,7 @@ impl Tokenizer {
         }
         const ROLES: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-        let extra = config["additional_special_tokens"].as_array().into_iter().flatten();
-        let named = ROLES.iter().map(|role| &config[*role]).chain(extra);
+        let named = ROLES.iter().map(|role| &config[*role]).chain(additional(config));
         tokens.extend(named.filter_map(|token| Some((u64::MAX, added_token(token, true)?))));
         let known = self.inner.get_added_tokens_decoder();
         let is_new = |token: &AddedToken| !known.values().any(|k| k.content == token.content);
@@ -226,6 +230,11 @@ impl Tokenizer {
         &self.special
     }
 
+    /// Ids of the special tokens that the model's files name without a role.
+    pub(crate) fn additional(&self) -> &[u32] {
+        &self.additional
+    }
+
     /// Whether plain text is to begin with the bos token (`add_bos_token` of the model's files).
     pub fn adds_bos(&self) -> bool {
         self.add_bos
@@ -306,6 +315,14 @@ fn added_token(token: &Value, special: bool) -> Option<AddedToken> {
             .rstrip(flag("rstrip", false))
             .normalized(flag("normalized", !special)),
     )
+}
+
+/// Special tokens without a role, by the old key or by transformers 5's.
+fn additional(config: &Value) -> impl Iterator<Item = &Value> {
+    ["additional_special_tokens", "extra_special_tokens"]
+        .into_iter()
+        .flat_map(move |key| config[key].as_array())
+        .flatten()
 }
 
 fn token_text(token: &Value) -> Option<&str> {

@@ -40,6 +40,7 @@ fn plan(dir: &Path, template: &str, stage: Stage) -> DataPlan {
         datasets: vec!["d".into()],
         eval_datasets: vec![],
         eval_each: false,
+        generate: false,
         template: match template {
             "none" => TemplateChoice::Model,
             name => TemplateChoice::Named(name.into()),
@@ -113,7 +114,9 @@ fn ids_and_labels_are_those_of_llamafactory() {
         let stage = match case["stage"].as_str().unwrap() {
             "sft" => Stage::Sft,
             "pt" => Stage::Pretrain,
-            _ => continue,
+            "rm" => Stage::Pairwise,
+            "kto" => Stage::Feedback,
+            other => panic!("the goldens have no stage {other}"),
         };
         let name = case["id"].as_str().unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -134,11 +137,13 @@ fn ids_and_labels_are_those_of_llamafactory() {
         assert_eq!(lines.len(), outputs.len(), "{name}\n{}", prepared.report.render());
         for (i, (line, output)) in lines.iter().zip(outputs).enumerate() {
             assert_eq!(line["index"], i, "{name}");
-            assert_eq!(line["input_ids"], output["input_ids"], "{name}, row {i}");
+            let keys = output.as_object().unwrap().keys().filter(|key| !["rendered", "labels"].contains(&key.as_str()));
+            keys.for_each(|key| assert_eq!(line[key], output[key], "{name}, row {i}, {key}"));
             let labels = if stage == Stage::Pretrain { &output["input_ids"] } else { &output["labels"] };
             assert_eq!(line["labels"], *labels, "{name}, row {i}");
             if let Some(rendered) = output.get("rendered") {
-                assert_eq!(line["text"], *rendered, "{name}, row {i}");
+                let text = if stage == Stage::Pairwise { "chosen_text" } else { "text" };
+                assert_eq!(line[text], *rendered, "{name}, row {i}");
             }
         }
         compared += 1;

@@ -1,13 +1,13 @@
 //! Feeds tokens through the model and picks the next one, keeping what earlier tokens left behind.
 
 use crate::Sampler;
-use ferrotune_model::{Batch, KvCache, Model, Stages};
+use ferrotune_model::{Batch, Capacity, KvCache, Model, Stages};
 use ferrotune_tensor::{DType, Device, Fault, Kind, Tape, Tensor, Var};
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
-/// Tokens of a prompt that go through the model at a time: bounds the memory of long prompts.
-const PREFILL: usize = 512;
+/// Tokens that go through the model at a time: bounds the memory of long prompts.
+pub(crate) const PREFILL: usize = 512;
 
 /// Tokens that are scored at a time: their logits are there at once, each as wide as the vocabulary.
 const SCORED: usize = 128;
@@ -48,16 +48,44 @@ pub struct Generator<'a> {
     stages: &'a dyn Stages,
     device: Device,
     cache: Rc<KvCache>,
-    /// The tokens whose keys and values the cache holds.
-    held: Vec<u32>,
+    /// The tokens whose keys and values the cache holds, sequence by sequence.
+    held: Vec<Vec<u32>>,
 }
 
 impl<'a> Generator<'a> {
-    /// Allocates a cache for sequences of up to `capacity` tokens. Where the model lies on several ranks, all of them
+    /// Allocates a cache for a sequence of up to `tokens` tokens. Where the model lies on several ranks, all of them
     /// do with their generators what one does, in the same order: each step passes through all.
-    pub fn new(model: &'a Model, stages: &'a dyn Stages, device: &Device, capacity: usize) -> Self {
+    pub fn new(model: &'a Model, stages: &'a dyn Stages, device: &Device, tokens: usize) -> Self {
+        Self::of_several(model, stages, device, Capacity { sequences: 1, tokens })
+    }
+
+    /// The same for several sequences at once, which [`Generator::generate_all`] continues.
+    pub fn of_several(model: &'a Model, stages: &'a dyn Stages, device: &Device, capacity: Capacity) -> Self {
         let cache = Rc::new(KvCache::new(device, model.config(), model.activations(), stages.here(), capacity));
-        Self { model, stages, device: device.clone(), cache, held: Vec::new() }
+        Self { model, stages, device: device.clone(), cache, held: vec![Vec::new(); capacity.sequences] }
+    }
+
+    pub(crate) fn capacity(&self) -> Capacity {
+        self.cache.capacity()
+    }
+
+    /// Forgets all of a sequence but the beginning that it shares with `ids`, and says how long that is.
+    pub(crate) fn rewind(&mut self, sequence: usize, ids: &[u32]) -> usize {
+        let held = &mut self.held[sequence];
+        let common = held.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        self.cache.truncate(sequence, common);
+        held.truncate(common);
+        common
+    }
+
+    /// That a prompt has tokens, and not too many.
+    pub(crate) fn check(&self, ids: &[u32]) -> Result<(), InferError> {
+        let room = self.capacity().tokens;
+        match ids.len() {
+            0 => Err(InferError::EmptyPrompt),
+            tokens if tokens > room => Err(InferError::TooLong { tokens, room }),
+            _ => Ok(()),
+        }
     }
 
     /// Logits of the token after `ids`. Tokens that the cache still holds from earlier calls are not computed again.
@@ -65,13 +93,8 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// If `ids` is empty or longer than the cache, or if memory runs out.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
-        let Some(last) = ids.len().checked_sub(1) else { return Err(InferError::EmptyPrompt) };
-        if ids.len() > self.cache.capacity() {
-            return Err(InferError::TooLong { tokens: ids.len(), room: self.cache.capacity() });
-        }
-        let common = self.held.iter().zip(ids).take_while(|(a, b)| a == b).count().min(last);
-        self.cache.truncate(common);
-        self.held.truncate(common);
+        self.check(ids)?;
+        let common = self.rewind(0, &ids[..ids.len() - 1]);
         let mut logits = Vec::new();
         for part in ids[common..].chunks(PREFILL) {
             logits = self.feed(part)?;
@@ -84,18 +107,12 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// As [`Generator::logits`].
     pub fn score(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
-        if ids.is_empty() {
-            return Err(InferError::EmptyPrompt);
-        }
-        if ids.len() > self.cache.capacity() {
-            return Err(InferError::TooLong { tokens: ids.len(), room: self.cache.capacity() });
-        }
-        self.cache.truncate(0);
-        self.held.clear();
+        self.check(ids)?;
+        self.rewind(0, &[]);
         let mut scores = Vec::with_capacity(ids.len());
         for (nth, part) in ids.chunks(SCORED).enumerate() {
             let rows: Vec<u32> = (0..part.len() as u32).collect();
-            let logits = self.rows_of(part, &rows)?;
+            let logits = self.feed_all(&[(0, part)], &rows)?;
             let next = ids.iter().skip(nth * SCORED + 1);
             let vocabulary = logits.len() / part.len();
             scores.extend(logits.chunks_exact(vocabulary).zip(next).map(|(row, &id)| log_softmax_at(row, id)));
@@ -104,16 +121,18 @@ impl<'a> Generator<'a> {
     }
 
     fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
-        self.rows_of(ids, &[ids.len() as u32 - 1])
+        self.feed_all(&[(0, ids)], &[ids.len() as u32 - 1])
     }
 
-    /// Goes on with `ids`; logits behind those of them that `rows` names.
-    fn rows_of(&mut self, ids: &[u32], rows: &[u32]) -> Result<Vec<f32>, InferError> {
-        let batch = Rc::new(Batch::continuing(&self.device, self.model.config(), ids, self.cache.clone()));
+    /// Goes on with the tokens of some sequences, in rising order; logits behind those of all these tokens that `rows` names.
+    pub(crate) fn feed_all(&mut self, parts: &[(usize, &[u32])], rows: &[u32]) -> Result<Vec<f32>, InferError> {
+        let batch = Rc::new(Batch::continuing(&self.device, self.model.config(), parts, self.cache.clone()));
         let logits = self.pass(&batch, rows);
         self.device.check()?;
-        self.cache.advance(ids.len());
-        self.held.extend_from_slice(ids);
+        for (sequence, ids) in parts {
+            self.cache.advance(*sequence, ids.len());
+            self.held[*sequence].extend_from_slice(ids);
+        }
         Ok(logits.to_f32())
     }
 
@@ -153,7 +172,7 @@ impl<'a> Generator<'a> {
         let mut ids = prompt.to_vec();
         loop {
             let answer = ids.len() - prompt.len();
-            if answer >= sampler.max_tokens() || ids.len() >= self.cache.capacity() && answer > 0 {
+            if answer >= sampler.max_tokens() || ids.len() >= self.capacity().tokens && answer > 0 {
                 return Ok((ids.split_off(prompt.len()), Stop::Length));
             }
             let mut logits = self.logits(&ids)?;

@@ -16,6 +16,11 @@ impl Sampler {
         Self { plan, state }
     }
 
+    /// Follows `plan` for the prompt of a number: what is drawn for it doesn't depend on which prompts stand beside it.
+    pub fn of_prompt(plan: &GenerationPlan, number: u64) -> Self {
+        Self { plan: plan.clone(), state: mixed(plan.seed ^ mixed(number.wrapping_add(1))) }
+    }
+
     /// Most tokens of an answer.
     pub fn max_tokens(&self) -> usize {
         self.plan.max_new_tokens
@@ -88,11 +93,15 @@ impl Sampler {
     /// Uniform in [0, 1): splitmix64, Steele et al. 2014.
     fn uniform(&mut self) -> f64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        (mixed(self.state) >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// splitmix64's mixing of a state.
+fn mixed(state: u64) -> u64 {
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// The first of the largest.
@@ -138,6 +147,16 @@ mod tests {
         assert!(close(&frequencies(GenerationPlan { top_p: 0.51, ..plan() }, &logits), &[0.625, 0.375, 0.0]));
         let cold = GenerationPlan { temperature: 0.5, ..plan() };
         assert!(close(&frequencies(cold, &logits), &[0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38]));
+    }
+
+    #[test]
+    fn prompts_have_draws_of_their_own() {
+        let draw = |number| {
+            let mut sampler = Sampler::of_prompt(&plan(), number);
+            (0..8).map(|_| sampler.pick(&mut [0.0; 64], &[])).collect::<Vec<_>>()
+        };
+        let drawn: std::collections::HashSet<_> = (0..100).map(draw).collect();
+        assert_eq!((drawn.len(), draw(7)), (100, draw(7)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A micro-batch: rows of tokens laid end to end, with what the ops need to keep them apart.
 
 use crate::{Config, KvCache};
-use ferrotune_tensor::ops::{Balance, Noise, Rotary, Spans, Targets};
+use ferrotune_tensor::ops::{Balance, Continued, Noise, Rotary, Spans, Targets};
 use ferrotune_tensor::{Device, Kind, Tensor};
 use std::rc::Rc;
 
@@ -32,8 +32,8 @@ pub struct Batch {
     pub targets: Targets,
     /// Keys of dropout and embedding noise; `None` outside training.
     pub noise: Option<Rc<Noise>>,
-    /// Keys and values of earlier tokens, when generating.
-    pub cache: Option<Rc<KvCache>>,
+    /// Keys and values of earlier tokens, when generating, and where this batch's stand behind them.
+    pub cache: Option<(Rc<KvCache>, Vec<Continued>)>,
     /// What routers count and are priced by, where their balance is part of the loss.
     pub balance: Option<Rc<Balance>>,
 }
@@ -79,19 +79,26 @@ impl Batch {
         }
     }
 
-    /// The next tokens of one sequence whose earlier ones lie in `cache`.
-    pub fn continuing(device: &Device, config: &Config, ids: &[u32], cache: Rc<KvCache>) -> Self {
-        let past = cache.len() as u32;
-        let positions: Vec<u32> = (past..past + ids.len() as u32).collect();
-        let (cos, sin) = config.rope.tables(config.head_dim, &positions);
-        let total = past + ids.len() as u32;
+    /// The next tokens of sequences whose earlier ones lie in `cache`: numbers there, ascending, and at least one token of each.
+    pub fn continuing(device: &Device, config: &Config, parts: &[(usize, &[u32])], cache: Rc<KvCache>) -> Self {
+        let places: Vec<Continued> = parts.iter().map(|(sequence, ids)| cache.place(*sequence, ids.len())).collect();
+        let rows = places.last().map_or(0, |last| last.first + last.total);
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for place in &places {
+            // Each by itself: scalings that follow the length follow its own.
+            let positions: Vec<u32> = (place.total - place.new..place.total).collect();
+            let tables = config.rope.tables(config.head_dim, &positions);
+            cos.extend(tables.0);
+            sin.extend(tables.1);
+        }
+        let ids: Vec<u32> = parts.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
         Self {
-            ids: Tensor::from_u32(device, ids, Kind::Input),
-            spans: Rc::new(Spans::continuing(ids.len() as u32, total)),
+            ids: Tensor::from_u32(device, &ids, Kind::Input),
+            spans: Rc::new(Spans::continuing(&places, rows)),
             rotary: Rotary::new(device, &cos, &sin, config.head_dim),
             targets: Targets::new(device, &[], &[]),
             noise: None,
-            cache: Some(cache),
+            cache: Some((cache, places)),
             balance: None,
         }
     }

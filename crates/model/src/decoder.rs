@@ -57,8 +57,8 @@ impl Attention {
         let v = ops::linear(t, &self.v, x, noise);
         let o = match &batch.cache {
             None => ops::attention(t, &q, &k, &v, &batch.spans, self.shape),
-            Some(cache) => {
-                let (k, v) = cache.append(self.layer, &k.value, &v.value);
+            Some((cache, parts)) => {
+                let (k, v) = cache.append(self.layer, parts, &k.value, &v.value);
                 ops::attention(t, &q, &Var::constant(k), &Var::constant(v), &batch.spans, self.shape)
             }
         };

@@ -20,7 +20,7 @@ pub use config::{Config, Moe};
 pub use decoder::{LossOptions, Model};
 pub use error::{ModelError, Unmet};
 pub use experts::{expert_name, stack_name};
-pub use kv_cache::KvCache;
+pub use kv_cache::{Capacity, KvCache};
 pub use parameters::{Parameter, Role, Source};
 pub use rope::{RopeConfig, Scaling};
 pub use stages::Stages;

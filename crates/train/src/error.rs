@@ -31,6 +31,9 @@ pub enum Error {
     /// A configuration that is not a model of ours.
     #[error(transparent)]
     Model(#[from] ferrotune_model::ModelError),
+    /// Rows could not be answered.
+    #[error("{0}; take a smaller per_device_eval_batch_size or max_new_tokens")]
+    Answering(ferrotune_infer::InferError),
     /// Rows could not be encoded while the run went on.
     #[error("{0}")]
     Data(String),

@@ -280,7 +280,8 @@ pub fn middle_batch(rows: &[usize], plan: &Plan) -> Option<Vec<usize>> {
 
 /// The longest batch that a run evaluates on while its states are in memory.
 pub fn longest_evaluation(rows: Vec<usize>, plan: &Plan) -> Vec<usize> {
-    let evaluates = plan.eval.on_start || plan.eval.every != Interval::Never || plan.output.evaluate;
+    let output = &plan.output;
+    let evaluates = plan.eval.on_start || plan.eval.every != Interval::Never || output.evaluate || output.predict;
     if evaluates { longest_batch(rows, plan.eval.batch, None) } else { Vec::new() }
 }
 

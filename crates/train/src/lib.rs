@@ -18,6 +18,7 @@ mod order;
 mod outputs;
 mod passes;
 pub mod plan;
+mod predict;
 mod profile;
 pub mod report;
 mod resume;
@@ -37,7 +38,7 @@ mod fixtures;
 
 pub use divide::{Circumstances, Levels, Load, Split, Way, divide, ways};
 pub use error::{Error, Result};
-pub use evaluate::evaluate;
+pub use evaluate::{EvaluateOptions, evaluate};
 pub use event::{Event, Start};
 pub use fit::check_files;
 pub use forecast::{
@@ -47,6 +48,7 @@ pub use forecast::{
 pub use machine::Machine;
 pub use memory::{Bytes, MemoryPlan, Shape, plan_memory, predict};
 pub use order::{Order, Share};
+pub use predict::{Answering, Predicted, Prediction, predict as answer};
 pub use room::Room;
 pub use router_loss::router_aux_loss;
 pub use run::{Finished, Job, longest_batch, run, step_options};

@@ -4,16 +4,17 @@
 use crate::clock::Pace;
 use crate::engine::Engine;
 use crate::error::name_rows;
-use crate::evaluate::evaluate;
+use crate::evaluate::{EvaluateOptions, evaluate};
 use crate::event::{Event, Start};
 use crate::intervals::{self, Intervals};
 use crate::memory::MemoryPlan;
 use crate::order::{Order, Share};
 use crate::outputs::Outputs;
 use crate::plan::Candidate;
+use crate::predict::{Answering, predict};
 use crate::profile::{Profile, Profiler};
 use crate::report::state::TRAINER_STATE;
-use crate::report::{Evaluation, LogRow, Summary, TrainerState, When};
+use crate::report::{LogRow, Summary, TrainerState, When};
 use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
 use crate::router_loss::router_aux_loss;
 use crate::save::{Pending, RunState, Saver, Snapshots};
@@ -43,6 +44,8 @@ pub struct Job<'a> {
     pub train: &'a Rows,
     /// Rows to evaluate on, by name.
     pub eval: &'a [(String, Rows)],
+    /// How rows are answered, where evaluations are by answers.
+    pub answering: Option<Answering<'a>>,
     /// Memory as predicted, and whether blocks are recomputed.
     pub memory: MemoryPlan,
     /// The recipe as written.
@@ -417,8 +420,15 @@ impl<'a, 'h> Session<'a, 'h> {
         let plan = &self.job.plan.eval;
         let (several, mut rows) = (self.job.plan.data.eval_each && self.job.eval.len() > 1, Vec::new());
         for (name, set) in self.job.eval {
-            let found = evaluate(self.job.model, self.job.engine, set, plan.batch, self.options.router_aux_loss)?;
-            let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.accuracy), ..found };
+            let (model, engine) = (self.job.model, self.job.engine);
+            let found = match self.job.answering {
+                Some(how) => predict(model, engine, set, how, &mut |_, _| {})?.evaluation,
+                None => {
+                    let router_aux_loss = self.options.router_aux_loss;
+                    let (batch_rows, accuracy) = (plan.batch, plan.accuracy);
+                    evaluate(model, engine, set, EvaluateOptions { batch_rows, router_aux_loss, accuracy })?
+                }
+            };
             let name = several.then(|| name.clone());
             let row = LogRow::evaluation(self.when(), name.as_deref(), &found);
             rows.push(row.clone());
@@ -565,7 +575,8 @@ impl<'a, 'h> Session<'a, 'h> {
             if self.evaluated != Some(self.run.step) || plan.eval.load_best {
                 self.evaluate()?;
             }
-            let last = self.state.log_history.iter().rev().find(|row| row.get("eval_loss").is_some()).cloned();
+            let whole = |row: &&LogRow| row.get("eval_loss").or(row.get("eval_rouge-l")).is_some();
+            let last = self.state.log_history.iter().rev().find(whole).cloned();
             if let (Some(row), Some(outputs)) = (last, &self.outputs) {
                 outputs.results("eval", &row)?;
             }

@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures;
-    use crate::report::{Evaluation, When};
+    use crate::report::{Evaluation, Found, When};
 
     fn plan() -> EvalPlan {
         EvalPlan {
@@ -168,12 +168,14 @@ mod tests {
             metric: "loss".into(),
             greater_is_better: false,
             accuracy: true,
+            generate: false,
         }
     }
 
     fn evaluation(loss: f64) -> [LogRow; 1] {
         let runtime = Duration::from_secs(1);
-        let measured = Evaluation { loss, accuracy: Some(1.0 - loss), samples: 1, batches: 1, runtime };
+        let found = Found::Labels { loss, accuracy: Some(1.0 - loss) };
+        let measured = Evaluation { found, samples: 1, batches: 1, runtime };
         [LogRow::evaluation(When { step: 0, epoch: 0.0 }, None, &measured)]
     }
 

@@ -2,7 +2,7 @@
 //! transformers' logits.
 
 use ferrotune_checkpoint::{Dtype, SafetensorsFile, TensorSource, open_model};
-use ferrotune_model::{Batch, Config, KvCache, Model, Sequence};
+use ferrotune_model::{Batch, Capacity, Config, KvCache, Model, Sequence};
 use ferrotune_tensor::{DType, Device, Kind, Tape, Tensor};
 use ferrotune_train::Stacked;
 use ferrotune_train::engine::{Division, Engine};
@@ -49,12 +49,13 @@ fn every_setting_gives_transformers_logits_at_once_and_token_by_token() {
 
         // Dynamic scaling changes its frequencies with the length, so a cache of earlier keys is another computation.
         if name != "dynamic" {
-            let cache = Rc::new(KvCache::new(&device, &config, DType::F32, model.span(), ids.len()));
+            let capacity = Capacity { sequences: 1, tokens: ids.len() };
+            let cache = Rc::new(KvCache::new(&device, &config, DType::F32, model.span(), capacity));
             for (place, id) in ids.iter().enumerate() {
-                let batch = Rc::new(Batch::continuing(&device, &config, &[*id], cache.clone()));
+                let batch = Rc::new(Batch::continuing(&device, &config, &[(0, &[*id])], cache.clone()));
                 let row = Tensor::from_u32(&device, &[0], Kind::Input);
                 let logits = model.logits(&Tape::forward_only(&device, &engine), &batch, &row).to_f32();
-                cache.advance(1);
+                cache.advance(0, 1);
                 let want = &want[place * config.vocab_size..(place + 1) * config.vocab_size];
                 assert!(gap(&logits, want) < 1e-4, "{name}: token {place} differs by {}", gap(&logits, want));
             }

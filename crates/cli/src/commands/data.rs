@@ -6,7 +6,7 @@ use crate::{parity, prepare, review, ui};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::Stage;
 use ferrotune_data::parity::Comparison;
-use ferrotune_data::prepare::{conversations_at, json_lines, prepare as encode, spans};
+use ferrotune_data::prepare::{conversations_at, json_lines, prepare as encode, sequences, spans};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::template::Template;
 use ferrotune_data::tokenizer::Tokenizer;
@@ -31,7 +31,7 @@ pub(crate) fn data(args: &[String], json: bool, count: usize) -> Result<(), Fail
         return Ok(out.flush()?);
     }
     for rows in sets.take(1) {
-        show(rows, &tokenizer, count)?;
+        show(rows, (&tokenizer, plan.data.stage), count)?;
         if plan.data.stage == Stage::Sft {
             show_parity(&resolved, (&tokenizer, &prepared.template), rows, count)?;
         }
@@ -71,16 +71,19 @@ fn show_parity(
 }
 
 /// Shows the first rows: what is trained on in green, or between brackets where there are no colours.
-fn show(rows: &Rows, tokenizer: &Tokenizer, count: usize) -> Result<(), Failure> {
+fn show(rows: &Rows, (tokenizer, stage): (&Tokenizer, Stage), count: usize) -> Result<(), Failure> {
     let colours = std::io::IsTerminal::is_terminal(&stdout()) && ui::colours();
     let (on, off) = if colours { ("\x1b[32m", "\x1b[0m") } else { ("⟦", "⟧") };
     for (index, row) in rows.iter().enumerate().take(count) {
-        ui::line(&format!("--- row {index}: {} tokens", row.input_ids.len()))?;
-        for span in spans(&row, tokenizer)? {
-            let text = if span.trained { format!("{on}{}{off}", span.text) } else { span.text };
-            ui::text(&text)?;
+        for (what, sequence) in sequences(&row, stage) {
+            let what = if what.is_empty() { String::new() } else { format!(", {what}") };
+            ui::line(&format!("--- row {index}{what}: {} tokens", sequence.input_ids.len()))?;
+            for span in spans(&sequence, tokenizer)? {
+                let text = if span.trained { format!("{on}{}{off}", span.text) } else { span.text };
+                ui::text(&text)?;
+            }
+            ui::line("")?;
         }
-        ui::line("")?;
     }
     Ok(())
 }

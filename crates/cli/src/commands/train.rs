@@ -1,5 +1,7 @@
 //! `train`: config, data, model, trainer, in this order.
 
+mod evaluate;
+
 use super::chat::Talk;
 use super::check;
 use super::deploy::RECIPE;
@@ -13,7 +15,7 @@ use crate::split::{Planned, split};
 use crate::world::{self, World};
 use crate::{ends, environment, ui};
 use anyhow::anyhow;
-use ferrotune_checkpoint::{FolderWriter, LintBase, LintOptions, OpenModel, Vllm, lint, write_atomic};
+use ferrotune_checkpoint::{LintBase, LintOptions, OpenModel, Vllm, lint, write_atomic};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
 use ferrotune_data::prepare::{Prepared, begin, prepare as encode};
@@ -23,7 +25,7 @@ use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_dist::{Activity, Heard, Pulse};
 use ferrotune_model::{Model, expert_name};
 use ferrotune_train::engine::Engine;
-use ferrotune_train::report::{Evaluation, LogRow, Phase, Reached, StatusKeeper, When, write_results};
+use ferrotune_train::report::{LogRow, Phase, Reached, StatusKeeper};
 use ferrotune_train::save::Saver;
 use ferrotune_train::{Event, Finished, Job, MemoryPlan, Split, run};
 use indicatif::ProgressBar;
@@ -175,6 +177,7 @@ impl Session<'_> {
             saver,
             train: rows,
             eval,
+            answering: plan.eval.generate.then(|| self.answering()),
             memory: self.memory.clone(),
             recipe: &self.resolved.text,
             ranks_of_a_step: self.ranks_of_a_step,
@@ -202,6 +205,9 @@ impl Session<'_> {
                 if plan.output.overwrite { " with overwrite_output_dir=false" } else { "" }
             ));
             return Err(Failure::Told(code));
+        }
+        if plan.output.predict {
+            self.predict_after(screen.finished_before)?;
         }
         let quiet = screen.finished_before || !self.first;
         let after = if screen.finished_before { Vec::new() } else { self.samples()? };
@@ -306,37 +312,6 @@ impl Session<'_> {
             }
             _ => Ok(ui::line(&format!("  {program} deploy {dir}"))?),
         }
-    }
-
-    fn evaluate_only(&self) -> Result<(), Failure> {
-        let plan = &self.resolved.plan;
-        if self.prepared.eval.is_empty() {
-            return Err(Failure::Other(anyhow!(
-                "there is nothing to train or to evaluate on: set do_train: true or eval_dataset"
-            )));
-        }
-        let folder = FolderWriter::new(&plan.output.dir)?;
-        let several = plan.data.eval_each && self.prepared.eval.len() > 1;
-        for (name, rows) in &self.prepared.eval {
-            let own = self.model.config().moe.as_ref().map_or(0.0, |moe| moe.router_aux_loss);
-            let found = ferrotune_train::evaluate(self.model, self.engine, rows, plan.eval.batch, own)?;
-            if !self.first {
-                continue;
-            }
-            let found = Evaluation { accuracy: found.accuracy.filter(|_| plan.eval.accuracy), ..found };
-            let row = LogRow::evaluation(When { step: 0, epoch: 0.0 }, several.then_some(name.as_str()), &found);
-            write_results(folder.path(), "eval", &row)?;
-            ui::line(&format!(
-                "{name}: {}, perplexity {:.3}, {} rows",
-                metrics(&row),
-                found.loss.exp(),
-                found.samples
-            ))?;
-        }
-        if !self.first {
-            return Ok(());
-        }
-        Ok(ui::line(&format!("The numbers are in {}.", plan.output.dir.join("eval_results.json").display()))?)
     }
 }
 
@@ -467,8 +442,10 @@ impl Screen {
             }
             Event::Logged(row) => self.say(&metrics(&row)),
             Event::Evaluated { found, .. } => {
-                self.first_eval.get_or_insert(found.loss);
-                self.last_eval = Some(found.loss);
+                if let Some(loss) = found.loss() {
+                    self.first_eval.get_or_insert(loss);
+                    self.last_eval = Some(loss);
+                }
             }
             Event::Saved(path) => self.say(&format!("saved {}", path.display())),
             Event::Profiled { path, hidden } => {

@@ -88,8 +88,8 @@ impl<'a> Trainer<'a> {
     fn rows(&self, count: usize) -> Result<(Vec<Row>, Tokenizer), Failure> {
         let open = self.open(1.0)?;
         let mut rows = match self.plan.data.stage {
-            Stage::Sft => self.conversations(count, &open.tokenizer, &open.template)?,
             Stage::Pretrain => self.texts(count, &open.tokenizer)?,
+            _ => self.conversations(count, &open.tokenizer, &open.template)?,
         };
         rows.retain(|row| !row.trained.is_empty());
         if rows.is_empty() {

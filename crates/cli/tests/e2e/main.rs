@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod answers;
 mod bad_input;
 mod before;
 mod common;

@@ -8,6 +8,7 @@ const MIX: Choices = Choices {
     elsewhere: &[],
     instead: "",
 };
+pub(super) const BEAMS: &str = "remove it: answers are sampled, or greedy with `do_sample: false`";
 const BAD_ROW: Choices = Choices { here: &["report", "error"], elsewhere: &[], instead: "" };
 
 pub(super) const KEYS: &[Key] = &[
@@ -79,5 +80,5 @@ pub(super) const KEYS: &[Key] = &[
         "the cache is found by its content wherever it lies, and whether nodes share a disk is looked up",
     ),
     no_effect("media_dir", Any, "null", "only text models are trained"),
-    no_effect("eval_num_beams", Int(1), "null", "used by `predict_with_generate` only, which is not supported"),
+    unsupported("eval_num_beams", Int(1), "1", BEAMS),
 ];

@@ -1,6 +1,7 @@
 //! How text is generated, and what `export` writes.
 
 use super::Kind::{Any, Bool, Choice, Float, Int, Path, Text};
+use super::data::BEAMS;
 use super::{Choices, Key, Range, no_effect, unsupported, works};
 
 const FORMATS: Choices = Choices { here: &["safetensors", "gguf"], elsewhere: &[], instead: "" };
@@ -22,7 +23,7 @@ pub(super) const KEYS: &[Key] = &[
     works("max_new_tokens", Int(1), "1024", "most tokens of an answer"),
     works("repetition_penalty", Float(Range::Positive), "1.0", "divides the logits of tokens seen before"),
     works("skip_special_tokens", Bool, "true", "leave special tokens out of the text"),
-    unsupported("num_beams", Int(1), "1", "remove it: answers are sampled, or greedy with `do_sample: false`"),
+    unsupported("num_beams", Int(1), "1", BEAMS),
     no_effect("length_penalty", Float(Range::Any), "1.0", "used by beam search only, which is not supported"),
     no_effect("max_length", Int(1), "1024", "`max_new_tokens` limits the answer, as in LLaMA-Factory"),
 ];

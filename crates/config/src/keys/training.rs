@@ -2,6 +2,7 @@
 
 use super::Kind::{Any, Bool, BoolOrAuto, Choice, Float, Int, List, Map, Text};
 use super::State::Old;
+use super::data::BEAMS;
 use super::{Choices, Key, Range, no_effect, unsupported, works};
 
 const SCHEDULER: Choices = Choices {
@@ -83,7 +84,7 @@ const EVAL: Choices = Choices { here: &["no", "steps", "epoch"], elsewhere: &[],
 const COMPILED: &str = "the program is compiled already";
 const ONE_PRECISION: &str = "evaluation runs in the precision of the training";
 const LOADER: &str = "rows are read from a memory map by the training process itself";
-const GENERATE: &str = "used by `predict_with_generate` only, which is not supported";
+const GENERATE: &str = "answers follow the keys of Generation, in evaluations too";
 const METRICS: &str = "evaluation keeps sums, not predictions";
 
 pub(super) const KEYS: &[Key] = &[
@@ -199,14 +200,20 @@ pub(super) const EVALUATION: &[Key] = &[
         "null",
         "steps between evaluations; `logging_steps` if not set; below 1 a share of all steps",
     ),
-    works("per_device_eval_batch_size", Int(1), "8", "rows in a batch of an evaluation"),
+    works(
+        "per_device_eval_batch_size",
+        Int(1),
+        "8",
+        "rows in a batch of an evaluation; rows that a rank answers at the same time",
+    ),
     works("eval_on_start", Bool, "false", "evaluate before the first step too"),
     works("load_best_model_at_end", Bool, "false", "go back to the best checkpoint at the end"),
     works(
         "metric_for_best_model",
         Text,
         "null",
-        "which number decides: `eval_loss` if not set, `eval_accuracy`, or the loss on one dataset",
+        "which number decides: `eval_loss` if not set, `eval_accuracy`, the loss on one dataset, or with `predict_with_generate` \
+         `eval_rouge-1`, `eval_rouge-2`, `eval_rouge-l` or `eval_bleu-4`",
     ),
     works(
         "greater_is_better",
@@ -217,15 +224,20 @@ pub(super) const EVALUATION: &[Key] = &[
     works("early_stopping_steps", Int(1), "null", "end the run after so many evaluations without progress"),
     works("compute_accuracy", Bool, "false", "report the share of label tokens predicted right"),
     unsupported("eval_delay", Float(Range::NotNegative), "0", "remove it: evaluations begin with the first interval"),
-    unsupported("do_predict", Bool, "false", "train, then ask the model with `ferrotune chat`"),
-    unsupported(
+    works(
+        "do_predict",
+        Bool,
+        "false",
+        "answer each row for evaluation at the end, into `generated_predictions.jsonl`; needs `predict_with_generate`",
+    ),
+    works(
         "predict_with_generate",
         Bool,
         "false",
-        "remove it: evaluation reports the loss (and `compute_accuracy`)",
+        "evaluate by answers: BLEU-4 and ROUGE beside the answers expected, instead of the loss",
     ),
     no_effect("generation_max_length", Int(1), "null", GENERATE),
-    no_effect("generation_num_beams", Int(1), "null", GENERATE),
+    unsupported("generation_num_beams", Int(1), "1", BEAMS),
     no_effect("generation_config", Any, "null", GENERATE),
     no_effect("sortish_sampler", Bool, "false", "nothing is padded, so nothing is sorted"),
     no_effect("prediction_loss_only", Bool, "false", METRICS),

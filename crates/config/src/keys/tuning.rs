@@ -4,8 +4,8 @@ use super::Kind::{Any, Bool, Choice, Float, Int, List};
 use super::{Choices, Key, Range, no_effect, unsupported, works};
 
 const STAGE: Choices = Choices {
-    here: &["sft", "pt"],
-    elsewhere: &["rm", "ppo", "dpo", "kto"],
+    here: &["sft", "pt", "rm", "dpo", "kto"],
+    elsewhere: &["ppo"],
     instead: "write `stage: sft` (conversations) or `stage: pt` (plain text); preference training is not supported",
 };
 const TYPE: Choices =
@@ -18,7 +18,13 @@ const OFT: &str = "used by `finetuning_type: oft` only, which is not supported";
 const PISSA: &str = "remove it: adapters start with random A and zero B, or go on from `adapter_name_or_path`";
 
 pub(super) const KEYS: &[Key] = &[
-    works("stage", Choice(&STAGE), "sft", "what the loss is computed on: conversations (`sft`) or plain text (`pt`)"),
+    works(
+        "stage",
+        Choice(&STAGE),
+        "sft",
+        "what the loss is computed on: conversations (`sft`) or plain text (`pt`); of `rm`, `dpo` and `kto` only `ferrotune data` \
+         shows the rows",
+    ),
     works("finetuning_type", Choice(&TYPE), "lora", "which parameters train"),
     works("pure_bf16", Bool, "false", "`bf16`, and trainable weights of `full` and `freeze` in bfloat16 too"),
     works("lora_rank", Int(1), "8", "rank r of the adapters"),

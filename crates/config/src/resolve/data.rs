@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::{Verb, trains};
+use super::{Verb, predict, trains};
 use crate::plan::{BadRows, DataPlan, Mix, Packing, Stage, TemplateChoice, ValSize};
 use crate::settings::Settings;
 
@@ -17,12 +17,14 @@ pub(super) fn data(s: &mut Settings<'_>, stage: Stage, verb: Verb) -> DataPlan {
             "unlike in LLaMA-Factory, changed rows or options are encoded again instead of being ignored",
         );
     }
+    let answered = predict::answers_dataset(s, verb);
     DataPlan {
         stage,
         dir: PathBuf::from(s.text("dataset_dir")),
-        datasets: s.list("dataset"),
-        eval_datasets: s.list("eval_dataset"),
+        datasets: if answered { Vec::new() } else { s.list("dataset") },
+        eval_datasets: s.list(if answered { "dataset" } else { "eval_dataset" }),
         eval_each: s.bool("eval_on_each_dataset"),
+        generate: s.bool("predict_with_generate"),
         template: s
             .opt_text("template")
             .filter(|name| !name.is_empty() && name != "auto")
@@ -84,14 +86,14 @@ fn check_together(s: &mut Settings<'_>, stage: Stage) {
             "keep `mask_history` for a loss on the last answer alone, or `train_on_prompt` for a loss everywhere",
         );
     }
-    if stage == Stage::Pretrain {
+    if stage != Stage::Sft {
+        let cure = match stage {
+            Stage::Pretrain => "remove it: plain text has a loss on every token",
+            _ => "remove it: answers that are compared have a loss by themselves",
+        };
         for name in ["neat_packing", "train_on_prompt", "mask_history"] {
             if s.bool(name) {
-                s.error(
-                    name,
-                    format!("`{name}` is only for `stage: sft`"),
-                    "remove it: plain text has a loss on every token",
-                );
+                s.error(name, format!("`{name}` is only for `stage: sft`"), cure);
             }
         }
     }
@@ -125,6 +127,7 @@ fn stream(s: &mut Settings<'_>, verb: Verb) -> Option<usize> {
 
 fn packing(s: &mut Settings<'_>, stage: Stage) -> Packing {
     let packing = match (s.bool("neat_packing"), s.opt_bool("packing")) {
+        _ if matches!(stage, Stage::Pairwise | Stage::Feedback) => Packing::Off,
         (true, _) => Packing::Neat,
         (false, Some(true)) => Packing::On,
         (false, Some(false)) => Packing::Off,

@@ -6,8 +6,22 @@ use crate::plan::{
 };
 use crate::settings::Settings;
 
-pub(super) fn stage(s: &Settings<'_>) -> Stage {
-    if s.text("stage") == "pt" { Stage::Pretrain } else { Stage::Sft }
+pub(super) fn stage(s: &mut Settings<'_>, verb: Verb) -> Stage {
+    let name = s.text("stage");
+    let stage = match name.as_str() {
+        "pt" => Stage::Pretrain,
+        "rm" | "dpo" => Stage::Pairwise,
+        "kto" => Stage::Feedback,
+        _ => Stage::Sft,
+    };
+    if matches!(stage, Stage::Pairwise | Stage::Feedback) && verb != Verb::Data {
+        s.error(
+            "stage",
+            format!("`stage: {name}` is not trained; `ferrotune data` shows how its rows are encoded"),
+            "write `stage: sft` (conversations) or `stage: pt` (plain text)",
+        );
+    }
+    stage
 }
 
 pub(super) fn model(s: &mut Settings<'_>, verb: Verb) -> ModelPlan {

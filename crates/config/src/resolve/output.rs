@@ -41,6 +41,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
         shard_bytes: SHARD_BYTES,
         train: trains,
         evaluate: evaluates,
+        predict: s.bool("do_predict"),
         profile: profile(s, &dir),
         dir,
     }

@@ -1,6 +1,6 @@
 //! Steps, rates and evaluation.
 
-use super::{Verb, schedule};
+use super::{Verb, predict, schedule};
 use crate::plan::{AdamWPlan, EvalPlan, Interval, Plan, RunLength, ScheduleKind, TrainPlan};
 use crate::settings::Settings;
 
@@ -80,7 +80,7 @@ pub(super) fn eval(s: &mut Settings<'_>, verb: Verb) -> EvalPlan {
         _ => Interval::Never,
     };
     if verb == Verb::Train {
-        check_evaluation(s, every);
+        check_evaluation(s, every, verb);
     }
     let metric = metric(s);
     EvalPlan {
@@ -92,12 +92,13 @@ pub(super) fn eval(s: &mut Settings<'_>, verb: Verb) -> EvalPlan {
         greater_is_better: s.opt_bool("greater_is_better").unwrap_or(!metric.ends_with("loss")),
         metric,
         accuracy: s.bool("compute_accuracy"),
+        generate: s.bool("predict_with_generate"),
     }
 }
 
 /// What is evaluated, and what needs evaluations.
-fn check_evaluation(s: &mut Settings<'_>, every: Interval) {
-    let has_rows = s.is_set("eval_dataset") || s.float("val_size") > 0.0;
+fn check_evaluation(s: &mut Settings<'_>, every: Interval, verb: Verb) {
+    let has_rows = predict::has_rows(s, verb);
     for name in ["eval_strategy", "do_eval", "eval_on_start"] {
         let wanted = if name == "eval_strategy" { every != Interval::Never } else { s.bool(name) };
         if wanted && !has_rows {
@@ -112,7 +113,7 @@ fn check_evaluation(s: &mut Settings<'_>, every: Interval) {
     if every != Interval::Never {
         return;
     }
-    if has_rows && !s.bool("do_eval") {
+    if has_rows && !s.bool("do_eval") && !s.bool("do_predict") {
         let name = if s.is_set("eval_dataset") { "eval_dataset" } else { "val_size" };
         s.note(name, "nothing is evaluated: `eval_strategy` is `no`", "add `eval_strategy: steps` and `eval_steps`");
     }
@@ -143,9 +144,11 @@ fn metric(s: &mut Settings<'_>) -> String {
     let of_dataset = |name: &String| {
         metric == format!("eval_{name}_loss") || computes_accuracy && metric == format!("eval_{name}_accuracy")
     };
-    let exists = metric == "eval_loss"
+    let by_answers = s.bool("predict_with_generate");
+    let exists = metric == "eval_loss" && !by_answers
+        || predict::measures(s, &metric)
         || computes_accuracy && metric == "eval_accuracy"
-        || s.bool("eval_on_each_dataset") && s.list("eval_dataset").iter().any(of_dataset);
+        || !by_answers && s.bool("eval_on_each_dataset") && s.list("eval_dataset").iter().any(of_dataset);
     if exists {
         return metric;
     }
@@ -153,7 +156,16 @@ fn metric(s: &mut Settings<'_>) -> String {
         || s.opt_int("early_stopping_steps").is_some()
         || s.text("lr_scheduler_type") == "reduce_lr_on_plateau";
     if !is_used {
+        if by_answers && s.opt_text(key).is_none() {
+            return metric;
+        }
         s.note(key, format!("`{key}` is not used: nothing asks for the best checkpoint"), "");
+    } else if by_answers {
+        s.error(
+            key,
+            format!("there is no `{metric}`: evaluations are by answers"),
+            "write `rouge-1`, `rouge-2`, `rouge-l` or `bleu-4`, or remove `predict_with_generate`",
+        );
     } else if metric == "eval_accuracy" {
         s.error(key, "`eval_accuracy` is not computed", "add `compute_accuracy: true`");
     } else {

@@ -1,4 +1,5 @@
-//! Alpaca rows: a question and an answer in columns, with earlier turns as pairs.
+//! Alpaca rows: a question and an answer in columns, with earlier turns as pairs; or a question with two answers, or with one
+//! and what is thought of it.
 
 use serde_json::Value;
 
@@ -7,25 +8,30 @@ use crate::conversation::{Conversation, Message, Role};
 use crate::registry::DatasetEntry;
 use crate::report::{Fault, Reject};
 
-pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Conversation, Reject> {
+/// Everything before the answer.
+pub(super) fn prompt(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Conversation, Reject> {
     let columns = &entry.columns;
     let mut messages = history(entry, row)?;
     let question = question(entry, row)?;
     messages.push(Message::new(Role::User, question));
-    let Some(response) = &columns.response else {
-        return row.reject(Fault::NoAnswer, "the dataset's `columns` map no `response`");
-    };
-    let Some(answer) = row.get(Some(response)) else {
-        let absent = if row.columns.contains_key(response) { "is null" } else { "is missing" };
-        return row.reject(Fault::NoAnswer, format!("`{response}` {absent}"));
-    };
-    let answer = row.text(answer, || format!("`{response}`"))?;
-    messages.push(Message::new(Role::Assistant, answer));
     Ok(Conversation {
         messages,
         system: row.column_text(columns.system.as_deref())?,
         tools: row.tools(columns.tools.as_deref(), false)?,
     })
+}
+
+/// The answer in the column that the registry calls `name`.
+pub(super) fn answer(row: &mut Row<'_>, name: &str, column: Option<&str>) -> Result<Message, Reject> {
+    let Some(column) = column else {
+        return row.reject(Fault::NoAnswer, format!("the dataset's `columns` map no `{name}`"));
+    };
+    let Some(answer) = row.get(Some(column)) else {
+        let absent = if row.columns.contains_key(column) { "is null" } else { "is missing" };
+        return row.reject(Fault::NoAnswer, format!("`{column}` {absent}"));
+    };
+    let answer = row.text(answer, || format!("`{column}`"))?;
+    Ok(Message::new(Role::Assistant, answer))
 }
 
 /// The text of stage pt.

@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::turns::{self, Turn};
+use super::turns::{self, Last, Turn};
 use super::{Row, is_empty};
 use crate::conversation::{Conversation, Message, Role};
 use crate::pyjson;
@@ -18,7 +18,7 @@ const BETWEEN_RESULTS: &str = "\n</tool_response>\n<tool_response>\n";
 const HINT: &str = "detailed thinking off";
 const OPPOSITE_HINT: &str = "detailed thinking on";
 
-pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Conversation, Reject> {
+pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>, last: Last) -> Result<Conversation, Reject> {
     let (turns, system) = turns::turns(entry, row)?;
     let mut messages = Vec::with_capacity(turns.len());
     let mut results: Option<(usize, String)> = None;
@@ -41,7 +41,7 @@ pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Co
     row.quirks.trailing_results |= results.is_some();
     let tools = row.tools(entry.columns.tools.as_deref(), true)?;
     let system = hinted(row, system, !tools.is_empty());
-    turns::alternating(row, messages, system, tools)
+    turns::alternating(row, messages, (system, tools), last)
 }
 
 fn message<'a>(entry: &DatasetEntry, row: &mut Row<'a>, turn: Turn<'a>, role: Role) -> Result<(Role, String), Reject> {

@@ -1,11 +1,12 @@
 //! ShareGPT rows: a list of turns, roles and texts under tags the dataset can rename.
 
-use super::{Row, turns};
+use super::Row;
+use super::turns::{self, Last};
 use crate::conversation::{Conversation, Message};
 use crate::registry::DatasetEntry;
 use crate::report::Reject;
 
-pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Conversation, Reject> {
+pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>, last: Last) -> Result<Conversation, Reject> {
     let tags = &entry.tags;
     let (turns, system) = turns::turns(entry, row)?;
     let mut messages = Vec::with_capacity(turns.len());
@@ -15,5 +16,5 @@ pub(super) fn conversation(entry: &DatasetEntry, row: &mut Row<'_>) -> Result<Co
         messages.push((turn.number, Message::new(role, content)));
     }
     let tools = row.tools(entry.columns.tools.as_deref(), false)?;
-    turns::alternating(row, messages, system, tools)
+    turns::alternating(row, messages, (system, tools), last)
 }

@@ -27,6 +27,12 @@ pub(super) enum Speaker {
     System,
 }
 
+impl Speaker {
+    fn answers(self) -> bool {
+        matches!(self, Self::Turn(role) if role.is_response())
+    }
+}
+
 /// The turns of a row, its system prompt (leading turn or column) taken off.
 pub(super) fn turns<'a>(entry: &DatasetEntry, row: &mut Row<'a>) -> Result<(Vec<Turn<'a>>, String), Reject> {
     let Some(column) = &entry.columns.messages else {
@@ -139,12 +145,50 @@ pub(super) fn role(tags: &Tags, row: &Row<'_>, turn: Turn<'_>) -> Result<Role, R
     }
 }
 
-/// Prompt and response in turn, a response at the end.
+/// What the last turn of a row must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Last {
+    /// The answer.
+    Answer,
+    /// The question: its answers stand in columns.
+    Question,
+}
+
+/// The answer in the column that the registry calls `name`: a turn by itself.
+pub(super) fn answer(
+    entry: &DatasetEntry,
+    row: &mut Row<'_>,
+    name: &str,
+    column: Option<&str>,
+) -> Result<Message, Reject> {
+    let Some(column) = column else {
+        return row.reject(Fault::NoAnswer, format!("the dataset's `columns` map no `{name}`"));
+    };
+    let fields = match row.get(Some(column)) {
+        Some(Value::Object(fields)) => fields,
+        Some(other) => return row.reject(Fault::NoAnswer, format!("`{column}` is {}, not a turn", kind(other))),
+        None => return row.reject(Fault::NoAnswer, format!("`{column}` is missing or null")),
+    };
+    let tags = &entry.tags;
+    let of = |tag: &Option<String>| tag.as_deref().and_then(|tag| fields.get(tag));
+    let Some(Value::String(by)) = of(&tags.role_tag) else {
+        return row.reject(Fault::NotATurn, format!("`{column}` doesn't say by whom it is"));
+    };
+    let Some(Speaker::Turn(role)) = speaker(tags, by).filter(|speaker| speaker.answers()) else {
+        return row.reject(Fault::Alternation, format!("`{column}` is by `{by}`, and no answer"));
+    };
+    match of(&tags.content_tag).filter(|value| !value.is_null()) {
+        Some(value) => Ok(Message::new(role, row.text(value, || format!("what `{column}` says"))?)),
+        None => row.reject(Fault::NotText, format!("`{column}` says nothing")),
+    }
+}
+
+/// Prompt and response in turn, up to the last that is wanted.
 pub(super) fn alternating(
     row: &Row<'_>,
     messages: Vec<(usize, Message)>,
-    system: String,
-    tools: String,
+    (system, tools): (String, String),
+    last: Last,
 ) -> Result<Conversation, Reject> {
     for (i, (number, message)) in messages.iter().enumerate() {
         if message.role.is_response() != (i % 2 == 1) {
@@ -152,11 +196,13 @@ pub(super) fn alternating(
             return row.reject(Fault::Alternation, format!("turn {number} is {is}, not {must}"));
         }
     }
-    if messages.len() % 2 == 1 {
-        return row.reject(Fault::Unanswered, format!("{} turns", messages.len()));
-    }
     if messages.is_empty() {
         return row.reject(Fault::NoTurns, "only results of tools");
+    }
+    match (last, messages.len() % 2) {
+        (Last::Answer, 1) => return row.reject(Fault::Unanswered, format!("{} turns", messages.len())),
+        (Last::Question, 0) => return row.reject(Fault::Answered, format!("{} turns", messages.len())),
+        _ => {}
     }
     Ok(Conversation { messages: messages.into_iter().map(|(_, message)| message).collect(), system, tools })
 }

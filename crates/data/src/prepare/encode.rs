@@ -1,7 +1,7 @@
 //! Rows of one set, read, converted, encoded and packed on all cores, written in order.
 
 use ferrotune_config::plan::{DataPlan, Packing, Stage};
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use rayon::slice::ParallelSlice;
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +9,11 @@ use super::datasets::{Dataset, Tally, columns_of};
 use super::{Progress, stop_at};
 use crate::conversation::{Conversation, Message, Role};
 use crate::convert::Converter;
-use crate::encode::{Blocks, EncodeError, EncodeOptions, Encoded, Encoder, TextEncoder};
+use crate::encode::{Blocks, DropReason, EncodeError, EncodeOptions, Encoded, Encoder, TextEncoder};
 use crate::error::DataError;
 use crate::mix::Place;
 use crate::pack::{BATCH, pack};
+use crate::preference::Feedback;
 use crate::report::{Fault, Quirks, Reject, SetReport};
 use crate::rows::{Row, Writer};
 use crate::template::Template;
@@ -119,10 +120,14 @@ impl<'a> SetEncoder<'a> {
         observer.encoding(&name, done as u64, total);
         // Whole batches, so that packs and blocks don't depend on the number of threads.
         let window = BATCH * rayon::current_num_threads().clamp(2, 16);
+        let asked = is_asked(self.plan, &name);
         for places in places[done..].chunks(window) {
             match self.plan.stage {
+                Stage::Sft if asked => self.questions(places, &mut sink)?,
                 Stage::Sft => self.conversations(places, &mut sink)?,
                 Stage::Pretrain => self.texts(places, &mut sink)?,
+                Stage::Pairwise => self.pairs(places, &mut sink)?,
+                Stage::Feedback => self.feedback(places, &mut sink)?,
             }
             done += places.len();
             let datasets = sink.datasets.iter_mut().map(Dataset::tally).collect();
@@ -137,8 +142,7 @@ impl<'a> SetEncoder<'a> {
         let outcomes = read_all(places, sink.datasets, |converter, row, line| {
             let (conversation, quirks) = converter.conversation(row, line)?;
             let reject = |fault, detail| Reject { line, fault, detail };
-            let encoded =
-                encoder.encode(&conversation).map_err(|reason| reject(Fault::Template, reason.to_string()))?;
+            let encoded = encoder.encode(&conversation).map_err(|reason| unwritten(line, &reason))?;
             let len = encoded.input_ids.len();
             if len == 0 {
                 return Err(reject(Fault::NoTokens, String::new()));
@@ -166,6 +170,67 @@ impl<'a> SetEncoder<'a> {
                     sink.push(&rows, kept[knapsack[0]].0)?;
                 }
             }
+        }
+    }
+
+    /// Prompts with the answers that are expected.
+    fn questions(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
+        let encoder = Encoder::new(self.tokenizer, self.template, &self.options);
+        let outcomes = read_all(places, sink.datasets, |converter, row, line| {
+            let (conversation, quirks) = converter.asked(row, line)?;
+            let encoded = encoder.encode_answers([&conversation]).map_err(|reason| unwritten(line, &reason))?;
+            Ok((encoded.to_vec(), quirks))
+        });
+        sink.take(outcomes)
+    }
+
+    /// Prompts with two answers.
+    fn pairs(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
+        let encoder = Encoder::new(self.tokenizer, self.template, &self.options);
+        let outcomes = read_all(places, sink.datasets, |converter, row, line| {
+            let ([chosen, rejected], quirks) = converter.pair(row, line)?;
+            let encoded = encoder.encode_answers([&chosen, &rejected]).map_err(|reason| unwritten(line, &reason))?;
+            Ok((encoded.to_vec(), quirks))
+        });
+        sink.take(outcomes)
+    }
+
+    /// Answers and what was thought of them. Each prompt also meets the answer of the row before it in its batch, the first
+    /// one that of the last; rows that can't be used are passed over.
+    fn feedback(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
+        let encoder = Encoder::new(self.tokenizer, self.template, &self.options);
+        let mut outcomes = read_all(places, sink.datasets, |converter, row, line| {
+            let (judged, quirks) = converter.feedback(row, line)?;
+            Ok(((judged, line), quirks))
+        })
+        .into_iter();
+        loop {
+            let batch: Vec<_> = outcomes.by_ref().take(BATCH).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let answer = |outcome: &Outcome<((Conversation, bool), u64)>| {
+                let (((conversation, _), _), _) = outcome.result.as_ref().ok()?;
+                conversation.messages.last().cloned()
+            };
+            let mut before = batch.iter().rev().find_map(answer);
+            let others: Vec<Option<Message>> =
+                batch.iter().map(|outcome| answer(outcome).and_then(|answer| before.replace(answer))).collect();
+            let encode = |(outcome, other): (Outcome<((Conversation, bool), u64)>, Option<Message>)| {
+                let Outcome { place, row, columns, result } = outcome;
+                let result = result.and_then(|(((conversation, wanted), line), quirks)| {
+                    let mut mismatched = conversation.clone();
+                    mismatched.messages.pop();
+                    mismatched.messages.extend(other);
+                    let encode = |conversation| {
+                        encoder.encode_answers([conversation]).map_err(|reason| unwritten(line, &reason))
+                    };
+                    let ([own], [mismatched]) = (encode(&conversation)?, encode(&mismatched)?);
+                    Ok((Feedback::sequences(own, mismatched, wanted), quirks))
+                });
+                Outcome { place, row, columns, result }
+            };
+            sink.take(batch.into_par_iter().zip(others).map(encode).collect())?;
         }
     }
 
@@ -206,6 +271,15 @@ impl<'a> SetEncoder<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether the rows of a set are asked of the model: prompts, and the answers that are expected.
+pub(super) fn is_asked(plan: &DataPlan, set: &str) -> bool {
+    plan.generate && set != super::TRAIN
+}
+
+fn unwritten(line: u64, reason: &DropReason) -> Reject {
+    Reject { line, fault: Fault::Template, detail: reason.to_string() }
 }
 
 /// Reads and converts rows on all cores; what comes out is in order.
@@ -251,6 +325,20 @@ impl Sink<'_, '_> {
         Ok(kept)
     }
 
+    /// Writes rows of several sequences each.
+    fn take(&mut self, outcomes: Vec<Outcome<Vec<Encoded>>>) -> Result<(), DataError> {
+        for (place, sequences) in self.sort_out(outcomes)? {
+            let any = |of: fn(&Encoded) -> bool| u64::from(sequences.iter().any(of));
+            self.report.rows_cut += any(|sequence| sequence.cut_tokens > 0);
+            self.report.eos_lost += any(|sequence| sequence.eos_lost);
+            self.report.tokens_cut += sequences.iter().map(|sequence| sequence.cut_tokens as u64).sum::<u64>();
+            let whole = |sequence: &&Encoded| !sequence.input_ids.is_empty();
+            sequences.iter().filter(whole).for_each(|sequence| self.count_length(sequence));
+            self.push(&sequences.iter().collect::<Vec<_>>(), place)?;
+        }
+        Ok(())
+    }
+
     fn count_cut(&mut self, row: &Encoded) {
         self.count_length(row);
         self.report.rows_cut += u64::from(row.cut_tokens > 0);
@@ -260,7 +348,8 @@ impl Sink<'_, '_> {
 
     fn count_length(&mut self, row: &Encoded) {
         self.report.count_length(row.input_ids.len());
-        if row.labels.iter().all(|&label| label == crate::encode::IGNORE) {
+        let unlabelled = row.labels.iter().all(|&label| label == crate::encode::IGNORE);
+        if unlabelled && !is_asked(self.plan, &self.report.name) {
             self.report.rows_without_labels += 1;
         }
     }

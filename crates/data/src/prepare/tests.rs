@@ -20,6 +20,7 @@ impl Bench {
             datasets: vec!["d".into()],
             eval_datasets: vec![],
             eval_each: false,
+            generate: false,
             template: TemplateChoice::Named("qwen".into()),
             cutoff_len: 256,
             train_on_prompt: false,
@@ -356,7 +357,8 @@ fn every_file_type_gives_the_same_rows() {
 #[test]
 fn rows_are_shown_in_stretches() {
     let rows = Bench::numbered(1).prepare().unwrap().train.unwrap();
-    let spans = spans(&rows.get(0), &tokenizer()).unwrap();
+    let [(_, whole)] = sequences(&rows.get(0), Stage::Sft)[..] else { panic!("one sequence") };
+    let spans = spans(&whole, &tokenizer()).unwrap();
     let trained: Vec<_> = spans.iter().map(|span| span.trained).collect();
     assert_eq!(trained, [false, true]);
     assert!(spans[0].text.ends_with("<|im_start|>assistant\n"), "{:?}", spans[0].text);

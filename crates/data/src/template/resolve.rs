@@ -118,6 +118,18 @@ impl Template {
         ids
     }
 
+    /// Ids that end an answer where answers are evaluated: with LLaMA-Factory also those of the special tokens that the
+    /// model's files name without a role.
+    pub fn answer_ends(&self, tokenizer: &Tokenizer) -> Vec<u32> {
+        let mut ids = self.stop_ids(tokenizer);
+        for id in tokenizer.additional() {
+            if !ids.contains(id) {
+                ids.push(*id);
+            }
+        }
+        ids
+    }
+
     fn fix_special_tokens(&self, tokenizer: &mut Tokenizer) -> Vec<String> {
         let mut new = Vec::new();
         let mut stop_words = self.stop_words.as_slice();

@@ -12,8 +12,19 @@ use crate::tools::parse_calls;
 /// What the writer needs beside the turns.
 pub(crate) struct Context<'a> {
     pub(crate) tokenizer: &'a Tokenizer,
-    /// Remove the reasoning of every answer but the last.
-    pub(crate) drop_history_thought: bool,
+    /// The reasoning of every answer but the last.
+    pub(crate) history: History,
+}
+
+/// What becomes of the reasoning of earlier answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum History {
+    /// As that of the last one: answers without reasoning get an empty block.
+    Completed,
+    /// It is removed.
+    Dropped,
+    /// It stays as it is.
+    Kept,
 }
 
 impl Template {
@@ -34,7 +45,7 @@ impl Template {
             let content = self.visible(&message.content, is_answer, is_history, context);
             let mut ids = Vec::new();
             self.write_turn(&mut ids, i, message.role, &content, (conversation, context))?;
-            let completed = is_answer && self.is_reasoning() && !(is_history && context.drop_history_thought);
+            let completed = is_answer && self.is_reasoning() && !(is_history && context.history != History::Completed);
             if completed && self.lacks_thought(&content) {
                 let thought = encode(context.tokenizer, &self.empty_thought())?;
                 match turns.last_mut() {
@@ -53,7 +64,11 @@ impl Template {
 
     /// The content of a turn as far as it is to be seen.
     fn visible<'c>(&self, content: &'c str, is_answer: bool, is_history: bool, context: &Context<'_>) -> Cow<'c, str> {
-        let removed = self.enable_thinking == Some(false) || (is_history && context.drop_history_thought);
+        let removed = match context.history {
+            History::Dropped if is_history => true,
+            History::Kept if is_history => false,
+            _ => self.enable_thinking == Some(false),
+        };
         if is_answer && self.is_reasoning() && removed { self.without_thought(content) } else { Cow::Borrowed(content) }
     }
 

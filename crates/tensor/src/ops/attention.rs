@@ -42,6 +42,17 @@ pub struct Spans {
     tables: OnceCell<SpanTables>,
 }
 
+/// A sequence that goes on in a room of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Continued {
+    /// Where its first key lies.
+    pub first: u32,
+    /// Its keys, the new ones among them.
+    pub total: u32,
+    /// Its queries: its last tokens.
+    pub new: u32,
+}
+
 /// Borders of the sequences, and for each block of a GPU's grid its sequence and stretch of 64 rows.
 #[derive(Debug, Clone)]
 pub(crate) struct SpanTables {
@@ -60,9 +71,26 @@ impl Spans {
         Self { q: bounds.clone(), k: bounds, tables: OnceCell::new() }
     }
 
-    /// `new` tokens at the end of a sequence of `total`.
-    pub fn continuing(new: u32, total: u32) -> Self {
-        Self { q: vec![0, new], k: vec![0, total], tables: OnceCell::new() }
+    /// Sequences whose keys lie in a room of their own each, in the order of their places there; what lies between them, up
+    /// to the room's `rows`, is seen by nobody.
+    pub fn continuing(sequences: &[Continued], rows: u32) -> Self {
+        let (mut q, mut k) = (vec![0], vec![0]);
+        let (mut queries, mut end) = (0, 0);
+        // A gap is a sequence without queries.
+        let gap = |q: &mut Vec<u32>, k: &mut Vec<u32>, (queries, from, to): (u32, u32, u32)| {
+            if from < to {
+                q.push(queries);
+                k.push(to);
+            }
+        };
+        for &Continued { first, total, new } in sequences {
+            gap(&mut q, &mut k, (queries, end, first));
+            (queries, end) = (queries + new, first + total);
+            q.push(queries);
+            k.push(end);
+        }
+        gap(&mut q, &mut k, (queries, end, rows));
+        Self { q, k, tables: OnceCell::new() }
     }
 
     /// The tables on a GPU, uploaded at a batch's first attention; `None` where the kernels take the lists as they are.
@@ -155,4 +183,20 @@ fn shape(spans: &Spans, heads: Heads) -> cpu::AttentionShape<'_> {
     let Heads { heads: of_q, kv_heads, head_dim, window } = heads;
     let (scale, cu_q, cu_k) = (heads.scale(), &spans.q[..], &spans.k[..]);
     cpu::AttentionShape { heads: of_q, kv_heads, head_dim, window, scale, cu_q, cu_k }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_between_sequences_has_no_queries() {
+        let at = |first, total, new| Continued { first, total, new };
+        let spans = Spans::continuing(&[at(0, 5, 2)], 5);
+        assert_eq!((spans.q, spans.k), (vec![0, 2], vec![0, 5]));
+        let spans = Spans::continuing(&[at(8, 3, 1), at(16, 8, 4), at(24, 1, 1)], 32);
+        assert_eq!((&spans.q[..], &spans.k[..]), (&[0, 0, 1, 1, 5, 6, 6][..], &[0, 8, 11, 16, 24, 25, 32][..]));
+        // 3 keys; 5 + 6 + 7 + 8; 1.
+        assert_eq!((spans.pairs(None), spans.pairs(Some(4))), (3.0 + 26.0 + 1.0, 3.0 + 16.0 + 1.0));
+    }
 }

@@ -19,7 +19,7 @@ mod route;
 mod swiglu;
 
 pub(crate) use attention::SpanTables;
-pub use attention::{Heads, Spans, attention};
+pub use attention::{Continued, Heads, Spans, attention};
 pub use cross_entropy::{CrossEntropy, Targets, linear_cross_entropy, row_logits};
 pub use dora::{merge_dora, row_norms};
 pub use elementwise::{add, add_into, cast, copy};

@@ -147,6 +147,48 @@ impl Host for Engine {
     }
 }
 
+/// A rank that walks through the model alone, though it shares optimiser states with others: each of them generates from
+/// other prompts. Only where all weights lie on each rank.
+pub struct Alone<'a>(pub &'a Engine);
+
+impl Host for Alone<'_> {
+    fn weight(&self, param: &Param) -> Tensor {
+        self.0.weight(param)
+    }
+
+    fn grad(&self, param: &Param) -> Tensor {
+        self.0.grad(param)
+    }
+
+    fn trains(&self, segment: Segment) -> bool {
+        self.0.trains(segment)
+    }
+
+    fn enter(&self, segment: Segment, phase: Phase) {
+        self.0.enter(segment, phase);
+    }
+
+    fn leave(&self, segment: Segment, phase: Phase) {
+        self.0.leave(segment, phase);
+    }
+}
+
+impl Stages for Alone<'_> {
+    fn here(&self) -> Range<usize> {
+        self.0.here()
+    }
+
+    fn receive(&self, stream: &Tensor) {
+        self.0.receive(stream);
+    }
+
+    fn hand_on(&self, stream: &Tensor) {
+        self.0.hand_on(stream);
+    }
+
+    fn share(&self, _logits: &Tensor) {}
+}
+
 impl Stages for Engine {
     fn here(&self) -> Range<usize> {
         self.division.span()

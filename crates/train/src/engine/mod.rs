@@ -12,6 +12,7 @@ mod reduce;
 mod state;
 
 pub use division::{Division, Offload, Sharding};
+pub use gather::Alone;
 pub use load::LoadedAdapter;
 pub use reduce::Update;
 pub use state::Piece;

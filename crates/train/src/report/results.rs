@@ -11,12 +11,29 @@ use serde_json::Value;
 use super::json;
 use super::row::LogRow;
 use crate::error::{Error, Result};
+use crate::predict::Prediction;
+
+/// The file of answers to rows.
+pub const PREDICTIONS: &str = "generated_predictions.jsonl";
+
+/// Writes what rows were answered into `generated_predictions.jsonl` in `folder`, a line a row, as LLaMA-Factory does.
+///
+/// # Errors
+/// If the file can't be written.
+pub fn write_predictions<'a>(folder: &Path, predictions: impl Iterator<Item = &'a Prediction>) -> Result<()> {
+    let mut text = Vec::new();
+    for prediction in predictions {
+        text.extend(json::line(prediction));
+        text.push(b'\n');
+    }
+    Ok(write_atomic(&folder.join(PREDICTIONS), &text)?)
+}
 
 /// The file that collects all results.
 pub const ALL_RESULTS: &str = "all_results.json";
 
 /// Writes what `row` measured, and the epoch, to `<split>_results.json` in `folder`, and adds it to
-/// `all_results.json`. Splits are `train` and `eval`.
+/// `all_results.json`. Splits are `train`, `eval` and `predict`; the last one has no epoch.
 ///
 /// # Errors
 /// [`Error::Io`] if a file can't be written, [`Error::Json`] if an `all_results.json` is there that is no JSON object.
@@ -24,7 +41,7 @@ pub fn write_results(folder: &Path, split: &str, row: &LogRow) -> Result<()> {
     let measured: BTreeMap<String, Value> = row
         .values()
         .map(|(name, value)| (name.to_owned(), value.into()))
-        .chain([("epoch".to_owned(), row.when.epoch.into())])
+        .chain((split != "predict").then(|| ("epoch".to_owned(), row.when.epoch.into())))
         .collect();
     write_atomic(&folder.join(format!("{split}_results.json")), &json::indented(&measured, 4))?;
 
@@ -83,6 +100,20 @@ mod tests {
             keys(&eval),
             ["epoch", "eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"]
         );
+    }
+
+    #[test]
+    fn answers_are_lines_as_python_writes_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let prediction =
+            |text: &str| Prediction { prompt: text.into(), predict: "\u{1f}/".into(), label: String::new() };
+        let all = [prediction("<s>\n\"é\" 你\u{7f}"), prediction("\u{2028}")];
+        write_predictions(folder.path(), all.iter()).expect("writable");
+        let text = fs::read_to_string(folder.path().join(PREDICTIONS)).expect("written");
+        // json.dumps(.., ensure_ascii=False)
+        let first = r#"{"prompt": "<s>\n\"é\" 你DEL", "predict": "\u001f/", "label": ""}"#.replace("DEL", "\u{7f}");
+        let second = "{\"prompt\": \"\u{2028}\", \"predict\": \"\\u001f/\", \"label\": \"\"}";
+        assert_eq!(text, format!("{first}\n{second}\n"));
     }
 
     #[test]

@@ -28,16 +28,40 @@ pub struct LogRow {
 /// What an evaluation measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
-    /// Mean loss a label token.
-    pub loss: f64,
-    /// Share of label tokens predicted right, if it was asked for.
-    pub accuracy: Option<f64>,
+    /// Of the labels, or of answers.
+    pub found: Found,
     /// Rows evaluated.
     pub samples: u64,
     /// Batches they made, over all ranks at once.
     pub batches: u64,
     /// Time it took.
     pub runtime: Duration,
+}
+
+/// The numbers of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Found {
+    /// How well the labels were predicted.
+    Labels {
+        /// Mean loss a label token.
+        loss: f64,
+        /// Share of label tokens predicted right, in the mean over rows, if it was asked for.
+        accuracy: Option<f64>,
+    },
+    /// How alike answers were to those expected, in the mean over rows, in percent: in the order of
+    /// [`ferrotune_similarity::NAMES`].
+    Answers([f64; 4]),
+}
+
+impl Evaluation {
+    /// The loss, where that is what was measured.
+    #[must_use]
+    pub fn loss(&self) -> Option<f64> {
+        match self.found {
+            Found::Labels { loss, .. } => Some(loss),
+            Found::Answers(_) => None,
+        }
+    }
 }
 
 /// What a whole run measured.
@@ -73,11 +97,34 @@ impl LogRow {
     /// A row of an evaluation; `dataset` names it where several are evaluated one by one.
     #[must_use]
     pub fn evaluation(when: When, dataset: Option<&str>, measured: &Evaluation) -> Self {
-        let prefix = dataset.map_or_else(|| "eval".to_owned(), |name| format!("eval_{name}"));
+        Self::measured(when, "eval", dataset, measured)
+    }
+
+    /// A row of answers that are written down, and how long their model was made ready for them, where that wasn't done by a
+    /// training.
+    #[must_use]
+    pub fn prediction(dataset: Option<&str>, measured: &Evaluation, preparation: Option<Duration>) -> Self {
+        let mut row = Self::measured(When { step: 0, epoch: 0.0 }, "predict", dataset, measured);
+        if let Some(took) = preparation {
+            let prefix = prefix("predict", dataset);
+            row.set(format!("{prefix}_model_preparation_time"), round(took.as_secs_f64(), 4));
+        }
+        row
+    }
+
+    fn measured(when: When, split: &str, dataset: Option<&str>, measured: &Evaluation) -> Self {
+        let prefix = prefix(split, dataset);
         let mut row = Self::new(when, []);
-        row.set(format!("{prefix}_loss"), measured.loss);
-        if let Some(accuracy) = measured.accuracy {
-            row.set(format!("{prefix}_accuracy"), accuracy);
+        match measured.found {
+            Found::Labels { loss, accuracy } => {
+                row.set(format!("{prefix}_loss"), loss);
+                accuracy.into_iter().for_each(|accuracy| row.set(format!("{prefix}_accuracy"), accuracy));
+            }
+            Found::Answers(numbers) => {
+                for (name, number) in ferrotune_similarity::NAMES.iter().zip(numbers) {
+                    row.set(format!("{prefix}_{name}"), number);
+                }
+            }
         }
         row.set_speed(&prefix, measured.runtime, measured.samples as f64, measured.batches);
         row
@@ -119,6 +166,10 @@ impl LogRow {
             self.set(format!("{prefix}_steps_per_second"), round(steps as f64 / seconds, 3));
         }
     }
+}
+
+fn prefix(split: &str, dataset: Option<&str>) -> String {
+    dataset.map_or_else(|| split.to_owned(), |name| format!("{split}_{name}"))
 }
 
 /// The nearest number with so many decimals; a tie goes to the even digit.
@@ -174,8 +225,7 @@ mod tests {
             r#"{"epoch": 0.3333333333333333, "grad_norm": 0.25, "learning_rate": 5e-05, "loss": 7.5, "step": 4}"#
         );
         let measured = Evaluation {
-            loss: 6.5,
-            accuracy: Some(0.5),
+            found: Found::Labels { loss: 6.5, accuracy: Some(0.5) },
             samples: 7,
             batches: 4,
             runtime: Duration::from_micros(101_602),
@@ -187,6 +237,36 @@ mod tests {
                 + r#""eval_samples_per_second": 68.896, "eval_steps_per_second": 39.369, "step": 4}"#
         );
         assert_eq!(LogRow::evaluation(WHEN, Some("law"), &measured).get("eval_law_loss"), Some(6.5));
+    }
+
+    #[test]
+    fn answers_have_llamafactorys_names() {
+        let runtime = Duration::from_millis(500);
+        let measured = Evaluation { found: Found::Answers([30.5, 12.25, 28.0, 9.0]), samples: 7, batches: 4, runtime };
+        assert_eq!(
+            json(&LogRow::evaluation(WHEN, None, &measured)),
+            r#"{"epoch": 0.3333333333333333, "eval_bleu-4": 9.0, "eval_rouge-1": 30.5, "eval_rouge-2": 12.25, "#
+                .to_owned()
+                + r#""eval_rouge-l": 28.0, "eval_runtime": 0.5, "eval_samples_per_second": 14.0, "#
+                + r#""eval_steps_per_second": 8.0, "step": 4}"#
+        );
+        let names = |row: LogRow| row.values().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+        let row = LogRow::prediction(None, &measured, Some(Duration::from_millis(2)));
+        assert_eq!(row.get("predict_model_preparation_time"), Some(0.002));
+        assert_eq!(
+            names(row),
+            [
+                "predict_bleu-4",
+                "predict_model_preparation_time",
+                "predict_rouge-1",
+                "predict_rouge-2",
+                "predict_rouge-l",
+                "predict_runtime",
+                "predict_samples_per_second",
+                "predict_steps_per_second"
+            ]
+        );
+        assert_eq!(LogRow::prediction(Some("law"), &measured, None).get("predict_law_rouge-l"), Some(28.0));
     }
 
     #[test]
