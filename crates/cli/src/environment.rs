@@ -5,8 +5,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::SystemTime;
 
-/// A variable, if it is set and is text.
+/// A variable of the program's own tables, if it is set and is text.
 pub(crate) fn var(name: &str) -> Option<String> {
+    debug_assert!(ferrotune_config::env::is_known(name), "{name} is read and is not in the table of variables");
+    any_var(name)
+}
+
+/// A variable that the user names, if it is set and is text.
+pub(crate) fn any_var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

@@ -13,6 +13,19 @@ pub(crate) const RECIPE: u8 = 2;
 /// Exit code of an error that may not come again: a peer was lost, a disk was full (`EX_TEMPFAIL` of sysexits.h).
 pub(crate) const PASSING: u8 = 75;
 
+/// What each exit code means, for the reference.
+#[cfg(test)]
+pub(crate) const CODES: &[(&str, &str)] = &[
+    ("0", "all went well"),
+    ("1", "an error that would come again; `check`, `plan` and `deploy --verify`: something is wrong, or doesn't fit"),
+    ("2", "something is wrong with the recipe or the command line"),
+    (
+        "75",
+        "an error that may not come again: another rank was lost, a disk was full; the same command goes on from the last checkpoint",
+    ),
+    ("128 + N", "signal N ended the run after its step, with a checkpoint: 130 for Ctrl-C, 143 for SIGTERM"),
+];
+
 /// Exit code of a process that a signal made stop.
 pub(crate) fn signal_code(signal: i32) -> u8 {
     u8::try_from(128 + signal).unwrap_or(ERROR)

@@ -5,21 +5,13 @@
 //! ssh: signals as lines, and an end, or a long silence, upon which it is asked to stop.
 
 use crate::{environment, interrupt};
+use ferrotune_config::env;
 use rustix::process::{Signal, getpid, kill_process, set_parent_process_death_signal};
 use std::io::{ErrorKind, Read, Result, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
-
-/// Set for a process whose standard input is a lifeline.
-pub(crate) const LIFELINE: &str = "FERROTUNE_LIFELINE";
-/// Set for a process whose standard input is the lifeline of `launch`.
-pub(crate) const LAUNCHED: &str = "FERROTUNE_LAUNCHED";
-/// Seconds after 1970 at which an agent first started the workers of its run: what is older is not of this run.
-pub(crate) const STARTED: &str = "FERROTUNE_RUN_STARTED";
-/// The file that gets what a worker prints besides the terminal.
-pub(crate) const LOG: &str = "FERROTUNE_LOG";
 
 /// Time between beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -33,8 +25,8 @@ const FAREWELL: Duration = Duration::from_secs(60);
 /// # Errors
 /// If standard input isn't the lifeline that the environment promises.
 pub(crate) fn start() -> Result<()> {
-    if environment::var(LIFELINE).is_none() {
-        if environment::var(LAUNCHED).is_some() {
+    if environment::var(env::FERROTUNE_LIFELINE).is_none() {
+        if environment::var(env::FERROTUNE_LAUNCHED).is_some() {
             let (sender, lines) = mpsc::channel();
             let read = move || std::io::stdin().lines().map_while(Result::ok).try_for_each(|line| sender.send(line));
             std::thread::Builder::new().name("lifeline".into()).spawn(read)?;

@@ -17,8 +17,11 @@ mod page;
 mod parity;
 mod place;
 mod prepare;
+#[cfg(test)]
+mod reference;
 mod review;
 mod split;
+mod tracking;
 mod ui;
 mod world;
 
@@ -99,6 +102,12 @@ enum Command {
     },
     /// Prints what this program and this machine are.
     Env,
+    /// Prints a JSON schema, by which editors complete and check recipes or `dataset_info.json`.
+    Schema {
+        /// Whose schema.
+        #[arg(value_name = "FILE", value_enum, default_value = "recipe")]
+        of: commands::SchemaOf,
+    },
     /// Prints the version.
     Version,
     /// Prints this help.
@@ -135,6 +144,7 @@ fn main() -> ExitCode {
         Command::Launched => launch::launched(),
         Command::Status { folder, json, watch } => commands::status(&folder, json, watch),
         Command::Env => commands::env(),
+        Command::Schema { of } => commands::schema(of),
         Command::Version => commands::version(),
         Command::Help => commands::help(),
         Command::Api(_) => Err(Failure::Verb("api", commands::elsewhere::API)),

@@ -1,6 +1,6 @@
 //! The terminal: notes, errors, bars. Colours and bars only where a person looks.
 
-use crate::{environment, liveness};
+use crate::environment;
 use ferrotune_config::env;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fs::{File, OpenOptions};
@@ -80,7 +80,7 @@ pub(crate) fn say(text: &str) {
 /// Writes a line to this worker's log if it shares the terminal of its agent; the others' streams are their logs.
 fn keep(text: &str) {
     static LOG: OnceLock<Option<File>> = OnceLock::new();
-    let open = || OpenOptions::new().append(true).open(environment::var(liveness::LOG)?).ok();
+    let open = || OpenOptions::new().append(true).open(environment::var(env::FERROTUNE_LOG)?).ok();
     if let Some(mut log) = LOG.get_or_init(open).as_ref() {
         // A disk that is full is told of by what the run itself writes.
         let _ = log.write_all(format!("{}\n", uncoloured(text)).as_bytes());

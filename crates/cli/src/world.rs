@@ -3,7 +3,7 @@
 
 use crate::failure::Failure;
 use crate::prepare::Resolved;
-use crate::{environment, gpus, liveness, ui};
+use crate::{environment, gpus, ui};
 use anyhow::anyhow;
 use ferrotune_config::env;
 use ferrotune_config::launcher::{Agent, Launch, Nodes, Role, Worker};
@@ -225,7 +225,7 @@ fn arriving(agent: &Agent) -> Result<(Seat, usize, usize, Option<usize>), Failur
 /// Whether this process is to start others instead of training itself.
 pub(crate) fn agent_of(launch: &Launch) -> Option<&Agent> {
     match &launch.role {
-        Role::Agent(agent) if environment::var(liveness::LIFELINE).is_none() => Some(agent),
+        Role::Agent(agent) if environment::var(env::FERROTUNE_LIFELINE).is_none() => Some(agent),
         _ => None,
     }
 }

@@ -3,14 +3,29 @@
 
 /// Declares a constant a variable and the list of all.
 macro_rules! variables {
-    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+    ($(#[doc = $about:literal])+ $list:ident: $($(#[doc = $doc:literal])+ $name:ident,)+) => {
         $($(#[doc = $doc])+ pub const $name: &str = stringify!($name);)+
-        /// Name and meaning of every variable.
-        pub const ALL: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+))),+];
+        $(#[doc = $about])+
+        pub const $list: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+))),+];
     };
 }
 
 variables! {
+    /// Name and meaning of what the program tells its own processes; nobody else is to set these.
+    OWN:
+    /// Standard input of this process is its lifeline to the agent that started it.
+    FERROTUNE_LIFELINE,
+    /// Standard input of this process is its lifeline to `launch`.
+    FERROTUNE_LAUNCHED,
+    /// Seconds after 1970 at which the agent first started its run.
+    FERROTUNE_RUN_STARTED,
+    /// File that gets what a worker prints besides the terminal.
+    FERROTUNE_LOG,
+}
+
+variables! {
+    /// Name and meaning of every variable that a user or a launcher may set.
+    ALL:
     /// Address of the Hugging Face hub or of a mirror of it.
     HF_ENDPOINT,
     /// Folder of Hugging Face's files; the hub cache is `hub` in it.
@@ -201,6 +216,66 @@ variables! {
     CUDA_VISIBLE_DEVICES,
     /// Folder in which the driver's library, cublasLt and NCCL are looked for first.
     FERROTUNE_CUDA_LIBRARIES,
+    /// Folder of TensorBoard's event files, if `logging_dir` is not set.
+    TENSORBOARD_LOGGING_DIR,
+    /// Folder of MLflow's file store; `mlruns` if not set.
+    MLFLOW_TRACKING_URI,
+    /// The experiment in MLflow; `Default` if not set.
+    MLFLOW_EXPERIMENT_NAME,
+    /// A run in MLflow to go on with.
+    MLFLOW_RUN_ID,
+    /// Tags of the run in MLflow, as a JSON object.
+    MLFLOW_TAGS,
+    /// `1`: settings that are mappings become a parameter for each of their values in MLflow.
+    MLFLOW_FLATTEN_PARAMS,
+    /// Most parameters that MLflow gets.
+    MLFLOW_MAX_LOG_PARAMS,
+    /// `1`: nothing is told to MLflow.
+    DISABLE_MLFLOW_INTEGRATION,
+    /// Folder in which `wandb` is; the current one if not set.
+    WANDB_DIR,
+    /// `disabled`: nothing is told to Weights & Biases; in every other mode its folder is written.
+    WANDB_MODE,
+    /// `1`: nothing is told to Weights & Biases.
+    WANDB_DISABLED,
+    /// Project in Weights & Biases; `huggingface` if not set.
+    WANDB_PROJECT,
+    /// Team or user in Weights & Biases.
+    WANDB_ENTITY,
+    /// Name of the run in Weights & Biases, if there is no `run_name`.
+    WANDB_NAME,
+    /// Id of the run in Weights & Biases; a new one if not set.
+    WANDB_RUN_ID,
+    /// Group of runs in Weights & Biases.
+    WANDB_RUN_GROUP,
+    /// Kind of the run in Weights & Biases.
+    WANDB_JOB_TYPE,
+    /// Description of the run in Weights & Biases.
+    WANDB_NOTES,
+    /// Tags in Weights & Biases, with commas between.
+    WANDB_TAGS,
+    /// `disabled`: nothing is told to SwanLab by `report_to`; in every other mode its folder is written.
+    SWANLAB_MODE,
+    /// Project in SwanLab; the current folder's name if not set.
+    SWANLAB_PROJECT,
+    /// The same as SWANLAB_PROJECT.
+    SWANLAB_PROJ_NAME,
+    /// Workspace in SwanLab.
+    SWANLAB_WORKSPACE,
+    /// Name of the run in SwanLab, if there is no `run_name`.
+    SWANLAB_EXP_NAME,
+    /// Folder of SwanLab's runs; `swanlog` if not set.
+    SWANLAB_LOG_DIR,
+    /// The same as SWANLAB_LOG_DIR.
+    SWANLAB_LOGDIR,
+    /// Id of the run in SwanLab; a new one if not set.
+    SWANLAB_RUN_ID,
+    /// Description of the run in SwanLab.
+    SWANLAB_DESCRIPTION,
+    /// Tags in SwanLab, with commas between.
+    SWANLAB_TAGS,
+    /// The user's name, for MLflow.
+    USER,
     /// Folder of the active conda environment, whose libraries are looked through.
     CONDA_PREFIX,
     /// Folder of the active Python environment, whose libraries are looked through.
@@ -215,6 +290,20 @@ variables! {
     TERM,
     /// Threads of the program; all cores if not set.
     RAYON_NUM_THREADS,
+}
+
+/// Whether a variable is in one of the tables, as each that is read must be.
+#[must_use]
+pub fn is_known(name: &str) -> bool {
+    ALL.iter().chain(OWN).any(|(known, _)| *known == name)
+}
+
+/// Whether a variable's value is shown to nobody: keys and tokens, and addresses with a password in them.
+#[must_use]
+pub fn is_secret(name: &str, value: &str) -> bool {
+    let is_file = name.ends_with("_PATH") || name.ends_with("_FILE");
+    let names_secret = ["TOKEN", "SECRET", "API_KEY", "PASSWORD"].iter().any(|word| name.contains(word));
+    names_secret && !is_file || value.contains("://") && value.contains('@')
 }
 
 /// Whether a value turns a variable on: LLaMA-Factory's `true`, `y` and `1`, and `yes` and `on`, which
@@ -232,6 +321,17 @@ mod tests {
     fn every_variable_has_a_meaning() {
         assert_eq!(ALL[0], ("HF_ENDPOINT", " Address of the Hugging Face hub or of a mirror of it."));
         assert!(ALL.iter().all(|(name, doc)| !name.is_empty() && doc.ends_with('.')));
+    }
+
+    #[test]
+    fn secrets_are_known_by_name_or_value() {
+        let secret = ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "FERROTUNE_JOB_TOKEN"];
+        assert!(secret.iter().all(|name| is_known(name) && is_secret(name, "x")));
+        assert!(["HF_TOKEN_PATH", "HF_HOME", "AWS_REGION"].iter().all(|name| is_known(name) && !is_secret(name, "x")));
+        assert!(
+            is_secret(HTTPS_PROXY, "http://me:password@proxy:8080") && !is_secret(HTTPS_PROXY, "http://proxy:8080")
+        );
+        assert!(is_known(FERROTUNE_LIFELINE) && !is_known("FERROTUNE_TYPO"));
     }
 
     #[test]

@@ -584,8 +584,8 @@ pub struct OutputPlan {
     pub sample_prompts: Vec<String>,
     /// Draw `training_loss.png`.
     pub plot_loss: bool,
-    /// Write TensorBoard event files here.
-    pub tensorboard: Option<PathBuf>,
+    /// Who is told of the run beside its own files.
+    pub trackers: TrackersPlan,
     /// Largest file of a saved full model, in bytes.
     pub shard_bytes: u64,
     /// Train (`do_train`).
@@ -596,6 +596,48 @@ pub struct OutputPlan {
     pub predict: bool,
     /// Write down what each rank did when.
     pub profile: Option<ProfilePlan>,
+}
+
+/// Who is told of the run beside its own files. What isn't set, the environment of the trackers' own programs may say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrackersPlan {
+    /// The run's name.
+    pub run_name: Option<String>,
+    /// TensorBoard's event files, in this folder or a new one of the output folder.
+    pub tensorboard: Option<Option<PathBuf>>,
+    /// MLflow's file store.
+    pub mlflow: bool,
+    /// A run of Weights & Biases.
+    pub wandb: bool,
+    /// A run of SwanLab.
+    pub swanlab: Option<SwanlabPlan>,
+}
+
+/// A run of SwanLab.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SwanlabPlan {
+    /// The project; set by `use_swanlab`, not by `report_to`.
+    pub project: Option<String>,
+    /// The workspace.
+    pub workspace: Option<String>,
+    /// The run's name.
+    pub run_name: Option<String>,
+    /// Whether it is written.
+    pub mode: SwanlabMode,
+    /// Folder of all runs.
+    pub folder: Option<String>,
+}
+
+/// How SwanLab's run is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SwanlabMode {
+    /// As the environment says.
+    #[default]
+    Unset,
+    /// In a folder, which `swanlab sync` uploads.
+    Kept,
+    /// Not at all.
+    Disabled,
 }
 
 /// Which steps' time is written down, in rounds as PyTorch's profiler has them.

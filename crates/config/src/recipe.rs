@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, Span};
 use crate::faults::Fault;
 use crate::tree::{self, At, Data, Key, Node};
+use crate::value::{Value, coerce};
 use crate::{json, keys, overrides};
 
 /// Longest file that is taken for a recipe, in bytes.
@@ -137,6 +138,21 @@ impl Recipe {
     pub fn to_json(&self) -> serde_json::Value {
         let open = self.entries.iter().filter(|entry| !entry.key.is_secret());
         open.map(|entry| (entry.key.text.clone(), as_json(&entry.value))).collect::<serde_json::Map<_, _>>().into()
+    }
+
+    /// The same as values of their keys' types, by the keys' newest names, as trackers want them; what isn't of its key's type
+    /// is as YAML 1.2 has it.
+    #[must_use]
+    pub fn to_typed_json(&self) -> serde_json::Map<String, serde_json::Value> {
+        let open = self.entries.iter().filter(|entry| !entry.key.is_secret());
+        open.map(|entry| {
+            let key = keys::find(&entry.key.text).map(keys::canonical);
+            let value = key.and_then(|key| coerce(key.kind, &entry.value).ok());
+            let name = key.map_or(entry.key.text.as_str(), |key| key.name);
+            let null = entry.value.is_null();
+            (name.to_owned(), if null { serde_json::Value::Null } else { typed(value, &entry.value) })
+        })
+        .collect()
     }
 
     /// Name of the file, or `command line`.
@@ -284,6 +300,34 @@ fn as_json(node: &Node) -> serde_json::Value {
             let open = pairs.iter().filter(|(key, _)| !key.is_secret());
             open.map(|(key, value)| (key.text.clone(), as_json(value))).collect::<serde_json::Map<_, _>>().into()
         }
+    }
+}
+
+/// A value of a key's type as JSON.
+fn typed(value: Option<Value>, node: &Node) -> serde_json::Value {
+    match value {
+        Some(Value::Bool(is_on)) => is_on.into(),
+        Some(Value::Int(whole)) => whole.into(),
+        Some(Value::Float(number)) => number.into(),
+        Some(Value::Text(text)) => text.into(),
+        Some(Value::List(items)) => items.into(),
+        Some(Value::Floats(numbers)) => numbers.into(),
+        Some(Value::Auto) => "auto".into(),
+        Some(Value::Map(_) | Value::Any(_)) | None => untyped(as_json(node)),
+    }
+}
+
+/// Scalars that read as JSON's, and all others as text.
+fn untyped(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value as Json;
+    match value {
+        Json::String(text) => match serde_json::from_str(&text) {
+            Ok(scalar @ (Json::Number(_) | Json::Bool(_))) => scalar,
+            _ => text.into(),
+        },
+        Json::Array(items) => items.into_iter().map(untyped).collect(),
+        Json::Object(map) => map.into_iter().map(|(key, value)| (key, untyped(value))).collect(),
+        other => other,
     }
 }
 

@@ -35,10 +35,14 @@ pub fn reference_markdown() -> String {
             let _ = writeln!(out, "{}", row(key));
         }
     }
-    let _ = writeln!(out, "\n## Environment variables\n\n| variable | |\n|---|---|");
-    for (name, meaning) in env::ALL {
-        let _ = writeln!(out, "| `{name}` | {} |", meaning.trim().trim_end_matches('.'));
-    }
+    let mut variables = |title: &str, table: &[(&str, &str)]| {
+        let _ = writeln!(out, "\n{title}\n\n| variable | |\n|---|---|");
+        for (name, meaning) in table {
+            let _ = writeln!(out, "| `{name}` | {} |", meaning.trim().trim_end_matches('.'));
+        }
+    };
+    variables("## Environment variables\n\nAll that the program reads.", env::ALL);
+    variables("What the program tells its own processes by; not to be set.", env::OWN);
     out
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use ferrotune_config::plan::{
     AdamWPlan, BadRows, DataPlan, EvalPlan, ExportFormat, ExportPlan, FreezePlan, GenerationPlan, Interval, LoraPlan,
     LoraPlus, LoraTargets, Mix, ModelPlan, OutputPlan, Packing, ParallelPlan, Plan, Precision, Recompute, Resume,
-    RunLength, Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrainPlan, Tuning, ValSize, Warmup,
+    RunLength, Schedule, ScheduleKind, Stage, Strategy, TemplateChoice, TrackersPlan, TrainPlan, Tuning, ValSize,
+    Warmup,
 };
 use ferrotune_config::{Recipe, Verb};
 
@@ -108,7 +109,7 @@ fn expected_lora_example() -> Plan {
             save_only_model: false,
             sample_prompts: Vec::new(),
             plot_loss: true,
-            tensorboard: None,
+            trackers: TrackersPlan::default(),
             shard_bytes: 5_000_000_000,
             train: true,
             evaluate: false,

@@ -24,6 +24,7 @@ pub mod registry;
 pub mod report;
 pub mod rows;
 pub mod sampler;
+pub mod schema;
 pub mod serving;
 mod split;
 pub mod stream;

@@ -217,7 +217,7 @@ pub(crate) const FIELDS: [(&str, &str); 15] = [
     ("file_sha1", "without effect: the cache goes by the content"),
 ];
 /// Fields that say where else than in a file a dataset lies, in LLaMA-Factory's order of preference.
-const REMOTE_FIELDS: [&str; 5] = ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
+pub(crate) const REMOTE_FIELDS: [&str; 5] = ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
 /// `dataset_dir` of this name: names of datasets are ids of Hugging Face.
 const ONLINE: &str = "ONLINE";
 /// Begins a `dataset_dir` whose registry lies in a repository of data sets of Hugging Face.

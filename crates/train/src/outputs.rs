@@ -1,40 +1,28 @@
-//! The files that a run writes beside its model while it goes on and when it ends: logs, event files, results, pictures,
-//! the model card.
+//! The files that a run writes beside its model while it goes on and when it ends: logs, results, pictures, the model card.
 
 use crate::Result;
 use crate::clock::Progress;
-use crate::report::tensorboard::Writer;
-use crate::report::{EventFile, LogRow, ModelCard, TrainerLog, TrainerState, write_chart, write_results};
+use crate::report::{LogRow, ModelCard, TrainerLog, TrainerState, write_chart, write_results};
 use crate::run::Job;
 use ferrotune_config::plan::Plan;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Open logs of a run.
 pub(crate) struct Outputs {
     dir: PathBuf,
     log: TrainerLog,
-    events: Option<EventFile>,
 }
 
 impl Outputs {
     /// Begins the logs, or goes on with them after `done` steps.
-    pub(crate) fn open(plan: &Plan, done: u64, recipe: &str) -> Result<Self> {
+    pub(crate) fn open(plan: &Plan, done: u64) -> Result<Self> {
         let dir = plan.output.dir.clone();
         let log = if done > 0 { TrainerLog::resume(&dir, done, false)? } else { TrainerLog::create(&dir, false)? };
-        let events = plan.output.tensorboard.as_ref().map(|folder| -> Result<EventFile> {
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".into());
-            let writer = Writer { host: host.trim(), process: std::process::id(), time: now() };
-            let mut events = EventFile::create(folder, writer, (done > 0).then_some(done))?;
-            events.text("recipe", recipe, now())?;
-            Ok(events)
-        });
-        Ok(Self { dir, log, events: events.transpose()? })
+        Ok(Self { dir, log })
     }
 
     pub(crate) fn row(&mut self, row: &LogRow, progress: &Progress) -> Result<()> {
-        self.log.append(row, progress)?;
-        self.events.as_mut().map_or(Ok(()), |events| events.row(row, now()))
+        self.log.append(row, progress)
     }
 
     /// `train_results.json` or `eval_results.json`, and `all_results.json`.
@@ -63,8 +51,4 @@ impl Outputs {
         };
         card.write(&self.dir)
     }
-}
-
-fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }

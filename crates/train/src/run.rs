@@ -232,7 +232,7 @@ impl<'a, 'h> Session<'a, 'h> {
         run.scale = scaled.then(|| run.scale.unwrap_or_default());
         let replaced = replaced(plan, &snapshots, run.step, hear)?;
         let rank = job.engine.comm().rank();
-        let outputs = (rank == 0).then(|| Outputs::open(plan, run.step, job.recipe)).transpose()?;
+        let outputs = (rank == 0).then(|| Outputs::open(plan, run.step)).transpose()?;
         let earlier = run.seconds;
         let pace = Pace::new(total, run.step, Duration::from_secs_f64(run.seconds), run.tokens);
         let options = step_options(plan, job.model.config(), job.memory.recompute);

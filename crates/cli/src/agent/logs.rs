@@ -2,9 +2,10 @@
 //! run before are kept as `rank-3.previous.log`. At the end the errors are read from them, so that each is shown once.
 
 use super::worker::{Ended, Place};
+use crate::environment;
 use crate::failure::Failure;
-use crate::{environment, liveness};
 use anyhow::Context;
+use ferrotune_config::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -79,7 +80,7 @@ impl Logs {
         };
         if place.local == 0 {
             file()?;
-            command.env(liveness::LOG, &path);
+            command.env(env::FERROTUNE_LOG, &path);
         } else {
             command.stdout(Stdio::from(file()?)).stderr(Stdio::from(file()?));
         }

@@ -17,9 +17,10 @@ mod worker;
 
 use crate::failure::{self, Failure};
 use crate::interrupt::Requests;
-use crate::{environment, liveness, ui};
+use crate::{environment, ui};
 use anyhow::anyhow;
 use crew::Crew;
+use ferrotune_config::env;
 use ferrotune_config::launcher::{self, Master, Nodes};
 use logs::Logs;
 use std::path::PathBuf;
@@ -54,7 +55,7 @@ impl Agent {
     pub(crate) fn run(&self, command: &dyn Fn() -> Command) -> Result<(), Failure> {
         let requests = Requests::listen()?;
         let mut logs = Logs::open(&self.output)?;
-        if environment::var(liveness::LIFELINE).is_some() {
+        if environment::var(env::FERROTUNE_LIFELINE).is_some() {
             return Err(Failure::Other(anyhow!("a worker was asked to start workers; its environment lacks its rank")));
         }
         let started = environment::unix_seconds();

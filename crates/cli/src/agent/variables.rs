@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::worker::Place;
-use crate::{environment, liveness};
+use crate::environment;
 use ferrotune_config::env;
 use ferrotune_config::launcher::{Master, Nodes, Worker};
 use std::io::Result;
@@ -57,7 +57,7 @@ impl Shared {
             }
         }
         command.env("TORCHELASTIC_MAX_RESTARTS", agent.of.max_restarts.to_string());
-        command.env(liveness::LIFELINE, "1").env(liveness::STARTED, self.started.to_string());
+        command.env(env::FERROTUNE_LIFELINE, "1").env(env::FERROTUNE_RUN_STARTED, self.started.to_string());
         command.envs(self.threads.map(|threads| (env::RAYON_NUM_THREADS, threads.to_string())));
     }
 }

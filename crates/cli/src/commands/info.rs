@@ -1,4 +1,4 @@
-//! `env`, `version`, `help`: what this program and this machine are.
+//! `env`, `schema`, `version`, `help`: what this program and this machine are.
 
 use crate::failure::Failure;
 use crate::{Cli, environment, ui};
@@ -26,9 +26,9 @@ pub(crate) fn env() -> Result<(), Failure> {
     ui::line(&format!("- Instructions used: {}", ferrotune_tensor::cpu::features()))?;
     ui::line(&format!("- Memory available: {memory}"))?;
     for (name, _) in ferrotune_config::env::ALL {
-        let secret = name.contains("TOKEN") && !name.ends_with("PATH");
-        if let Some(value) = environment::var(name).filter(|_| *name != "HOME") {
-            ui::line(&format!("- {name}={}", if secret { "(set)" } else { &value }))?;
+        if let Some(value) = environment::var(name).filter(|_| !["HOME", "USER"].contains(name)) {
+            let is_secret = ferrotune_config::env::is_secret(name, &value);
+            ui::line(&format!("- {name}={}", if is_secret { "(set)" } else { &value }))?;
         }
     }
     let listed = |name: &str| ferrotune_config::env::ALL.iter().any(|(known, _)| *known == name);
@@ -36,4 +36,23 @@ pub(crate) fn env() -> Result<(), Failure> {
         ui::line(&format!("- {name}={value}"))?;
     }
     Ok(())
+}
+
+/// Prints a JSON schema for editors.
+pub(crate) fn schema(of: SchemaOf) -> Result<(), Failure> {
+    let schema = match of {
+        SchemaOf::Recipe => ferrotune_config::recipe_schema(),
+        SchemaOf::DatasetInfo => ferrotune_data::schema::dataset_info_schema(),
+    };
+    Ok(ui::line(&format!("{schema:#}"))?)
+}
+
+/// What a schema is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum SchemaOf {
+    /// Recipes.
+    Recipe,
+    /// `dataset_info.json`.
+    #[value(name = "dataset_info")]
+    DatasetInfo,
 }

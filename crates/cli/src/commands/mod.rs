@@ -18,7 +18,7 @@ pub(crate) use check::check;
 pub(crate) use data::data;
 pub(crate) use deploy::deploy;
 pub(crate) use export::export;
-pub(crate) use info::{env, help, version};
+pub(crate) use info::{SchemaOf, env, help, schema, version};
 pub(crate) use plan::plan;
 pub(crate) use status::status;
 pub(crate) use train::train;

@@ -12,6 +12,7 @@ use crate::interrupt::Interrupts;
 use crate::prepare::{self, Fitted, Resolved, Training};
 use crate::review;
 use crate::split::{Planned, split};
+use crate::tracking::{self, Tracking};
 use crate::world::{self, World};
 use crate::{ends, environment, ui};
 use anyhow::anyhow;
@@ -186,17 +187,29 @@ impl Session<'_> {
         let pulse = engine.comm().pulse().clone();
         let output = plan.output.dir.clone();
         let mut screen = Screen { first: self.first, output, pulse, ..Screen::default() };
+        let mut tracking = self.first.then(|| Tracking::new(self.resolved, &self.base.config, rows, &before));
         let finished = run(&job, &mut |event| {
             if matches!(event, Event::Started(_)) && self.first {
                 self.leave_recipe();
             }
+            let said = tracking.as_mut().map_or_else(Vec::new, |tracking| tracking.hear(&event));
             screen.show(event);
+            if !said.is_empty() {
+                screen.bar.suspend(|| tracking::tell(said));
+            }
         });
         screen.bar.finish_and_clear();
         screen.end_status(&finished);
+        let ends = |tracking: Option<Tracking<'_>>, result: Result<&Finished, &str>, answers: &[String]| {
+            tracking.into_iter().for_each(|tracking| tracking.end(result, answers));
+        };
+        if let Err(error) = &finished {
+            ends(tracking.take(), Err(&error.to_string()), &[]);
+        }
         let (finished, signal) = (finished.map_err(|error| self.resolved.place(error))?, interrupts.close());
         self.report_rows();
         if finished.interrupted {
+            ends(tracking, Ok(&finished), &[]);
             let code = signal.unwrap_or(failure::PASSING);
             ui::say(&format!(
                 "stopped after step {} of {}; the same command{} goes on from there",
@@ -211,6 +224,7 @@ impl Session<'_> {
         }
         let quiet = screen.finished_before || !self.first;
         let after = if screen.finished_before { Vec::new() } else { self.samples()? };
+        ends(tracking, Ok(&finished), &after);
         if quiet { Ok(()) } else { self.close(&finished, before.iter().zip(&after), &screen) }
     }
 

@@ -1,10 +1,11 @@
 //! What a launched node is told: a document over its standard input, which then stays open. No word of it is seen in a list
 //! of processes, and no shell in between reads it.
 
+use crate::environment;
 use crate::failure::Failure;
-use crate::{environment, liveness};
 use anyhow::{Context, Result, anyhow, bail};
 use ferrotune_checkpoint::hub::HubSettings;
+use ferrotune_config::env;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -88,7 +89,7 @@ pub(crate) fn launched() -> Result<(), Failure> {
     }
     let mut command = Command::new("/proc/self/exe");
     command.arg0(job.program).arg("train").args(arguments).envs(job.variables);
-    command.env(liveness::LAUNCHED, "1");
+    command.env(env::FERROTUNE_LAUNCHED, "1");
     Err(Failure::Other(anyhow!("cannot go on as `train`: {}", command.exec())))
 }
 

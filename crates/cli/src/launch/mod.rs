@@ -131,7 +131,7 @@ struct Shared {
 }
 
 /// Variables that each node gets a value of its own of, or that speak of this machine alone.
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
     env::FORCE_TORCHRUN,
     env::NNODES,
     env::NODE_RANK,
@@ -143,6 +143,7 @@ const OURS: [&str; 12] = [
     env::LOCAL_RANK,
     env::LOCAL_WORLD_SIZE,
     env::HOME,
+    env::USER,
     env::XDG_CACHE_HOME,
 ];
 
@@ -158,7 +159,7 @@ impl Shared {
                 Some((name, value)) => (name, value.to_owned()),
                 None => (
                     given.as_str(),
-                    environment::var(given).with_context(|| format!("-x {given}: it is not set here"))?,
+                    environment::any_var(given).with_context(|| format!("-x {given}: it is not set here"))?,
                 ),
             };
             variables.retain(|(other, _)| other != name);

@@ -21,4 +21,5 @@ mod outputs;
 mod resume;
 mod serve;
 mod splits;
+mod trackers;
 mod verbs;

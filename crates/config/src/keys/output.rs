@@ -13,7 +13,9 @@ const LOGGING: Choices = Choices {
     elsewhere: &["no", "epoch"],
     instead: "write `logging_steps`, with a large number for few lines",
 };
-const TRACKERS: &str = "used by trackers that are not supported";
+const SWANLAB: Choices = Choices { here: &["cloud", "local", "offline", "disabled"], elsewhere: &[], instead: "" };
+const TRACKIO: &str = "used by Trackio, which is not supported";
+const LARK: &str = "no messages are sent; `status.json` says how a run is";
 const HUB: &str = "upload `output_dir` yourself: it is laid out as the hub wants it; a merged model is uploaded by `export_hub_model_id`";
 const HUB_OPTION: &str = "used by `push_to_hub` only, which is not supported";
 const TERMINAL: &str = "a terminal gets a progress bar, a file gets lines";
@@ -51,8 +53,13 @@ pub(super) const KEYS: &[Key] = &[
     works("save_only_model", Bool, "false", "checkpoints without optimiser states; they can't resume"),
     works("sample_prompts", List, "null", "prompts that are answered before and after the training"),
     works("plot_loss", Bool, "false", "draw `training_loss.png`"),
-    works("report_to", List, "none", "`tensorboard` writes event files; other trackers get a note"),
-    works("logging_dir", Path, "null", "where the event files go; `runs` in `output_dir` if not set"),
+    works(
+        "report_to",
+        List,
+        "none",
+        "trackers that are told of the run: `tensorboard`, `mlflow`, `wandb`, `swanlab`, `all` of these, or `none`",
+    ),
+    works("logging_dir", Path, "null", "where event files go; a new folder below `runs` in `output_dir` if not set"),
     no_effect("save_safetensors", Bool, "true", "weights are always written as safetensors"),
     no_effect("logging_nan_inf_filter", Bool, "true", "a loss that is not finite stops the run and names the rows"),
     no_effect("include_num_input_tokens_seen", Text, "no", "tokens are always counted"),
@@ -75,25 +82,20 @@ pub(super) const KEYS: &[Key] = &[
     ),
     no_effect("enable_jit_checkpoint", Bool, "false", "a killed run goes on from its last checkpoint in any case"),
     no_effect("restore_callback_states_from_checkpoint", Bool, "false", "a checkpoint always restores the whole run"),
-    no_effect("run_name", Text, "null", TRACKERS),
-    no_effect("project", Text, "huggingface", TRACKERS),
-    no_effect("trackio_space_id", Text, "trackio", TRACKERS),
-    no_effect("trackio_bucket_id", Text, "null", TRACKERS),
-    no_effect("trackio_static_space_id", Text, "null", TRACKERS),
-    no_effect(
-        "use_swanlab",
-        Bool,
-        "false",
-        "SwanLab is not supported; `report_to: tensorboard` and `trainer_log.jsonl` hold the numbers",
-    ),
-    no_effect("swanlab_project", Text, "llamafactory", TRACKERS),
-    no_effect("swanlab_workspace", Text, "null", TRACKERS),
-    no_effect("swanlab_run_name", Text, "null", TRACKERS),
-    no_effect("swanlab_mode", Text, "cloud", TRACKERS),
-    no_effect("swanlab_api_key", Text, "null", TRACKERS),
-    no_effect("swanlab_logdir", Text, "null", TRACKERS),
-    no_effect("swanlab_lark_webhook_url", Text, "null", TRACKERS),
-    no_effect("swanlab_lark_secret", Text, "null", TRACKERS),
+    works("run_name", Text, "null", "the run's name in trackers"),
+    no_effect("project", Text, "huggingface", TRACKIO),
+    no_effect("trackio_space_id", Text, "trackio", TRACKIO),
+    no_effect("trackio_bucket_id", Text, "null", TRACKIO),
+    no_effect("trackio_static_space_id", Text, "null", TRACKIO),
+    works("use_swanlab", Bool, "false", "write a run of SwanLab, which `swanlab sync` uploads"),
+    works("swanlab_project", Text, "llamafactory", "its project"),
+    works("swanlab_workspace", Text, "null", "its workspace"),
+    works("swanlab_run_name", Text, "null", "its name"),
+    works("swanlab_mode", Choice(&SWANLAB), "cloud", "`disabled` writes nothing; all others write a folder"),
+    no_effect("swanlab_api_key", Text, "null", "nothing is uploaded; `swanlab login` keeps the key for `swanlab sync`"),
+    works("swanlab_logdir", Text, "null", "folder of its runs; `swanlog` if not set"),
+    no_effect("swanlab_lark_webhook_url", Text, "null", LARK),
+    no_effect("swanlab_lark_secret", Text, "null", LARK),
     unsupported("push_to_hub", Bool, "false", HUB),
     no_effect("hub_model_id", Text, "null", HUB_OPTION),
     no_effect("hub_strategy", Text, "every_save", HUB_OPTION),

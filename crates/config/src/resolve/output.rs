@@ -1,10 +1,13 @@
 //! What is written, how text is generated, what is exported.
 
 use super::{Verb, model, train};
+use crate::keys::nearest_of;
 use crate::plan::{
-    ExportFormat, ExportPlan, GenerationPlan, GgufType, Interval, OutputPlan, ProfilePlan, Resume, UploadPlan,
+    ExportFormat, ExportPlan, GenerationPlan, GgufType, Interval, OutputPlan, ProfilePlan, Resume, SwanlabMode,
+    SwanlabPlan, TrackersPlan, UploadPlan,
 };
 use crate::settings::Settings;
+use crate::tree::clip;
 use std::path::Path;
 
 /// Largest file of a model that a full fine-tune saves: five gigabytes, as hubs like them.
@@ -37,7 +40,7 @@ pub(super) fn output(s: &mut Settings<'_>, verb: Verb) -> OutputPlan {
         save_only_model: s.bool("save_only_model"),
         sample_prompts: s.list("sample_prompts"),
         plot_loss: s.bool("plot_loss"),
-        tensorboard: trackers(s).then(|| s.opt_path("logging_dir").unwrap_or_else(|| dir.join("runs"))),
+        trackers: trackers(s),
         shard_bytes: SHARD_BYTES,
         train: trains,
         evaluate: evaluates,
@@ -100,17 +103,76 @@ fn save(s: &mut Settings<'_>) -> Interval {
     }
 }
 
-/// Whether `report_to` asks for TensorBoard; a note about every other tracker.
-fn trackers(s: &mut Settings<'_>) -> bool {
+/// Those that `report_to` may name and that are told.
+const TRACKERS: [&str; 4] = ["tensorboard", "mlflow", "wandb", "swanlab"];
+/// Those that transformers knows beside.
+const ELSEWHERE: [&str; 10] =
+    ["azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "neptune", "trackio"];
+/// Keys that only runs of SwanLab use.
+const SWANLAB: [&str; 5] =
+    ["swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_logdir"];
+
+/// Who is told of the run.
+fn trackers(s: &mut Settings<'_>) -> TrackersPlan {
     let names = s.list("report_to");
-    for name in names.iter().filter(|name| !matches!(name.as_str(), "none" | "all" | "tensorboard")) {
-        s.note(
+    for name in &names {
+        judge_tracker(s, name);
+    }
+    let told = |name: &str| names.iter().any(|given| given == name || given == "all");
+    for (key, is_used) in [
+        ("logging_dir", told("tensorboard")),
+        ("run_name", told("mlflow") || told("wandb") || told("swanlab") && !s.bool("use_swanlab")),
+    ] {
+        if s.says(key) && !is_used {
+            s.note(key, format!("`{key}` has no effect: `report_to` names no tracker that takes it"), "");
+        }
+    }
+    for key in SWANLAB {
+        if s.says(key) && !s.bool("use_swanlab") {
+            s.note(key, format!("`{key}` has no effect: `use_swanlab` is off"), "add `use_swanlab: true`");
+        }
+    }
+    TrackersPlan {
+        run_name: s.opt_text("run_name").filter(|name| !name.is_empty()),
+        tensorboard: told("tensorboard").then(|| s.opt_path("logging_dir")),
+        mlflow: told("mlflow"),
+        wandb: told("wandb"),
+        swanlab: swanlab(s, told("swanlab")),
+    }
+}
+
+fn judge_tracker(s: &mut Settings<'_>, name: &str) {
+    if ["none", "all"].contains(&name) || TRACKERS.contains(&name) {
+        return;
+    }
+    if ELSEWHERE.contains(&name) {
+        return s.note(
             "report_to",
             format!("`report_to: {name}` has no effect: this tracker is not supported"),
-            "`report_to: tensorboard` writes event files; `trainer_log.jsonl` holds the numbers in any case",
+            "tensorboard, mlflow, wandb and swanlab are; `trainer_log.jsonl` holds the numbers in any case",
         );
     }
-    names.iter().any(|name| name == "tensorboard" || name == "all")
+    let meant = nearest_of(name, TRACKERS.into_iter().chain(["none", "all"]));
+    let help = meant.map_or_else(
+        || "write tensorboard, mlflow, wandb, swanlab, all or none".to_owned(),
+        |name| format!("did you mean `{name}`?"),
+    );
+    s.error("report_to", format!("`{}` is no tracker", clip(name)), &help);
+}
+
+/// With `use_swanlab` its own keys say how; with `report_to: swanlab` the environment does.
+fn swanlab(s: &Settings<'_>, is_reported: bool) -> Option<SwanlabPlan> {
+    if !s.bool("use_swanlab") {
+        return is_reported.then(SwanlabPlan::default);
+    }
+    let mode = if s.text("swanlab_mode") == "disabled" { SwanlabMode::Disabled } else { SwanlabMode::Kept };
+    Some(SwanlabPlan {
+        project: s.opt_text("swanlab_project"),
+        workspace: s.opt_text("swanlab_workspace"),
+        run_name: s.opt_text("swanlab_run_name"),
+        mode,
+        folder: s.opt_text("swanlab_logdir"),
+    })
 }
 
 pub(super) fn generation(s: &mut Settings<'_>) -> GenerationPlan {

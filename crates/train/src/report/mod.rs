@@ -9,7 +9,6 @@ pub mod results;
 pub mod row;
 pub mod state;
 pub mod status;
-pub mod tensorboard;
 
 pub use card::ModelCard;
 pub use chart::write_chart;
@@ -18,4 +17,3 @@ pub use results::{PREDICTIONS, write_predictions, write_results};
 pub use row::{Evaluation, Found, LogRow, Summary, When};
 pub use state::TrainerState;
 pub use status::{Phase, RankStatus, Reached, Status, StatusKeeper};
-pub use tensorboard::EventFile;
