@@ -200,8 +200,8 @@ impl<'a> SetEncoder<'a> {
     fn feedback(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
         let encoder = Encoder::new(self.tokenizer, self.template, &self.options);
         let mut outcomes = read_all(places, sink.datasets, |converter, row, line| {
-            let (judged, quirks) = converter.feedback(row, line)?;
-            Ok(((judged, line), quirks))
+            let ((conversation, wanted), quirks) = converter.feedback(row, line)?;
+            Ok((Judged { conversation, wanted, line }, quirks))
         })
         .into_iter();
         loop {
@@ -209,25 +209,16 @@ impl<'a> SetEncoder<'a> {
             if batch.is_empty() {
                 return Ok(());
             }
-            let answer = |outcome: &Outcome<((Conversation, bool), u64)>| {
-                let (((conversation, _), _), _) = outcome.result.as_ref().ok()?;
-                conversation.messages.last().cloned()
+            let answer = |outcome: &Outcome<Judged>| {
+                let (judged, _) = outcome.result.as_ref().ok()?;
+                judged.conversation.messages.last().cloned()
             };
             let mut before = batch.iter().rev().find_map(answer);
             let others: Vec<Option<Message>> =
                 batch.iter().map(|outcome| answer(outcome).and_then(|answer| before.replace(answer))).collect();
-            let encode = |(outcome, other): (Outcome<((Conversation, bool), u64)>, Option<Message>)| {
+            let encode = |(outcome, other): (Outcome<Judged>, Option<Message>)| {
                 let Outcome { place, row, columns, result } = outcome;
-                let result = result.and_then(|(((conversation, wanted), line), quirks)| {
-                    let mut mismatched = conversation.clone();
-                    mismatched.messages.pop();
-                    mismatched.messages.extend(other);
-                    let encode = |conversation| {
-                        encoder.encode_answers([conversation]).map_err(|reason| unwritten(line, &reason))
-                    };
-                    let ([own], [mismatched]) = (encode(&conversation)?, encode(&mismatched)?);
-                    Ok((Feedback::sequences(own, mismatched, wanted), quirks))
-                });
+                let result = result.and_then(|(judged, quirks)| Ok((judged.sequences(&encoder, other)?, quirks)));
                 Outcome { place, row, columns, result }
             };
             sink.take(batch.into_par_iter().zip(others).map(encode).collect())?;
@@ -270,6 +261,26 @@ impl<'a> SetEncoder<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// A row of stage kto.
+struct Judged {
+    conversation: Conversation,
+    wanted: bool,
+    line: u64,
+}
+
+impl Judged {
+    /// Its own sequence, and that of its prompt with another answer.
+    fn sequences(&self, encoder: &Encoder<'_>, other: Option<Message>) -> Result<Vec<Encoded>, Reject> {
+        let mut mismatched = self.conversation.clone();
+        mismatched.messages.pop();
+        mismatched.messages.extend(other);
+        let encode =
+            |conversation| encoder.encode_answers([conversation]).map_err(|reason| unwritten(self.line, &reason));
+        let ([own], [mismatched]) = (encode(&self.conversation)?, encode(&mismatched)?);
+        Ok(Feedback::sequences(own, mismatched, self.wanted))
     }
 }
 
