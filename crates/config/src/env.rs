@@ -1,6 +1,8 @@
 //! Every environment variable that the program reads, with what it does. The `cli` crate reads them;
 //! libraries get values.
 
+use crate::launcher::slips;
+
 /// Declares a constant a variable and the list of all.
 macro_rules! variables {
     ($(#[doc = $about:literal])+ $list:ident: $($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -88,7 +90,7 @@ variables! {
     HTTP_PROXY,
     /// Proxy for both, if the other two are not set.
     ALL_PROXY,
-    /// Hosts that are reached without a proxy.
+    /// Hosts that are reached without a proxy; the names of all four may be in small letters.
     NO_PROXY,
     /// File of certificates to trust.
     SSL_CERT_FILE,
@@ -292,10 +294,11 @@ variables! {
     RAYON_NUM_THREADS,
 }
 
-/// Whether a variable is in one of the tables, as each that is read must be.
+/// Whether a variable is in one of the tables, as each that is read must be, or is looked for because it is easily typed for one
+/// of them.
 #[must_use]
 pub fn is_known(name: &str) -> bool {
-    ALL.iter().chain(OWN).any(|(known, _)| *known == name)
+    ALL.iter().chain(OWN).any(|(known, _)| known.eq_ignore_ascii_case(name)) || slips::is_one(name)
 }
 
 /// Whether a variable's value is shown to nobody: keys and tokens, and addresses with a password in them.
@@ -331,7 +334,9 @@ mod tests {
         assert!(
             is_secret(HTTPS_PROXY, "http://me:password@proxy:8080") && !is_secret(HTTPS_PROXY, "http://proxy:8080")
         );
-        assert!(is_known(FERROTUNE_LIFELINE) && !is_known("FERROTUNE_TYPO"));
+        assert!(
+            is_known(FERROTUNE_LIFELINE) && is_known("NNODE") && is_known("https_proxy") && !is_known("FERROTUNE_TYPO")
+        );
     }
 
     #[test]

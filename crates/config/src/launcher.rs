@@ -14,7 +14,7 @@ mod asked;
 mod deploy_tests;
 mod network;
 mod reader;
-mod slips;
+pub(crate) mod slips;
 mod slurm;
 mod started;
 #[cfg(test)]

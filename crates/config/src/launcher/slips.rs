@@ -26,6 +26,11 @@ const SLIPS: &[(&str, &str)] = &[
     ("CUDA_VISIBLE_DEVICE", env::CUDA_VISIBLE_DEVICES),
 ];
 
+/// Whether a name is one of them.
+pub(crate) fn is_one(name: &str) -> bool {
+    SLIPS.iter().any(|(typed, _)| *typed == name)
+}
+
 /// Notes those that are set where what is meant isn't: others may set them for purposes of their own, so it is no error.
 pub(super) fn note(r: &mut Reader<'_>) {
     for (typed, meant) in SLIPS {
