@@ -59,10 +59,31 @@ KERNEL __launch_bounds__(128) route_choose(const float *logits, float *probabili
             weights[j] = __fdiv_rn(weights[j], total);
 }
 
+// Adds to a census, `[2, experts]`: how many rows each expert has, and the sum of its probabilities over the tokens, in f64 and
+// in one order. Grid x over experts, 32 a block; blocks of (32, 8).
+KERNEL __launch_bounds__(256) expert_census(const float *probabilities, const u32 *offsets, float *census, u32 tokens,
+                                            u32 experts) {
+    __shared__ double parts[8][32];
+    u32 e = blockIdx.x * 32 + threadIdx.x;
+    double sum = 0;
+    if (e < experts)
+        for (u32 token = threadIdx.y; token < tokens; token += 8)
+            sum += (double)probabilities[(u64)token * experts + e];
+    parts[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || e >= experts)
+        return;
+    for (int i = 1; i < 8; i++)
+        sum += parts[i][threadIdx.x];
+    census[e] += (float)(offsets[e + 1] - offsets[e]);
+    census[experts + e] += (float)sum;
+}
+
 // dlogits = p (dp - sum p dp), with dp_j = (dw_j - sum_i dw_i p_i / s) / s for the chosen ones where they were divided by their
-// sum s, else dw_j. A warp has a token; blocks of (32, 4).
+// sum s, else dw_j; each expert's price is added to its dp unless `prices` is null. A warp has a token; blocks of (32, 4).
 KERNEL __launch_bounds__(128) route_backward(const float *probabilities, const u32 *chosen, const float *dweights,
-                                             float *dlogits, u32 tokens, u32 experts, u32 top_k, u32 normalize) {
+                                             const float *prices, float *dlogits, u32 tokens, u32 experts, u32 top_k,
+                                             u32 normalize) {
     u32 token = blockIdx.x * blockDim.y + threadIdx.y, lane = threadIdx.x;
     if (token >= tokens)
         return;
@@ -78,8 +99,12 @@ KERNEL __launch_bounds__(128) route_backward(const float *probabilities, const u
     sum = normalize ? sum : 1;
     for (u32 j = 0; j < top_k; j++)
         dot += (dw[j] - mean) / sum * p[chosen[j]];
+    float priced = 0;
+    for (u32 e = lane; prices && e < experts; e += 32)
+        priced += prices[e] * p[e];
+    dot += warp_sum(priced);
     for (u32 e = lane; e < experts; e += 32)
-        d[e] = -p[e] * dot;
+        d[e] = p[e] * ((prices ? prices[e] : 0) - dot);
     __syncwarp();
     for (u32 j = lane; j < top_k; j += 32)
         d[chosen[j]] += p[chosen[j]] * ((dw[j] - mean) / sum);

@@ -88,11 +88,13 @@ KERNEL __launch_bounds__(256) sum_parts(double *sum, const double *parts, u64 co
         *sum += own;
 }
 
-// The factor that brings gradients whose squares sum to `sum` to a norm of at most `most` (0: any), times `scale`, the inverse
-// of the loss's scale. NaN where the norm isn't finite, or the loss if it isn't null: then `adamw` does nothing. One thread.
-KERNEL clip_factor(float *factor, const double *sum, float scale, float most, const float *loss) {
-    double norm = sqrt(*sum) * (double)scale;
-    double wanted = most > 0 ? (double)most / (norm + 1e-6) : 1.0;
-    bool sound = norm < 1.7e308 && (loss == 0 || finite(*loss));
+// The factor that brings gradients whose squares sum to `sum` to a norm of at most `most` (0: any), the norm times `scale`, the
+// inverse of the loss's scale. NaN where the norm or one of the losses isn't finite: then `adamw` does nothing. One thread.
+KERNEL clip_factor(float *factor, const double *sum, double scale, double most, const float *losses, u32 count) {
+    double norm = sqrt(*sum) * scale;
+    double wanted = most > 0 ? most / (norm + 1e-6) : 1.0;
+    bool sound = norm < 1.7e308;
+    for (u32 i = 0; i < count; i++)
+        sound = sound && finite(losses[i]);
     *factor = sound ? (wanted < 1.0 ? (float)wanted : 1.0f) : __uint_as_float(0x7fffffffu);
 }

@@ -317,9 +317,9 @@ pub(crate) struct Answering {
     pub(crate) engine: Engine,
 }
 
-/// Opens a model to talk to or to export: adapters merged, nothing trains.
-pub(crate) fn open_for_answers(resolved: &Resolved) -> Result<Answering, Failure> {
-    open_merged(resolved, &resolved.plan, adapters(resolved)?)
+/// Opens a model on `device`, to talk to or to export: adapters merged, nothing trains.
+pub(crate) fn open_for_answers(resolved: &Resolved, device: &Device) -> Result<Answering, Failure> {
+    open_merged(resolved, &resolved.plan, adapters(resolved)?, device)
 }
 
 /// The same by another plan for the same files, with the last adapter's scale times `factor`; 0 leaves it out.
@@ -328,14 +328,14 @@ pub(crate) fn open_rescaled(resolved: &Resolved, plan: &Plan, factor: f64) -> Re
     if let Some(last) = merged.pop() {
         merged.extend(rescaled(last, factor));
     }
-    open_merged(resolved, plan, merged)
+    open_merged(resolved, plan, merged, &Device::cpu())
 }
 
 /// The same with each adapter's share of the sum times its weight, in the order of `adapter_name_or_path`.
 pub(crate) fn open_weighted(resolved: &Resolved, weights: &[f64]) -> Result<Answering, Failure> {
     let given = adapters(resolved)?;
     if weights.is_empty() {
-        return open_merged(resolved, &resolved.plan, given);
+        return open_merged(resolved, &resolved.plan, given, &Device::cpu());
     }
     if weights.len() != given.len() {
         return Err(Failure::Other(anyhow!(
@@ -354,7 +354,7 @@ pub(crate) fn open_weighted(resolved: &Resolved, weights: &[f64]) -> Result<Answ
         )));
     }
     let merged = given.into_iter().zip(weights).filter_map(|(last, &weight)| rescaled(last, weight)).collect();
-    open_merged(resolved, &resolved.plan, merged)
+    open_merged(resolved, &resolved.plan, merged, &Device::cpu())
 }
 
 /// An adapter whose update is multiplied; nothing of it is left at 0.
@@ -367,7 +367,12 @@ fn rescaled(mut last: LoadedAdapter, factor: f64) -> Option<LoadedAdapter> {
     (factor != 0.0).then_some(last)
 }
 
-fn open_merged(resolved: &Resolved, plan: &Plan, merged: Vec<LoadedAdapter>) -> Result<Answering, Failure> {
+fn open_merged(
+    resolved: &Resolved,
+    plan: &Plan,
+    merged: Vec<LoadedAdapter>,
+    device: &Device,
+) -> Result<Answering, Failure> {
     let (located, mut files) = open(resolved)?;
     let mut tokenizer = tokenizer(&plan.model, &files.tokenizer)?;
     let options = TemplateOptions::from_plan(&plan.data, Moment::now());
@@ -377,7 +382,7 @@ fn open_merged(resolved: &Resolved, plan: &Plan, merged: Vec<LoadedAdapter>) -> 
     let config = configuration(resolved, &mut files, &tokenizer, &merged)?;
     let fitted = fitted(resolved, plan, &files, &config, Wanted { tuning: None, merged, continued: None })?;
     let division = Division::solo(fitted.model());
-    let Training { model, engine, .. } = fitted.load(resolved, &files, division, &Device::cpu())?;
+    let Training { model, engine, .. } = fitted.load(resolved, &files, division, device)?;
     Ok(Answering { located, files, tokenizer, template: found.template, model, engine })
 }
 

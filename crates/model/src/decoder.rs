@@ -66,11 +66,10 @@ impl Attention {
     }
 
     fn positioned(&self, t: &Tape<'_>, x: Var, norm: Option<&Param>, batch: &Batch) -> Var {
-        let x = match norm {
-            Some(weight) => ops::rmsnorm(t, &x, weight, self.eps),
-            None => x,
-        };
-        ops::rope(t, x, &batch.rotary, self.shape.head_dim)
+        match norm {
+            Some(weight) => ops::norm_rope(t, &x, weight, self.eps, &batch.rotary),
+            None => ops::rope(t, x, &batch.rotary, self.shape.head_dim),
+        }
     }
 }
 

@@ -39,6 +39,40 @@ impl Kind {
         [Kind::Weight, Kind::Gathered, Kind::Grad, Kind::Optim, Kind::Act, Kind::ActGrad, Kind::Work, Kind::Input];
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Kind::Weight => "weights",
+            Kind::Gathered => "weights brought together",
+            Kind::Grad => "gradients of weights",
+            Kind::Optim => "optimiser states",
+            Kind::Act => "activations",
+            Kind::ActGrad => "gradients of activations",
+            Kind::Work => "workspace",
+            Kind::Input => "tokens and labels",
+        })
+    }
+}
+
+/// Bytes in words.
+fn amount(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["bytes", "KiB", "MiB", "GiB"];
+    let unit = (0..3).rev().find(|unit| bytes >= 1 << (10 * (unit + 1))).map_or(0, |unit| unit + 1);
+    let value = bytes as f64 / f64::from(1u32 << (10 * unit));
+    if unit == 0 { format!("{bytes} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// What a device holds by kind, the most first.
+fn in_use(live: &[u64; 8]) -> String {
+    let mut kinds: Vec<(Kind, u64)> = Kind::ALL.into_iter().zip(*live).filter(|(_, bytes)| *bytes > 0).collect();
+    kinds.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let list: Vec<String> = kinds.iter().map(|(kind, bytes)| format!("{} of {kind}", amount(*bytes))).collect();
+    match &list[..] {
+        [] => "nothing was in use".into(),
+        list => format!("in use were {}: {}", amount(live.iter().sum()), list.join(", ")),
+    }
+}
+
 /// What a device has counted.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Track {
@@ -65,14 +99,14 @@ impl Track {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Fault {
     /// The system gave no more memory.
-    #[error("out of memory: {asked} bytes for {kind:?} were refused with {live} bytes in use")]
+    #[error("out of memory: {} for {kind} were refused; {}", amount(*asked), in_use(live))]
     OutOfMemory {
         /// Bytes asked for.
         asked: u64,
         /// What for.
         kind: Kind,
-        /// Bytes in use then.
-        live: u64,
+        /// Bytes in use then, by [`Kind::ALL`].
+        live: [u64; 8],
     },
     /// Whoever drives the device ended its work: another rank is lost, say.
     #[error("work was stopped: {0}")]
@@ -247,7 +281,7 @@ impl Device {
         if let (Some(_), Memory::Heap(heap)) = (self.gpu(), &mut state.memory)
             && !heap.reserve(bytes)
         {
-            let (asked, live) = (bytes as u64, state.track.total());
+            let (asked, live) = (bytes as u64, state.track.live);
             state.fault.get_or_insert(Fault::OutOfMemory { asked, kind: Kind::Work, live });
         }
     }
@@ -255,6 +289,12 @@ impl Device {
     /// Bytes that a GPU has left; `None` where memory is the system's.
     pub fn free_memory(&self) -> Option<u64> {
         self.gpu()?.free_memory()
+    }
+
+    /// Lets it execute again after it ran out of memory. Tensors that were asked for since then stay without data.
+    pub fn recover(&self) {
+        let fault = &mut self.state().fault;
+        *fault = fault.take().filter(|fault| !matches!(fault, Fault::OutOfMemory { .. }));
     }
 
     /// Lets all further work run through without touching data; [`check`](Self::check) gives `reason` from now on.
@@ -315,7 +355,7 @@ impl Device {
         let block = if executes && state.fault.is_none() && self.gpu().is_none_or(|gpu| gpu.fault().is_none()) {
             let block = state.memory.take(bytes);
             if block.is_none() {
-                let live = state.track.total();
+                let live = state.track.live;
                 state.fault = Some(Fault::OutOfMemory { asked, kind, live });
             }
             block

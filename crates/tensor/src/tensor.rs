@@ -377,6 +377,13 @@ impl Tensor {
         unsafe { std::slice::from_raw_parts_mut(self.typed(DType::F32), self.numel()) }
     }
 
+    /// Its f64 elements, to be written.
+    #[expect(clippy::mut_from_ref, reason = "as for f32_mut")]
+    pub(crate) fn f64_mut(&self) -> &mut [f64] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.typed(DType::F64), self.numel()) }
+    }
+
     /// Its u32 elements.
     pub(crate) fn u32(&self) -> &[u32] {
         // SAFETY: as above.

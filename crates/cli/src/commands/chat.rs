@@ -1,7 +1,7 @@
 //! `chat`: a conversation in the terminal.
 
 use crate::failure::Failure;
-use crate::{prepare, ui};
+use crate::{gpus, prepare, ui};
 use ferrotune_config::Verb;
 use ferrotune_config::plan::Plan;
 use ferrotune_data::conversation::{Conversation, Message, Role};
@@ -21,7 +21,8 @@ const LONGEST: usize = 8192;
 pub(crate) fn chat(args: &[String]) -> Result<(), Failure> {
     let resolved = prepare::resolve(args, Verb::Chat)?;
     let plan = &resolved.plan;
-    let open = prepare::open_for_answers(&resolved)?;
+    let device = gpus::device(0, plan.parallel.use_cpu)?;
+    let open = prepare::open_for_answers(&resolved, &device)?;
     let mut talk = Talk::new(plan, &open.model, &open.engine, (&open.tokenizer, &open.template), LONGEST);
     ui::say("Type a message; `clear` forgets the conversation, `exit` ends it.");
     loop {

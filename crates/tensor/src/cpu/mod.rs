@@ -17,6 +17,7 @@ mod parallel;
 mod rng;
 mod rope;
 mod rows;
+mod sample;
 mod scratch;
 mod swiglu;
 mod vector;
@@ -40,6 +41,7 @@ pub(crate) use rng::step_key;
 pub use rng::{NoiseKey, add_embedding_noise, dropout, fill_normal, fill_uniform};
 pub use rope::rope;
 pub use rows::{gather_rows, scatter_add_rows, scatter_rows};
+pub(crate) use sample::sample;
 pub use scratch::scratch_bytes_per_thread;
 pub use swiglu::{swiglu, swiglu_backward};
 

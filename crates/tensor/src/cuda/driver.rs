@@ -112,6 +112,8 @@ pub mod code {
     pub const NO_DEVICE: i32 = 100;
     /// Machine code for other devices.
     pub const NO_BINARY_FOR_GPU: i32 = 209;
+    /// A module without the kernel that was asked for.
+    pub const NOT_FOUND: i32 = 500;
     /// PTX of a newer version than the driver knows.
     pub const UNSUPPORTED_PTX_VERSION: i32 = 222;
     /// Work isn't done yet.

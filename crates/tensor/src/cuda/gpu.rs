@@ -81,6 +81,8 @@ pub(crate) enum Arg {
     Long([u8; 8]),
     /// A structure by value, padded.
     Struct([u8; 64]),
+    /// A size of more than 32 bits, which no kernel takes.
+    TooLarge(usize),
 }
 
 impl From<u32> for Arg {
@@ -92,6 +94,12 @@ impl From<u32> for Arg {
 impl From<f32> for Arg {
     fn from(value: f32) -> Self {
         Self::Word(value.to_ne_bytes())
+    }
+}
+
+impl From<f64> for Arg {
+    fn from(value: f64) -> Self {
+        Self::Long(value.to_ne_bytes())
     }
 }
 
@@ -119,6 +127,7 @@ impl Arg {
             Self::Word(bytes) => bytes.as_mut_ptr().cast(),
             Self::Long(bytes) => bytes.as_mut_ptr().cast(),
             Self::Struct(bytes) => bytes.as_mut_ptr().cast(),
+            Self::TooLarge(size) => std::ptr::from_mut(size).cast(),
         }
     }
 }
@@ -136,6 +145,9 @@ impl Shape {
         Self { grid, block, shared: 0 }
     }
 }
+
+/// Most blocks along each side of a grid, on all GPUs.
+const MOST_BLOCKS: [u32; 3] = [(1 << 31) - 1, 65_535, 65_535];
 
 thread_local! {
     /// The context that this thread uses, so that the driver is told only of changes.
@@ -193,13 +205,23 @@ impl Gpu {
         let _ = self.fault.set(Fault::NoKernel(what.into()));
     }
 
-    /// Runs a kernel after all work so far; nothing where the grid is empty.
+    /// Runs a kernel after all work so far; nothing where the grid is empty. One that isn't there, or that is asked for more than
+    /// it can do, is a fault with its name.
     pub(crate) fn launch(&self, image: Image, kernel: &str, shape: Shape, args: &[Arg]) {
         if shape.grid.contains(&0) || self.fault.get().is_some() {
             return;
         }
-        let result = self.function(image, kernel).and_then(|function| self.launch_function(function, shape, args));
-        self.note(result);
+        if let Some(Arg::TooLarge(size)) = args.iter().find(|arg| matches!(arg, Arg::TooLarge(_))) {
+            return self.lacks(format!("`{kernel}` of {size} rows or columns"));
+        }
+        if shape.grid.iter().zip(MOST_BLOCKS).any(|(blocks, most)| *blocks > most) {
+            return self.lacks(format!("`{kernel}` over {:?} blocks", shape.grid));
+        }
+        match self.function(image, kernel) {
+            Ok(function) => self.note(self.launch_function(function, shape, args)),
+            Err(error) if error.code == code::NOT_FOUND => self.lacks(format!("`{kernel}`")),
+            Err(error) => self.note(Err(error)),
+        }
     }
 
     fn launch_function(&self, function: Token, shape: Shape, args: &[Arg]) -> Result<(), CallError> {

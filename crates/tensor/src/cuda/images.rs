@@ -9,11 +9,15 @@ pub(crate) enum Image {
     AttentionPlain,
     Dora,
     Elementwise,
+    Experts,
+    Grouped,
+    GroupedPlain,
     Loss,
     Norm,
     Optimizer,
     Rope,
     Rows,
+    Sample,
 }
 
 /// What a file was compiled to.
@@ -41,11 +45,15 @@ static ATTENTION: Compiled = compiled!("attention");
 static ATTENTION_PLAIN: Compiled = compiled!("attention_plain");
 static DORA: Compiled = compiled!("dora");
 static ELEMENTWISE: Compiled = compiled!("elementwise");
+static EXPERTS: Compiled = compiled!("experts");
+static GROUPED: Compiled = compiled!("grouped");
+static GROUPED_PLAIN: Compiled = compiled!("grouped_plain");
 static LOSS: Compiled = compiled!("loss");
 static NORM: Compiled = compiled!("norm");
 static OPTIMIZER: Compiled = compiled!("optimizer");
 static ROPE: Compiled = compiled!("rope");
 static ROWS: Compiled = compiled!("rows");
+static SAMPLE: Compiled = compiled!("sample");
 
 impl Image {
     fn compiled(self) -> &'static Compiled {
@@ -54,11 +62,15 @@ impl Image {
             Self::AttentionPlain => &ATTENTION_PLAIN,
             Self::Dora => &DORA,
             Self::Elementwise => &ELEMENTWISE,
+            Self::Experts => &EXPERTS,
+            Self::Grouped => &GROUPED,
+            Self::GroupedPlain => &GROUPED_PLAIN,
             Self::Loss => &LOSS,
             Self::Norm => &NORM,
             Self::Optimizer => &OPTIMIZER,
             Self::Rope => &ROPE,
             Self::Rows => &ROWS,
+            Self::Sample => &SAMPLE,
         }
     }
 
@@ -83,7 +95,8 @@ mod tests {
     #[test]
     fn every_image_unpacks_to_machine_code() {
         let all = [Image::Attention, Image::AttentionPlain, Image::Dora, Image::Elementwise, Image::Loss, Image::Norm];
-        for image in all.into_iter().chain([Image::Optimizer, Image::Rope, Image::Rows]) {
+        let more = [Image::Experts, Image::Grouped, Image::GroupedPlain, Image::Optimizer, Image::Rope, Image::Rows];
+        for image in all.into_iter().chain(more).chain([Image::Sample]) {
             for capability in [(8, 0), (8, 6), (8, 9), (9, 0)] {
                 assert!(image.code(capability).unwrap().starts_with(b"\x7fELF"), "{image:?}");
             }

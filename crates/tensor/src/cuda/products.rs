@@ -172,6 +172,11 @@ impl Products {
     }
 }
 
+/// Whether matrices of this type are multiplied.
+fn is_taken(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::Bf16 | DType::F16)
+}
+
 fn element_of(dtype: DType) -> i32 {
     match dtype {
         DType::Bf16 => element::BF16,
@@ -188,6 +193,10 @@ impl Gpu {
     /// A product, after all work so far.
     pub(crate) fn multiply(&self, c: &Tensor, args: &Multiply<'_>) {
         let [m, n, k] = args.sizes;
+        if let Some(other) = [args.a.tensor, args.b.tensor, c].map(Tensor::dtype).into_iter().find(|of| !is_taken(*of))
+        {
+            return self.lacks(format!("a product of {other}"));
+        }
         if m == 0 || n == 0 || self.fault().is_some() {
             return;
         }

@@ -132,6 +132,8 @@ pub fn attention(t: &Tape<'_>, q: &Var, k: &Var, v: &Var, spans: &Rc<Spans>, hea
     let lse = device.empty([heads.heads, rows], DType::F32, Kind::Act);
     let flops = 4.0 * spans.pairs(heads.window) * width as f64;
     device.count_flops(flops);
+    let needs = q.needs_grad() || k.needs_grad() || v.needs_grad();
+    let (splits, parts) = splits(device, spans, heads, needs);
     let tables = spans.tables(device);
     match (o.runs_on(), tables) {
         (Some(On::Cpu), _) => {
@@ -141,11 +143,10 @@ pub fn attention(t: &Tape<'_>, q: &Var, k: &Var, v: &Var, spans: &Rc<Spans>, hea
         }
         (Some(On::Cuda(gpu)), Some(tables)) => {
             let call = AttentionCall { heads, spans, tables };
-            gpu.attention_forward(&call, [&q.value, &k.value, &v.value], [&o, &lse]);
+            gpu.attention_forward(&call, [&q.value, &k.value, &v.value], [&o, &lse], (splits, parts.as_ref()));
         }
         _ => {}
     }
-    let needs = q.needs_grad() || k.needs_grad() || v.needs_grad();
     let (qv, kv, vv) = (q.value.clone(), k.value.clone(), v.value.clone());
     let (q_id, k_id, v_id) = (q.id(), k.id(), v.id());
     let (out, spans) = (o.clone(), spans.clone());
@@ -177,6 +178,15 @@ pub fn attention(t: &Tape<'_>, q: &Var, k: &Var, v: &Var, spans: &Rc<Spans>, hea
             }
         }
     })
+}
+
+/// Into how many stretches a GPU splits the keys, and its workspace for that.
+fn splits(device: &Device, spans: &Spans, heads: Heads, needs: bool) -> (usize, Option<Tensor>) {
+    if device.profile() == Profile::Cpu || needs {
+        return (1, None);
+    }
+    let (splits, floats) = cuda::kernels::attention_splits(spans, heads);
+    (splits, (splits > 1).then(|| device.empty([floats], DType::F32, Kind::Work)))
 }
 
 fn shape(spans: &Spans, heads: Heads) -> cpu::AttentionShape<'_> {

@@ -85,19 +85,23 @@ pub fn merge_dora(weight: &Tensor, a: &Tensor, b: &Tensor, scale: f32, magnitude
         let rows = BAND.min(out - start);
         let band = weight.rows(start, rows);
         let merged = device.empty([rows, inputs], DType::F32, Kind::Work);
+        let norms = device.empty([rows], DType::F32, Kind::Work);
         cast(&merged, &band);
         matmul(&merged, 1.0, Term::new(scale, plain(&b.rows(start, rows)), plain(a)), None, None);
         match merged.runs_on() {
             None => {}
             Some(On::Cpu) => {
-                let mut norms = [0f32; BAND];
-                cpu::row_norms(merged.f32(), &mut norms[..rows]);
-                let factors = norms.iter().zip(&magnitude.f32()[start..]);
+                cpu::row_norms(merged.f32(), norms.f32_mut());
+                let factors = norms.f32().iter().zip(&magnitude.f32()[start..]);
                 for (row, (norm, m)) in merged.f32_mut().chunks_exact_mut(inputs).zip(factors) {
                     row.iter_mut().for_each(|v| *v *= m / norm);
                 }
             }
-            Some(On::Cuda(gpu)) => gpu.lacks("merging of DoRA"),
+            Some(On::Cuda(gpu)) => {
+                gpu.row_norms(&merged, &norms);
+                gpu.quotients(&norms, &magnitude.view(4 * start, [rows], DType::F32), &norms);
+                gpu.scale_rows(&merged, &norms);
+            }
         }
         cast(&band, &merged);
     }

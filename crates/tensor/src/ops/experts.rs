@@ -6,12 +6,14 @@
 //! [`grouped_linear`] is the layer of `linear.rs` with W_e, A_e and B_e.
 
 use super::linear::{Lora, operand};
+use super::matmul::as_type;
 use super::noise::{Noise, dropped};
 use super::route::Routes;
 use crate::cpu::{self, Stack};
+use crate::cuda::kernels::{GroupedTerm, grouped_type};
 use crate::device::On;
 use crate::tape::{Grads, Saved};
-use crate::{DType, Kind, Param, Tape, Tensor, Var};
+use crate::{DType, Kind, Param, Profile, Tape, Tensor, Var};
 use std::rc::Rc;
 
 /// The same linear layer of each expert.
@@ -35,7 +37,7 @@ pub fn dispatch(t: &Tape<'_>, x: &Var, routes: &Rc<Routes>) -> Var {
         match dx.runs_on() {
             None => {}
             Some(On::Cpu) => cpu::combine(drows.data(), ways.slots.u32(), None, dx.data_mut(), shape.last()),
-            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of experts' rows"),
+            Some(On::Cuda(gpu)) => gpu.combine(&drows, &ways, None, &dx),
         }
         g.put(id, dx);
     });
@@ -64,7 +66,7 @@ pub fn combine(t: &Tape<'_>, rows: &Var, weights: &Var, routes: &Rc<Routes>) -> 
             let by = Some(weights.value.f32());
             cpu::combine(rows.value.data(), routes.slots.u32(), by, y.data_mut(), width);
         }
-        Some(On::Cuda(gpu)) => gpu.lacks("the sum of experts"),
+        Some(On::Cuda(gpu)) => gpu.combine(&rows.value, routes, Some(&weights.value), &y),
     }
     let (made, by, ways) = (rows.value.clone(), weights.value.clone(), routes.clone());
     let (rows_id, weights_id) = (rows.id(), weights.id());
@@ -76,7 +78,7 @@ pub fn combine(t: &Tape<'_>, rows: &Var, weights: &Var, routes: &Rc<Routes>) -> 
                 let to = (drows.data_mut(), dweights.f32_mut());
                 cpu::combine_backward((dy.data(), made.data()), (ways.slots.u32(), by.f32()), to, width);
             }
-            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of the sum of experts"),
+            Some(On::Cuda(gpu)) => gpu.combine_backward([&dy, &made, &by], &ways, [&drows, &dweights]),
         }
         if let Some(id) = rows_id {
             g.put(id, drows);
@@ -90,16 +92,19 @@ pub fn combine(t: &Tape<'_>, rows: &Var, weights: &Var, routes: &Rc<Routes>) -> 
 /// The keys of the sorted rows' dropout: each expert drops other elements of a token.
 fn noise_of(noise: &Noise, routes: &Routes) -> Noise {
     let (samples, positions) = (routes.sources.empty_like(Kind::Work), routes.sources.empty_like(Kind::Work));
-    if let Some(gpu) = samples.device().gpu() {
-        gpu.lacks("dropout of experts");
-    } else if samples.executes() {
-        let experts = routes.args.experts as u32;
-        let to = (samples.u32_mut(), positions.u32_mut());
-        for (i, (&slot, &expert)) in routes.slots.u32().iter().zip(routes.chosen.u32()).enumerate() {
-            let (token, slot) = (i / routes.args.top_k, slot as usize);
-            to.0[slot] = noise.samples.u32()[token];
-            to.1[slot] = noise.positions.u32()[token].wrapping_mul(experts).wrapping_add(expert);
+    match samples.runs_on() {
+        None => {}
+        Some(On::Cpu) => {
+            let experts = routes.args.experts as u32;
+            let to = (samples.u32_mut(), positions.u32_mut());
+            for (i, (&slot, &expert)) in routes.slots.u32().iter().zip(routes.chosen.u32()).enumerate() {
+                let (token, slot) = (i / routes.args.top_k, slot as usize);
+                to.0[slot] = noise.samples.u32()[token];
+                to.1[slot] = noise.positions.u32()[token].wrapping_mul(experts).wrapping_add(expert);
+            }
         }
+        // The site is that of whoever draws.
+        Some(On::Cuda(gpu)) => gpu.expert_noise(&noise.source(0), routes, [&samples, &positions]),
     }
     let lengths = noise.lengths.clone();
     Noise { seed: noise.seed, step: noise.step, samples, positions, lengths, embedding_alpha: noise.embedding_alpha }
@@ -170,13 +175,31 @@ fn multiply(routes: &Routes, c: &Tensor, beta: f32, first: Term<'_>, second: Opt
         assert_eq!((c.shape().rows(), c.shape().last()), (m, n), "result of a grouped product");
         c.device().count_flops(2.0 * m as f64 * n as f64 * k as f64);
     }
-    match c.runs_on() {
-        None => {}
-        Some(On::Cpu) => {
-            let second = second.as_ref().map(Term::stack);
-            cpu::grouped(routes.offsets.u32(), c.shape().last(), beta, &first.stack(), second.as_ref(), c.data_mut());
-        }
-        Some(On::Cuda(gpu)) => gpu.lacks("a product a group of experts' rows"),
+    if c.device().profile() == Profile::Cuda {
+        return on_gpu(routes, (c, beta), first, second);
+    }
+    if c.executes() {
+        let second = second.as_ref().map(Term::stack);
+        cpu::grouped(routes.offsets.u32(), c.shape().last(), beta, &first.stack(), second.as_ref(), c.data_mut());
+    }
+}
+
+/// The same on a GPU, whose matrix instructions take operands of one type.
+fn on_gpu(routes: &Routes, (c, beta): (&Tensor, f32), first: Term<'_>, second: Option<Term<'_>>) {
+    let terms = [Some(first), second];
+    let types: Vec<DType> =
+        terms.iter().flatten().flat_map(|term| [term.a, term.b]).chain([c]).map(Tensor::dtype).collect();
+    let widths: Vec<usize> = terms.iter().flatten().map(|term| term.sizes()[2]).chain([c.shape().last()]).collect();
+    let of = grouped_type(&types, &widths);
+    let taken = |x: &Tensor| of.map_or_else(|| x.clone(), |of| as_type(x, of));
+    let operands = terms.map(|term| term.map(|term| (taken(term.a), taken(term.b), term)));
+    if let Some(On::Cuda(gpu)) = c.runs_on() {
+        let given = operands.each_ref().map(|operand| {
+            let (a, b, term) = operand.as_ref()?;
+            Some(GroupedTerm { alpha: term.alpha, a, b, k: term.sizes()[2] })
+        });
+        let [first_given, second_given] = given.each_ref().map(Option::as_ref);
+        gpu.grouped(routes, (c, beta), [first_given, second_given], (first.trans, of.is_some()));
     }
 }
 
@@ -184,10 +207,16 @@ fn multiply(routes: &Routes, c: &Tensor, beta: f32, first: Term<'_>, second: Opt
 fn add_outer(routes: &Routes, c: &Tensor, alpha: f32, a: &Tensor, b: &Tensor) {
     let (rows, m, n) = (a.shape().rows(), a.shape().last(), b.shape().last());
     c.device().count_flops(2.0 * rows as f64 * m as f64 * n as f64);
-    match c.runs_on() {
-        None => {}
-        Some(On::Cpu) => cpu::grouped_outer(routes.offsets.u32(), (m, n), alpha, (a.data(), b.data()), c.f32_mut()),
-        Some(On::Cuda(gpu)) => gpu.lacks("a gradient a group of experts' rows"),
+    if c.device().profile() == Profile::Cuda {
+        let of = grouped_type(&[a.dtype(), b.dtype()], &[m, n]);
+        let [a, b] = [a, b].map(|x| of.map_or_else(|| x.clone(), |of| as_type(x, of)));
+        if let Some(On::Cuda(gpu)) = c.runs_on() {
+            gpu.grouped_outer(routes, c, (alpha, [&a, &b]), of.is_some());
+        }
+        return;
+    }
+    if c.executes() {
+        cpu::grouped_outer(routes.offsets.u32(), (m, n), alpha, (a.data(), b.data()), c.f32_mut());
     }
 }
 

@@ -15,7 +15,7 @@ pub fn add_gated(t: &Tape<'_>, y: &Var, z: &Var, gate: &Var) -> Var {
     match out.runs_on() {
         None => {}
         Some(On::Cpu) => cpu::add_gated(y.value.data(), z.value.data(), gate.value.data(), out.data_mut(), width),
-        Some(On::Cuda(gpu)) => gpu.lacks("a gated sum"),
+        Some(On::Cuda(gpu)) => gpu.add_gated([&y.value, &z.value, &gate.value], &out),
     }
     let (ids, needs) = ([y.id(), z.id(), gate.id()], [y, z, gate].iter().any(|var| var.needs_grad()));
     let (z, gate) = (z.value.clone(), gate.value.clone());
@@ -27,7 +27,7 @@ pub fn add_gated(t: &Tape<'_>, y: &Var, z: &Var, gate: &Var) -> Var {
                 let to = (dz.data_mut(), dgate.data_mut());
                 cpu::add_gated_backward(d.data(), (z.data(), gate.data()), to, width);
             }
-            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of a gated sum"),
+            Some(On::Cuda(gpu)) => gpu.add_gated_backward([&d, &z, &gate], [&dz, &dgate]),
         }
         for (id, gradient) in ids.into_iter().zip([d, dz, dgate]) {
             if let Some(id) = id {

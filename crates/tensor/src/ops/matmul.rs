@@ -106,7 +106,7 @@ fn on_gpu(c: &Tensor, mut beta: f32, terms: [Option<Term<'_>>; 2], bias: Option<
 }
 
 /// The tensor itself, or its values in another type.
-fn as_type(tensor: &Tensor, dtype: DType) -> Tensor {
+pub(super) fn as_type(tensor: &Tensor, dtype: DType) -> Tensor {
     if tensor.dtype() == dtype {
         return tensor.clone();
     }

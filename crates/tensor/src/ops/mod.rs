@@ -12,10 +12,12 @@ mod gated;
 mod linear;
 mod matmul;
 mod noise;
+mod norm_rope;
 mod optimizer;
 mod rmsnorm;
 mod rope;
 mod route;
+mod sample;
 mod swiglu;
 
 pub(crate) use attention::SpanTables;
@@ -28,10 +30,12 @@ pub use experts::{GroupedLinear, combine, dispatch, grouped_linear};
 pub use gated::add_gated;
 pub use linear::{Linear, Lora, linear, merge_embedding_lora, merge_lora};
 pub use noise::{Noise, embedding_noise, fill_uniform};
-pub use optimizer::{AdamW, adamw, all_finite, sum_of_squares};
+pub use norm_rope::norm_rope;
+pub use optimizer::{AdamW, adamw, add_squares, all_finite, clip_factor, sum_of_squares};
 pub use rmsnorm::rmsnorm;
 pub use rope::{Rotary, rope};
 pub use route::{Balance, Routes, route};
+pub use sample::{Sampling, sample};
 pub use swiglu::swiglu;
 
 pub use crate::cpu::Route;

@@ -31,7 +31,7 @@ impl Noise {
         cpu::NoiseKey { seed: self.seed, step: self.step, site: site as u32, samples, positions }
     }
 
-    fn source(&self, site: usize) -> NoiseSource<'_> {
+    pub(super) fn source(&self, site: usize) -> NoiseSource<'_> {
         let (samples, positions) = (&self.samples, &self.positions);
         NoiseSource { seed: self.seed, step: self.step, site: site as u32, samples, positions }
     }

@@ -22,11 +22,22 @@ impl Rotary {
         let upload = |table: &[f32]| Tensor::from_f32(device, table, [table.len() / half, half], Kind::Input);
         Self { cos: upload(cos), sin: upload(sin) }
     }
+
+    /// # Panics
+    /// Unless there is an angle for each of `rows` tokens and pair of a head.
+    pub(super) fn check(&self, rows: usize, head_dim: usize) {
+        assert_eq!(self.cos.dims(), [rows, head_dim / 2], "one angle a token and pair");
+    }
+
+    /// cos and sin.
+    pub(super) fn tables(&self) -> [&Tensor; 2] {
+        [&self.cos, &self.sin]
+    }
 }
 
 /// Rotates every head of `x`, which is taken by value: its bytes are reused where nobody else holds them.
 pub fn rope(t: &Tape<'_>, x: Var, rotary: &Rotary, head_dim: usize) -> Var {
-    assert_eq!(rotary.cos.dims(), [x.value.shape().rows(), head_dim / 2], "one angle a token and pair");
+    rotary.check(x.value.shape().rows(), head_dim);
     let (id, needs) = (x.id(), x.needs_grad());
     let y = owned(x.value);
     rotate(&y, rotary, head_dim, false);
@@ -54,6 +65,6 @@ fn rotate(x: &Tensor, rotary: &Rotary, head_dim: usize, back: bool) {
     match x.runs_on() {
         None => {}
         Some(On::Cpu) => cpu::rope(x.data_mut(), rotary.cos.f32(), rotary.sin.f32(), head_dim, back),
-        Some(On::Cuda(gpu)) => gpu.rope(x, [&rotary.cos, &rotary.sin], head_dim, back),
+        Some(On::Cuda(gpu)) => gpu.rope(x, rotary.tables(), head_dim, back),
     }
 }

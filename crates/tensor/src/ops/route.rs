@@ -10,8 +10,9 @@
 
 use super::matmul::{Term, flipped, matmul, plain};
 use crate::cpu::{self, Route, Routed};
+use crate::cuda;
 use crate::device::On;
-use crate::{DType, Device, Kind, Param, Tape, Tensor, Var};
+use crate::{DType, Device, Kind, Param, Profile, Tape, Tensor, Var};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -58,11 +59,28 @@ impl Balance {
         self.prices.write_f32(prices);
     }
 
+    /// Ends the census where it was made, `price` a choice: nobody waits for the device.
+    pub fn close_at(&self, price: f64) {
+        self.open.set(false);
+        let experts = self.experts();
+        let choices = self.census.view(0, [1, experts], DType::F32);
+        let floats = if self.prices.device().profile() == Profile::Cuda { experts } else { 0 };
+        let factors = Tensor::from_f32(self.prices.device(), &vec![price as f32; floats], [floats], Kind::Input);
+        match self.prices.runs_on() {
+            None => {}
+            Some(On::Cpu) => {
+                let priced = self.prices.f32_mut().iter_mut().zip(choices.f32());
+                priced.for_each(|(to, count)| *to = (price * f64::from(*count)) as f32);
+            }
+            Some(On::Cuda(gpu)) => gpu.scale_columns(&choices, &factors, None, &self.prices),
+        }
+    }
+
     fn count(&self, probabilities: &Tensor, routes: &Routes) {
         match self.census.runs_on().filter(|_| self.open.get()) {
             None => {}
             Some(On::Cpu) => cpu::census(probabilities.f32(), routes.offsets.u32(), self.census.f32_mut()),
-            Some(On::Cuda(gpu)) => gpu.lacks("a census of experts"),
+            Some(On::Cuda(gpu)) => gpu.census(probabilities, routes, &self.census),
         }
     }
 }
@@ -80,13 +98,20 @@ pub struct Routes {
     pub(crate) sources: Tensor,
     /// `[experts + 1]`
     pub(crate) offsets: Tensor,
+    /// On a GPU, `[tiles, 3]`: the stretches of sorted rows that blocks of a grouped product have. Else nothing.
+    pub(crate) tiles: Tensor,
 }
 
 impl Routes {
     fn new(device: &Device, args: Route, tokens: usize) -> Self {
         let of = |count: usize| device.empty([count], DType::U32, Kind::Act);
         let rows = tokens * args.top_k;
-        Self { args, chosen: of(rows), slots: of(rows), sources: of(rows), offsets: of(args.experts + 1) }
+        let tiles = match device.profile() {
+            Profile::Cpu => 0,
+            Profile::Cuda => cuda::kernels::expert_tiles(rows, args.experts),
+        };
+        let (offsets, tiles) = (of(args.experts + 1), of(tiles));
+        Self { args, chosen: of(rows), slots: of(rows), sources: of(rows), offsets, tiles }
     }
 
     /// Rows that experts see.
@@ -114,6 +139,11 @@ pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route, balance: Option
     let probabilities = device.empty([tokens, args.experts], DType::F32, Kind::Act);
     let weights = device.empty([tokens, args.top_k], DType::F32, Kind::Act);
     let routes = Rc::new(Routes::new(device, args, tokens));
+    let counters = match device.profile() {
+        Profile::Cpu => 0,
+        Profile::Cuda => cuda::kernels::route_workspace(routes.rows(), args.experts),
+    };
+    let counts = device.empty([counters], DType::U32, Kind::Work);
     matmul(&logits, 0.0, Term::new(1.0, plain(&x.value), flipped(&weight)), None, None);
     match weights.runs_on() {
         None => {}
@@ -128,7 +158,7 @@ pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route, balance: Option
             };
             cpu::route(logits.f32(), args, &mut out);
         }
-        Some(On::Cuda(gpu)) => gpu.lacks("a router of experts"),
+        Some(On::Cuda(gpu)) => gpu.route(&logits, [&probabilities, &weights], &routes, &counts),
     }
     balance.iter().for_each(|balance| balance.count(&probabilities, &routes));
     let balance = balance.cloned();
@@ -143,7 +173,10 @@ pub fn route(t: &Tape<'_>, x: &Var, router: &Param, args: Route, balance: Option
                 let prices = balance.as_ref().map(|balance| balance.prices.f32());
                 cpu::route_backward(args, (p, chosen), (dw.f32(), prices), dlogits.f32_mut());
             }
-            Some(On::Cuda(gpu)) => gpu.lacks("the gradient of a router of experts"),
+            Some(On::Cuda(gpu)) => {
+                let prices = balance.as_ref().map(|balance| &balance.prices);
+                gpu.route_backward(&probabilities, &ways, (&dw, prices), &dlogits);
+            }
         }
         if router.trainable {
             let x = saved.get(g);

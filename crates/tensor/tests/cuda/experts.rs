@@ -133,33 +133,62 @@ fn the_gradient_of_the_router() {
     for (tokens, experts, top_k, normalize) in [(1, 1, 1, true), (5, 8, 2, true), (7, 60, 4, false), (3, 128, 40, true)]
     {
         let logits: Vec<f32> = values(tokens * experts, 3, 4.0).iter().map(|x| *x as f32).collect();
-        let args = Route { experts, top_k, normalize };
-        let routed = on_cpu(&logits, args);
-        let dw = values(tokens * top_k, 6, 1.0);
-        let got = on_gpu(|gpu| {
-            let p = gpu.array(Type::F32, &wide(&routed.probabilities));
-            let (chosen, dwa) = (gpu.words(&routed.chosen), gpu.array(Type::F32, &dw));
-            let d = gpu.empty(Type::F32, tokens * experts);
-            let numbers = [tokens, experts, top_k, usize::from(normalize)].map(number);
-            let args = [&[p.into(), chosen, dwa.into(), d.into()][..], &numbers].concat();
-            gpu.launch("route_backward", [tokens.div_ceil(4) as u32, 1, 1], [32, 4, 1], &args);
-            gpu.read(d)
-        });
-        let mut want = vec![0.0; tokens * experts];
-        for t in 0..tokens {
-            let p = wide(&routed.probabilities[t * experts..][..experts]);
-            let picks: Vec<usize> = routed.chosen[t * top_k..][..top_k].iter().map(|e| *e as usize).collect();
-            let sum: f64 = if normalize { picks.iter().map(|e| p[*e]).sum() } else { 1.0 };
-            let dw = &dw[t * top_k..][..top_k];
-            let mean: f64 =
-                if normalize { picks.iter().zip(dw).map(|(e, d)| d * p[*e]).sum::<f64>() / sum } else { 0.0 };
-            let dp: Vec<f64> = dw.iter().map(|d| (d - mean) / sum).collect();
-            let dot: f64 = picks.iter().zip(&dp).map(|(e, d)| d * p[*e]).sum();
-            let row = &mut want[t * experts..][..experts];
-            row.iter_mut().zip(&p).for_each(|(d, p)| *d = -p * dot);
-            picks.iter().zip(&dp).for_each(|(e, d)| row[*e] += p[*e] * d);
+        for priced in [false, true] {
+            check_gradient(&logits, Route { experts, top_k, normalize }, priced);
         }
-        assert_near(&format!("{args:?}"), Type::F32, &got, &want, 1e-6);
+    }
+}
+
+fn check_gradient(logits: &[f32], args: Route, priced: bool) {
+    let Route { experts, top_k, normalize } = args;
+    let tokens = logits.len() / experts;
+    let routed = on_cpu(logits, args);
+    let dw = values(tokens * top_k, 6, 1.0);
+    let prices = values(experts, 8, 1.0);
+    let got = on_gpu(|gpu| {
+        let given = if priced { gpu.array(Type::F32, &prices).into() } else { NULL };
+        let p = gpu.array(Type::F32, &wide(&routed.probabilities));
+        let (chosen, dwa) = (gpu.words(&routed.chosen), gpu.array(Type::F32, &dw));
+        let d = gpu.empty(Type::F32, tokens * experts);
+        let numbers = [tokens, experts, top_k, usize::from(normalize)].map(number);
+        let args = [&[p.into(), chosen, dwa.into(), given, d.into()][..], &numbers].concat();
+        gpu.launch("route_backward", [tokens.div_ceil(4) as u32, 1, 1], [32, 4, 1], &args);
+        gpu.read(d)
+    });
+    let mut want = vec![0.0; tokens * experts];
+    for t in 0..tokens {
+        let p = wide(&routed.probabilities[t * experts..][..experts]);
+        let picks: Vec<usize> = routed.chosen[t * top_k..][..top_k].iter().map(|e| *e as usize).collect();
+        let sum: f64 = if normalize { picks.iter().map(|e| p[*e]).sum() } else { 1.0 };
+        let dw = &dw[t * top_k..][..top_k];
+        let mean: f64 = if normalize { picks.iter().zip(dw).map(|(e, d)| d * p[*e]).sum::<f64>() / sum } else { 0.0 };
+        let dp: Vec<f64> = dw.iter().map(|d| (d - mean) / sum).collect();
+        let price = |e: usize| if priced { prices[e] } else { 0.0 };
+        let dot: f64 = picks.iter().zip(&dp).map(|(e, d)| d * p[*e]).sum();
+        let dot = dot + (0..experts).map(|e| price(e) * p[e]).sum::<f64>();
+        let row = &mut want[t * experts..][..experts];
+        row.iter_mut().enumerate().for_each(|(e, d)| *d = p[e] * (price(e) - dot));
+        picks.iter().zip(&dp).for_each(|(e, d)| row[*e] += p[*e] * d);
+    }
+    assert_near(&format!("{args:?}"), Type::F32, &got, &want, 1e-6);
+}
+
+#[test]
+fn the_census_is_the_cpus() {
+    for (tokens, experts) in [(1usize, 1usize), (9, 8), (300, 33), (21, 100)] {
+        let logits: Vec<f32> = values(tokens * experts, 3, 4.0).iter().map(|x| *x as f32).collect();
+        let routed = on_cpu(&logits, Route { experts, top_k: 1, normalize: false });
+        let before = values(2 * experts, 5, 8.0);
+        let got = on_gpu(|gpu| {
+            let (p, c) = (gpu.array(Type::F32, &wide(&routed.probabilities)), gpu.array(Type::F32, &before));
+            let args = [p.into(), gpu.words(&routed.offsets), c.into(), number(tokens), number(experts)];
+            gpu.launch("expert_census", [experts.div_ceil(32) as u32, 1, 1], [32, 8, 1], &args);
+            gpu.read(c)
+        });
+        let mut want: Vec<f32> = before.iter().map(|x| *x as f32).collect();
+        cpu::census(&routed.probabilities, &routed.offsets, &mut want);
+        // Sums in f64, rounded once before they are added.
+        assert_near(&format!("{tokens} x {experts}"), Type::F32, &got, &wide(&want), 1e-7);
     }
 }
 

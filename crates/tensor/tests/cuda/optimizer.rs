@@ -98,23 +98,26 @@ fn a_clipping_factor_is_read_on_the_device() {
 
 #[test]
 fn a_norm_or_a_loss_that_isnt_finite_leaves_no_factor() {
-    let factor = |sum: f64, most: f32, loss: Option<f64>| {
+    let factor = |sum: f64, most: f64, losses: &[f64]| {
         let got = on_gpu(|gpu| {
             let bits = sum.to_bits();
             let (total, factor) = (gpu.words(&[bits as u32, (bits >> 32) as u32]), gpu.empty(Type::F32, 1));
-            let loss = loss.map_or(NULL, |loss| gpu.array(Type::F32, &[loss]).into());
-            let args = [factor.into(), total, Arg::F32(0.5), Arg::F32(most), loss];
+            let count = Arg::U32(losses.len() as u32);
+            let losses = if losses.is_empty() { NULL } else { gpu.array(Type::F32, losses).into() };
+            let args = [factor.into(), total, Arg::F64(0.5), Arg::F64(most), losses, count];
             gpu.launch("clip_factor", [1, 1, 1], [1, 1, 1], &args);
             // Two that are no numbers are equal here.
             gpu.raw(&factor.into(), 4)
         });
         f32::from_le_bytes(got.try_into().expect("four bytes"))
     };
-    assert_eq!(factor(1e300, 0.0, Some(2.0)), 1.0, "any norm");
-    assert_eq!(factor(16.0, 1.0, Some(2.0)), (1.0 / (2.0 + 1e-6)) as f32);
-    assert_eq!(factor(1.0, 1.0, None), 1.0, "already small");
+    assert_eq!(factor(1e300, 0.0, &[2.0]), 1.0, "any norm");
+    assert_eq!(factor(16.0, 1.0, &[2.0, 3.0]), (1.0 / (2.0 + 1e-6)) as f32);
+    assert_eq!(factor(1.0, 1.0, &[]), 1.0, "already small");
     for (sum, loss) in [(f64::INFINITY, 1.0), (f64::NAN, 1.0), (1.0, f64::INFINITY), (1.0, f64::NAN)] {
-        assert!(factor(sum, 1.0, Some(loss)).is_nan() && factor(sum, 0.0, Some(loss)).is_nan(), "{sum} {loss}");
+        for losses in [&[loss, 1.0][..], &[1.0, loss]] {
+            assert!(factor(sum, 1.0, losses).is_nan() && factor(sum, 0.0, losses).is_nan(), "{sum} {loss}");
+        }
     }
 }
 
@@ -133,7 +136,7 @@ fn norms_of_gradients() {
                 let args = [total.clone(), work, Arg::U64(parts as u64)];
                 gpu.launch("sum_parts", [1, 1, 1], BLOCK, &args);
                 let factor = gpu.empty(Type::F32, 1);
-                let args = [factor.into(), total.clone(), Arg::F32(0.5), Arg::F32(1.0), NULL];
+                let args = [factor.into(), total.clone(), Arg::F64(0.5), Arg::F64(1.0), NULL, Arg::U32(0)];
                 gpu.launch("clip_factor", [1, 1, 1], [1, 1, 1], &args);
                 let bytes = gpu.raw(&total, 8).try_into().expect("eight bytes");
                 (f64::from_le_bytes(bytes), gpu.read(factor)[0])

@@ -11,12 +11,21 @@ fn no_memory_is_told_by_kind() {
         let gpu = open(&options);
         let held = gpu.zeros([100_000], DType::F32, Kind::Weight);
         let more = gpu.empty([40_000_000], DType::F32, Kind::Act);
-        let fault = Fault::OutOfMemory { asked: 160_000_000, kind: Kind::Act, live: 400_000 };
+        let mut live = [0; 8];
+        live[Kind::Weight as usize] = 400_000;
+        let fault = Fault::OutOfMemory { asked: 160_000_000, kind: Kind::Act, live };
+        let told = "out of memory: 152.6 MiB for activations were refused; in use were 390.6 KiB: 390.6 KiB of weights";
+        assert_eq!(fault.to_string(), told);
         assert_eq!(gpu.check(), Err(fault));
         // The rest runs through.
         more.zero();
         ops::copy(&held, &held);
         assert!(more.to_f32().is_empty() && !gpu.executes());
+        // And goes on when the memory that was too much isn't asked for.
+        drop(more);
+        gpu.recover();
+        assert!(held.to_f32().iter().all(|x| *x == 0.0) && held.to_f32().len() == 100_000);
+        assert_eq!(gpu.check(), Ok(()));
     }
 }
 
@@ -60,4 +69,10 @@ fn shapes_without_kernels_are_named() {
     let (x, w) = (gpu.zeros([2, 8], DType::F32, Kind::Act), gpu.zeros([2, 8], DType::Bf16, Kind::Act));
     ops::add_into(&x, &w);
     assert_eq!(gpu.check(), Err(Fault::NoKernel("a sum of f32 and bf16".into())));
+    // Types that no kernel takes, and sizes beyond 32 bits, end as faults with the kernel's name, not as panics.
+    let gpu = pooled("");
+    let numbers = gpu.zeros([4], DType::U32, Kind::Act);
+    ops::add_into(&numbers, &numbers);
+    assert_eq!(gpu.check(), Err(Fault::NoKernel("`add_u32`".into())));
+    assert_eq!(gpu.check().unwrap_err().to_string(), "`add_u32` has no kernel for GPUs yet");
 }

@@ -6,11 +6,11 @@
 
 use super::gpus::{pooled, strict};
 use super::support::{Weights, lora, noise, random};
-use ferrotune_tensor::ops::{self, GroupedLinear, Heads, Linear, Rotary, Route, Spans, Targets};
-use ferrotune_tensor::{DType, Device, Fault, Kind, Segment, Tape, Tensor, Track, Var};
+use ferrotune_tensor::ops::{self, Heads, Linear, Rotary, Spans, Targets};
+use ferrotune_tensor::{DType, Device, Kind, Segment, Tape, Tensor, Track, Var};
 use std::rc::Rc;
 
-type Net = Box<dyn Fn(&Tape<'_>, Var) -> Var>;
+pub(crate) type Net = Box<dyn Fn(&Tape<'_>, Var) -> Var>;
 
 /// Builds a net of parameters that `Weights` has, for activations of a type.
 type Build<'a> = dyn Fn(&mut Weights, DType) -> Net + 'a;
@@ -34,7 +34,7 @@ fn outcome(device: &Device, [tokens, width]: [usize; 2], of: DType, build: &Buil
     (all, device.track())
 }
 
-fn near(got: &[Vec<f32>], want: &[Vec<f32>], slack: f32) {
+pub(crate) fn near(got: &[Vec<f32>], want: &[Vec<f32>], slack: f32) {
     for (number, (got, want)) in got.iter().zip(want).enumerate() {
         let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
         for (i, (g, w)) in got.iter().zip(want).enumerate() {
@@ -48,7 +48,7 @@ fn near(got: &[Vec<f32>], want: &[Vec<f32>], slack: f32) {
 }
 
 /// The net on a CPU and on three GPUs: two orders of work with tensors apart, one with a heap.
-fn check(sizes: [usize; 2], of: DType, slack: f32, build: &Build<'_>) {
+pub(crate) fn check(sizes: [usize; 2], of: DType, slack: f32, build: &Build<'_>) {
     let (want, _) = outcome(&Device::cpu(), sizes, of, build);
     let gpus = [strict("seed=1"), strict("seed=5"), pooled("seed=9")];
     let (first, track) = outcome(&gpus[0], sizes, of, build);
@@ -63,10 +63,11 @@ fn check(sizes: [usize; 2], of: DType, slack: f32, build: &Build<'_>) {
     assert_eq!(track, predicted, "meta of a GPU counts what it allocates");
 }
 
-const F32: f32 = 2e-6;
-const BF16: f32 = 6.0 / 256.0;
+pub(crate) const F32: f32 = 2e-6;
+pub(crate) const BF16: f32 = 6.0 / 256.0;
+const F16: f32 = BF16 / 8.0;
 
-fn both(sizes: [usize; 2], build: &Build<'_>) {
+pub(crate) fn both(sizes: [usize; 2], build: &Build<'_>) {
     check(sizes, DType::F32, F32, build);
     check(sizes, DType::Bf16, BF16, build);
 }
@@ -117,6 +118,22 @@ fn norms_and_rotation() {
     }
 }
 
+/// The fused kernel, beside the processor's two; also where there are more heads than blocks.
+#[test]
+fn heads_normalised_and_rotated_at_once() {
+    for (tokens, heads, head_dim, frozen) in
+        [(1, 1, 8, true), (9, 2, 16, false), (9, 3, 256, true), (300, 30, 8, false), (300, 30, 8, true)]
+    {
+        both([tokens, heads * head_dim], &|w, of| {
+            let weight = w.add_as([head_dim], if frozen { of } else { DType::F32 }, !frozen);
+            let angles = random(tokens * head_dim / 2, 5);
+            let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos() * 1.1, a.sin() * 1.1)).unzip();
+            let rotary = Rotary::new(&w.device, &cos, &sin, head_dim);
+            Box::new(move |t, x| ops::norm_rope(t, &x, &weight, 1e-5, &rotary))
+        });
+    }
+}
+
 #[test]
 fn swiglu_and_sums() {
     both([9, 24], &|w, _| {
@@ -155,9 +172,16 @@ fn attention() {
         let tokens = bounds[bounds.len() - 1] as usize;
         check([tokens, 12], DType::F32, F32, &attends(&bounds, shape));
     }
-    for (bounds, shape) in [(vec![0, 5, 75], heads(2, 1, 64, None)), (vec![0, 20], heads(1, 1, 128, Some(7)))] {
+    // Heads of matrix instructions, and of tiny models.
+    for (bounds, shape) in [
+        (vec![0, 5, 75], heads(2, 1, 64, None)),
+        (vec![0, 20], heads(1, 1, 128, Some(7))),
+        (vec![0, 9, 12], heads(4, 2, 8, None)),
+        (vec![0, 33], heads(2, 2, 80, Some(9))),
+    ] {
         let tokens = bounds[bounds.len() - 1] as usize;
         check([tokens, 12], DType::Bf16, BF16, &attends(&bounds, shape));
+        check([tokens, 12], DType::F16, F16, &attends(&bounds, shape));
     }
 }
 
@@ -185,27 +209,36 @@ fn noise_of_embeddings() {
     });
 }
 
-/// An op that has no kernel yet says so by its name; nothing is computed elsewhere instead.
+/// Adapters added to their weights: more rows than are in f32 at a time.
 #[test]
-fn experts_have_no_kernels_yet() {
-    let gpu = strict("");
-    outcome(&gpu, [9, 8], DType::F32, &|w, _| {
-        let router = w.add([4, 8], true);
-        let layer = GroupedLinear { weight: w.add([4, 8, 8], true), lora: None };
-        Box::new(move |t, x| {
-            let (weights, routes) = ops::route(t, &x, &router, Route { experts: 4, top_k: 2, normalize: true }, None);
-            let rows = ops::grouped_linear(t, &layer, &ops::dispatch(t, &x, &routes), &routes, None);
-            ops::combine(t, &rows, &weights, &routes)
-        })
-    });
-    assert_eq!(gpu.check(), Err(Fault::NoKernel("a router of experts".into())));
-    assert_eq!(gpu.check().unwrap_err().to_string(), "a router of experts has no kernel for GPUs yet");
+fn adapters_are_merged() {
+    const SIZES: [usize; 2] = [300, 24];
+    let run = |device: &Device, of: DType| {
+        let tensor = |sizes: [usize; 2], dtype, seed| {
+            let tensor = device.empty(sizes, dtype, Kind::Weight);
+            tensor.write_f32(&random(tensor.numel(), seed));
+            tensor
+        };
+        let (a, b) = (tensor([4, SIZES[1]], DType::F32, 1), tensor([SIZES[0], 4], DType::F32, 2));
+        let magnitude = tensor([1, SIZES[0]], DType::F32, 3).reshape([SIZES[0]]);
+        let weights = [5, 6, 7].map(|seed| tensor(SIZES, of, seed));
+        ops::merge_lora(&weights[0], &a, &b, 0.7);
+        ops::merge_dora(&weights[1], &a, &b, 0.7, &magnitude);
+        let (of_vocab, of_width) = (tensor([4, SIZES[0]], DType::F32, 8), tensor([SIZES[1], 4], DType::F32, 9));
+        ops::merge_embedding_lora(&weights[2], &of_vocab, &of_width, 0.7);
+        weights.map(|weight| weight.to_f32()).to_vec()
+    };
+    for (of, slack) in [(DType::F32, F32), (DType::Bf16, BF16)] {
+        let gpu = strict("seed=2");
+        near(&run(&gpu, of), &run(&Device::cpu(), of), slack);
+        assert_eq!(gpu.check(), Ok(()));
+    }
 }
 
 #[test]
 fn the_optimiser_and_what_is_asked_of_gradients() {
     let step =
-        ops::AdamW { rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.7 };
+        ops::AdamW { rate: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.5 };
     let run = |device: &Device, of: DType, master: bool| {
         let tensor = |seed, dtype| {
             let tensor = device.empty([70_001], dtype, Kind::Optim);
@@ -214,8 +247,17 @@ fn the_optimiser_and_what_is_asked_of_gradients() {
         };
         let (weight, grad, m, v) = (tensor(1, of), tensor(2, DType::F32), tensor(3, DType::F32), tensor(4, DType::F32));
         let master = master.then(|| tensor(1, DType::F32));
-        ops::adamw(&weight, master.as_ref(), &grad, (&m, &v), &step);
+        ops::adamw(&weight, master.as_ref(), (&grad, None), (&m, &v), &step);
         let squares = ops::sum_of_squares(device, &[grad.clone(), m.clone()]);
+        // Once more by a factor that nobody sees, and not at all where a loss isn't finite.
+        let total = device.zeros([1], DType::F64, Kind::Work);
+        ops::add_squares(&total, &[grad.clone()]);
+        for loss in [0.5, f32::INFINITY, f32::NAN] {
+            let losses = Tensor::from_f32(device, &[1.0, loss], [2], Kind::Act);
+            let factor = ops::clip_factor(&total, &losses, 0.5, 1.5);
+            assert_eq!(factor.item().is_finite(), loss.is_finite());
+            ops::adamw(&weight, master.as_ref(), (&grad, Some(&factor)), (&m, &v), &step);
+        }
         assert!(ops::all_finite(&grad));
         let poisoned = tensor(2, DType::F32);
         poisoned.view(4 * 70_000, [1], DType::F32).write_f32(&[f32::INFINITY]);

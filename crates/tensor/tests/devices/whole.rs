@@ -59,7 +59,9 @@ impl Small {
         };
         let trained = || w.values.iter().zip(&self.moments).filter(|((param, ..), _)| param.trainable);
         let gradients: Vec<Tensor> = trained().map(|((_, _, gradient), _)| gradient.clone()).collect();
-        let norm = ops::sum_of_squares(device, &gradients).sqrt();
+        let squares = device.zeros([1], DType::F64, Kind::Work);
+        ops::add_squares(&squares, &gradients);
+        let factor = ops::clip_factor(&squares, &loss, 1.0, 1.0);
         let step = ops::AdamW {
             rate: 0.01,
             beta1: 0.9,
@@ -67,10 +69,10 @@ impl Small {
             eps: 1e-8,
             weight_decay: 0.0,
             step: number,
-            grad_scale: (1.0 / norm).min(1.0) as f32,
+            grad_scale: 1.0,
         };
         for ((_, value, gradient), [m, v]) in trained() {
-            ops::adamw(value, None, gradient, (m, v), &step);
+            ops::adamw(value, None, (gradient, Some(&factor)), (m, v), &step);
         }
         loss.item()
     }

@@ -190,7 +190,7 @@ fn update_part(group: &Group, training: &Training, step: &ops::AdamW) {
     let at = training.m.device();
     let (weights, grads) = (group.own_of(&group.weights), group.own_of(&training.grads));
     let (there, gradients) = (brought(at, &weights), brought(at, &grads));
-    ops::adamw(&there, training.master.as_ref(), &gradients, (&training.m, &training.v), step);
+    ops::adamw(&there, training.master.as_ref(), (&gradients, None), (&training.m, &training.v), step);
     if !there.same_bytes(&weights) {
         ops::copy(&weights, &there);
     }

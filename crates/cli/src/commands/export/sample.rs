@@ -8,6 +8,7 @@ use ferrotune_data::conversation::{Conversation, Message, Role};
 use ferrotune_data::prepare::conversations;
 use ferrotune_data::serving::trained_prompt;
 use ferrotune_infer::Generator;
+use ferrotune_tensor::Device;
 use std::path::Path;
 
 /// How many.
@@ -39,7 +40,7 @@ impl Sample {
         let words = [format!("model_name_or_path={}", path.display()), "template=empty".to_owned()];
         let mut merged = prepare::resolve(&words, Verb::Chat)?;
         merged.plan.model.precision = Precision::F32;
-        let found = logits(&prepare::open_for_answers(&merged)?, &self.rows)?;
+        let found = logits(&prepare::open_for_answers(&merged, &Device::cpu())?, &self.rows)?;
         let pairs = || self.logits.iter().flatten().zip(found.iter().flatten());
         // A number that isn't finite is as far away as can be; f32::max would pass over it.
         let drift = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d > max || d.is_nan() { d } else { max });

@@ -9,7 +9,7 @@ impl Gpu {
     /// Blocks of 256 for `n` elements, `each` of them a thread; threads take several once the GPU is full.
     pub(super) fn over(&self, n: usize, each: usize) -> Shape {
         let most = 8 * self.about.multiprocessors as usize;
-        Shape::new([super::size(n.div_ceil(256 * each).min(most)), 1, 1], [256, 1, 1])
+        Shape::new([super::blocks(n.div_ceil(256 * each).min(most)), 1, 1], [256, 1, 1])
     }
 
     /// Elements that have 16 bytes.

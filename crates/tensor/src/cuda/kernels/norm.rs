@@ -1,6 +1,6 @@
 //! `kernels/norm.cu`: RMSNorm, and sums over rows.
 
-use super::{name, over_columns, size};
+use super::{blocks, name, over_columns, size};
 use crate::Tensor;
 use crate::cuda::gpu::{Gpu, Shape};
 use crate::cuda::images::Image;
@@ -23,7 +23,7 @@ pub(crate) fn rmsnorm_backward_workspace(rows: usize, width: usize, weight: bool
 /// A warp a row where rows are short, else a block.
 fn shape(rows: usize, width: usize) -> Shape {
     match width {
-        0..=512 => Shape::new([size(rows.div_ceil(8)), 1, 1], [32, 8, 1]),
+        0..=512 => Shape::new([blocks(rows.div_ceil(8)), 1, 1], [32, 8, 1]),
         _ => super::a_block_a_row(rows, if width <= 2048 { 256 } else { 512 }),
     }
 }
@@ -34,7 +34,7 @@ impl Gpu {
         let Some(pair) = self.pairs(x, weight) else {
             return self.lacks(format!("RMSNorm of {} with weights of {}", x.dtype(), weight.dtype()));
         };
-        let args = [args, &[size(rows).into(), size(width).into()]].concat();
+        let args = [args, &[size(rows), size(width)]].concat();
         self.launch(Image::Norm, &format!("{kernel}_{pair}"), shape(rows, width), &args);
     }
 
@@ -60,9 +60,9 @@ impl Gpu {
         let Some(dw) = dw else { return };
         let (width, rows) = (weight.numel(), x.numel() / weight.numel());
         let kernel = format!("rmsnorm_weight_parts_{}", name(x));
-        let args = [work.into(), x.into(), dy.into(), rstd.into(), size(rows).into(), size(width).into()];
+        let args = [work.into(), x.into(), dy.into(), rstd.into(), size(rows), size(width)];
         let parts = rows.div_ceil(step(rows));
-        let args = [&args[..], &[size(step(rows)).into()]].concat();
+        let args = [&args[..], &[size(step(rows))]].concat();
         self.launch(Image::Norm, &kernel, over_columns(width, parts), &args);
         self.add_parts(dw, work, parts, width);
     }
@@ -71,7 +71,7 @@ impl Gpu {
     pub(crate) fn add_column_sums(&self, sums: &Tensor, x: &Tensor, work: &Tensor) {
         let (rows, width) = (x.shape().rows(), x.shape().last());
         let parts = rows.div_ceil(step(rows));
-        let args = [work.into(), x.into(), size(rows).into(), size(width).into(), size(step(rows)).into()];
+        let args = [work.into(), x.into(), size(rows), size(width), size(step(rows))];
         self.launch(Image::Norm, &format!("column_parts_{}", name(x)), over_columns(width, parts), &args);
         self.add_parts(sums, work, parts, width);
     }
@@ -81,8 +81,9 @@ impl Gpu {
         (step(rows), rows.div_ceil(step(rows)))
     }
 
-    fn add_parts(&self, sums: &Tensor, parts: &Tensor, count: usize, width: usize) {
-        let args = [sums.into(), parts.into(), size(count).into(), size(width).into()];
+    /// `sums += ` the parts, in order.
+    pub(super) fn add_parts(&self, sums: &Tensor, parts: &Tensor, count: usize, width: usize) {
+        let args = [sums.into(), parts.into(), size(count), size(width)];
         self.launch(Image::Norm, "add_parts", over_columns(width, 1), &args);
     }
 }

@@ -47,14 +47,14 @@ impl Gpu {
             return self.lacks(format!("rows of {} as {}", from.dtype(), to.dtype()));
         }
         let kernel = format!("{kernel}_{}_{}", name(from), name(to));
-        let args = [to.into(), from.into(), index.into(), size(to.shape().last()).into()];
+        let args = [to.into(), from.into(), index.into(), size(to.shape().last())];
         self.launch(Image::Rows, &kernel, a_block_a_row(index.numel(), 256), &args);
     }
 
     /// `to[index[i]] += from[i]`, in the order of i.
     pub(crate) fn scatter_add_rows(&self, from: &Tensor, index: &Tensor, to: &Tensor) {
         let (rows, width) = (size(index.numel()), size(to.shape().last()));
-        let args = [to.into(), from.into(), index.into(), rows.into(), width.into()];
+        let args = [to.into(), from.into(), index.into(), rows, width];
         let kernel = format!("scatter_add_rows_{}", name(from));
         self.launch(Image::Rows, &kernel, a_block_a_row(index.numel(), 256), &args);
     }
@@ -62,13 +62,13 @@ impl Gpu {
     /// `y = x / (1 - p)` where an element is kept, 0 where it is dropped.
     pub(crate) fn dropout(&self, x: &Tensor, y: &Tensor, p: f32, noise: &NoiseSource<'_>) {
         let factor = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
-        let args = [x.into(), y.into(), size(x.shape().last()).into(), p.into(), factor.into(), noise.arg()];
+        let args = [x.into(), y.into(), size(x.shape().last()), p.into(), factor.into(), noise.arg()];
         self.launch(Image::Rows, &format!("dropout_{}", name(x)), a_block_a_row(x.shape().rows(), 256), &args);
     }
 
     /// Adds uniform noise to the rows of an embedding.
     pub(crate) fn add_embedding_noise(&self, x: &Tensor, alpha: f32, lengths: &Tensor, noise: &NoiseSource<'_>) {
-        let args = [x.into(), size(x.shape().last()).into(), alpha.into(), lengths.into(), noise.arg()];
+        let args = [x.into(), size(x.shape().last()), alpha.into(), lengths.into(), noise.arg()];
         self.launch(Image::Rows, &format!("embedding_noise_{}", name(x)), a_block_a_row(x.shape().rows(), 256), &args);
     }
 }
