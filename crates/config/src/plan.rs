@@ -365,6 +365,12 @@ pub enum Strategy {
         /// Ranks in a group.
         shards: Option<usize>,
     },
+    /// The experts of each block inside groups of so many ranks (a node's, if not said), which are replicas of each other; tokens
+    /// go to the ranks of their experts.
+    Expert {
+        /// Ranks in a group.
+        shards: Option<usize>,
+    },
     /// Consecutive blocks on so many consecutive ranks (a node's, if not said), which are replicas of each other.
     Pipeline {
         /// Ranks in a pipe.

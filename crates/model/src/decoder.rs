@@ -5,7 +5,7 @@
 //! the tape: gathering of weights and recomputation hang there, and nothing of it is seen here.
 
 use crate::config::Moe;
-use crate::experts::{Mixture, Shared};
+use crate::experts::{Experts, Mixture, Shared};
 use crate::parameters::{Collector, New, Parameter, Role, Source};
 use crate::{Batch, Config, ModelError, Trainables};
 use ferrotune_config::plan::Tuning;
@@ -83,6 +83,16 @@ struct Block {
 }
 
 impl Block {
+    /// Whether anything of it trains that experts stand behind.
+    fn trains_before_experts(&self) -> bool {
+        let Attention { q, k, v, o, q_norm, k_norm, .. } = &self.attention;
+        let norms = [Some(&self.input_norm), Some(&self.post_norm), q_norm.as_ref(), k_norm.as_ref()];
+        let biases = [q, k, v, o].map(|linear| linear.bias.as_ref());
+        let params = [q, k, v, o].map(|linear| Some(&linear.weight));
+        let own = norms.into_iter().chain(biases).chain(params).flatten().any(|param| param.trainable);
+        own || [q, k, v, o].iter().any(|linear| linear.lora.is_some())
+    }
+
     fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
         let attended = self.attention.forward(t, &ops::rmsnorm(t, x, &self.input_norm, self.eps), batch);
         let h = ops::add(t, x, attended);
@@ -93,6 +103,17 @@ impl Block {
         };
         ops::add(t, &h, out)
     }
+}
+
+/// What training asks of the experts of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertTraining {
+    /// Something of the experts trains.
+    pub trains: bool,
+    /// Something before them trains, so that a gradient goes through them.
+    pub passes: bool,
+    /// They draw dropout.
+    pub drops: bool,
 }
 
 /// A decoder with a language-model head.
@@ -148,6 +169,18 @@ impl Model {
     /// Whether `segment` is a block, and so worth recomputing.
     pub fn is_block(&self, segment: Segment) -> bool {
         (1..=self.blocks.len()).contains(&segment.0)
+    }
+
+    /// What training asks of the experts of a segment; `None` if it has none.
+    pub fn expert_training(&self, segment: Segment) -> Option<ExpertTraining> {
+        let block = self.blocks.get(segment.0.checked_sub(1)?)?;
+        let Mlp::Experts(mixture) = &block.mlp else { return None };
+        let before = |parameter: &Parameter| {
+            let param = &parameter.param;
+            param.trainable && param.segments.iter().any(|read_by| read_by.0 < segment.0)
+        };
+        let passes = self.parameters.iter().any(before) || block.trains_before_experts();
+        Some(ExpertTraining { trains: mixture.experts.train(), passes, drops: mixture.experts.drops() })
     }
 
     /// All segments, in order.
@@ -360,7 +393,7 @@ impl<'a> Builder<'a> {
             mlp: self.dense(&format!("{path}.shared_expert"), inner, segment),
             gate: self.linear(&format!("{path}.shared_expert_gate"), [1, hidden], false, segment),
         });
-        Mixture { router, route: moe.route(), gate, up, down, shared }
+        Mixture { router, route: moe.route(), experts: Rc::new(Experts { gate, up, down }), shared }
     }
 
     fn base(&mut self, name: &str, shape: impl Into<Shape>, segments: &[Segment]) -> Param {

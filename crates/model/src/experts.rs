@@ -6,8 +6,9 @@
 use crate::Batch;
 use crate::config::Moe;
 use crate::decoder::Dense;
-use ferrotune_tensor::ops::{self, GroupedLinear, Linear};
+use ferrotune_tensor::ops::{self, GroupedLinear, Linear, Noise, Routes};
 use ferrotune_tensor::{Param, Tape, Var};
+use std::rc::Rc;
 
 /// What stands between the name of a block's experts and that of a matrix; with a number in between for one expert's.
 const EXPERTS: &str = ".experts.";
@@ -30,10 +31,39 @@ pub fn stack_name(one: &str) -> Option<(String, usize)> {
 pub(crate) struct Mixture {
     pub(crate) router: Param,
     pub(crate) route: ops::Route,
+    pub(crate) experts: Rc<Experts>,
+    pub(crate) shared: Option<Shared>,
+}
+
+/// All experts of a block, or those that this rank has of them.
+pub(crate) struct Experts {
     pub(crate) gate: GroupedLinear,
     pub(crate) up: GroupedLinear,
     pub(crate) down: GroupedLinear,
-    pub(crate) shared: Option<Shared>,
+}
+
+impl Experts {
+    /// What they make of rows that are sorted by expert.
+    fn forward(&self, t: &Tape<'_>, rows: &Var, routes: &Rc<Routes>, noise: Option<&Rc<Noise>>) -> Var {
+        let of = |layer, x: &Var| ops::grouped_linear(t, layer, x, routes, noise);
+        let inner = ops::swiglu(t, &of(&self.gate, rows), &of(&self.up, rows));
+        of(&self.down, &inner)
+    }
+
+    fn layers(&self) -> [&GroupedLinear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// Whether a layer draws dropout.
+    pub(crate) fn drops(&self) -> bool {
+        self.layers().iter().any(|layer| layer.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0))
+    }
+
+    /// Whether anything of them trains.
+    pub(crate) fn train(&self) -> bool {
+        let trains = |layer: &&GroupedLinear| layer.weight.trainable || layer.lora.is_some();
+        self.layers().iter().any(trains)
+    }
 }
 
 /// Qwen2-MoE's shared expert: `sigmoid(gate(x)) * mlp(x)`.
@@ -46,10 +76,14 @@ impl Mixture {
     pub(crate) fn forward(&self, t: &Tape<'_>, x: &Var, batch: &Batch) -> Var {
         let noise = batch.noise.as_ref();
         let (weights, routes) = ops::route(t, x, &self.router, self.route, batch.balance.as_ref());
-        let rows = ops::dispatch(t, x, &routes);
-        let of = |layer, x: &Var| ops::grouped_linear(t, layer, x, &routes, noise);
-        let inner = ops::swiglu(t, &of(&self.gate, &rows), &of(&self.up, &rows));
-        let y = ops::combine(t, &of(&self.down, &inner), &weights, &routes);
+        let made = if t.expert_ranks().is_some() {
+            let experts = self.experts.clone();
+            let drawn = noise.filter(|_| experts.drops());
+            ops::spread(t, x, &routes, drawn, Rc::new(move |t, x, routes, noise| experts.forward(t, x, routes, noise)))
+        } else {
+            self.experts.forward(t, &ops::dispatch(t, x, &routes), &routes, noise)
+        };
+        let y = ops::combine(t, &made, &weights, &routes);
         match &self.shared {
             None => y,
             Some(shared) => {

@@ -17,7 +17,7 @@ mod tuning;
 
 pub use batch::{Batch, NoiseSettings, Sequence};
 pub use config::{Config, Moe};
-pub use decoder::{LossOptions, Model};
+pub use decoder::{ExpertTraining, LossOptions, Model};
 pub use error::{ModelError, Unmet};
 pub use experts::{expert_name, stack_name};
 pub use kv_cache::{Capacity, KvCache};

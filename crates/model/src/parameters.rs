@@ -2,6 +2,7 @@
 //!
 //! Names are Hugging Face's. Data and gradients are the engine's; this list is what it builds its groups from.
 
+use crate::expert_name;
 use ferrotune_tensor::{DType, Param, ParamInfo, Segment, Shape};
 
 /// One parameter.
@@ -54,6 +55,11 @@ pub enum Role {
 }
 
 impl Parameter {
+    /// How many experts' matrices it holds, one behind the other; `None` if it isn't of experts.
+    pub fn experts(&self) -> Option<usize> {
+        expert_name(&self.param.name, 0).and_then(|_| self.param.shape.dims().first().copied())
+    }
+
     /// Whether weight decay applies: never to biases, norms and magnitudes (transformers' `get_decay_parameter_names`).
     pub fn decays(&self) -> bool {
         let name = &self.param.name;

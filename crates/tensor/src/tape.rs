@@ -7,6 +7,7 @@
 //!
 //! `&Tape`, not `&mut Tape`, so that `add(t, x, &linear(t, ..))` compiles: one rank is one thread.
 
+use crate::ops::ExpertRanks;
 use crate::ops::elementwise::add_assign;
 use crate::{DType, Device, Kind, Shape, Tensor};
 use std::cell::{Cell, RefCell};
@@ -73,6 +74,11 @@ pub trait Host {
     fn enter(&self, segment: Segment, phase: Phase);
     /// A segment ends. After its backward visit all its gradients of this micro-batch are added.
     fn leave(&self, segment: Segment, phase: Phase);
+    /// The ranks that hold each block's experts together; `None` where this one holds all of them. A parameter of experts is
+    /// then this rank's part of it: the sizes of its data and of its gradient say so.
+    fn expert_ranks(&self) -> Option<&dyn ExpertRanks> {
+        None
+    }
 }
 
 type Id = u32;
@@ -143,6 +149,13 @@ enum Node {
     Replay { segment: Segment, x: Option<Var>, out: Id, shape: Shape, body: Body },
 }
 
+/// Work that was recorded by itself, inside an op: to be differentiated in that op's backward pass.
+pub(crate) struct Recorded {
+    nodes: Vec<Node>,
+    root: Id,
+    leaf: Option<Id>,
+}
+
 /// Records a forward pass.
 pub struct Tape<'h> {
     device: Device,
@@ -189,6 +202,22 @@ impl<'h> Tape<'h> {
     /// A parameter's data, for use inside the op that asks.
     pub fn weight(&self, param: &Param) -> Tensor {
         self.host.weight(param)
+    }
+
+    /// The ranks that hold experts together, if this one doesn't hold all.
+    pub fn expert_ranks(&self) -> Option<&'h dyn ExpertRanks> {
+        self.host.expert_ranks()
+    }
+
+    /// Runs `body` on `x` apart from this tape, and returns what it made, and the record where one is wanted and anything in
+    /// it needs a gradient; that of `x` is among them if `leaf`.
+    pub(crate) fn apart(
+        &self,
+        x: Tensor,
+        [records, leaf]: [bool; 2],
+        body: impl FnOnce(&Tape<'_>, &Var) -> Var,
+    ) -> (Tensor, Option<Recorded>) {
+        apart((&self.device, self.host), x, [records && self.records(), leaf], body)
     }
 
     /// Where a loss that is differentiated while it is computed adds a parameter's gradient.
@@ -258,39 +287,53 @@ impl<'h> Tape<'h> {
     pub fn backward(self, root: &Var, seed: Tensor, leaf: Option<&Var>) -> Option<Tensor> {
         let mut grads = Grads { device: self.device.clone(), host: self.host, slots: HashMap::new() };
         grads.put(root.id?, seed);
-        self.run_back(&mut grads);
+        run_back(self.nodes.into_inner(), &mut grads);
         grads.slots.remove(&leaf?.id?)
     }
+}
 
-    fn run_back(self, grads: &mut Grads<'_>) {
-        for node in self.nodes.into_inner().into_iter().rev() {
-            match node {
-                Node::Op { out, shape, back } => {
-                    if let Some(dy) = grads.slots.remove(&out) {
-                        back(grads, dy.reshape(shape));
+fn run_back(nodes: Vec<Node>, grads: &mut Grads<'_>) {
+    let host = grads.host;
+    for node in nodes.into_iter().rev() {
+        match node {
+            Node::Op { out, shape, back } => {
+                if let Some(dy) = grads.slots.remove(&out) {
+                    back(grads, dy.reshape(shape));
+                }
+            }
+            Node::End(segment) => host.enter(segment, Phase::Backward),
+            Node::Begin(segment) => host.leave(segment, Phase::Backward),
+            Node::Replay { segment, x, out, shape, body } => {
+                host.enter(segment, Phase::Backward);
+                if let Some(dy) = grads.slots.remove(&out) {
+                    let again = Tape::new(&grads.device, host, &|_| false);
+                    let input = x.as_ref().map(|x| match x.id {
+                        Some(_) => again.leaf(x.value.clone()),
+                        None => Var::constant(x.value.clone()),
+                    });
+                    let y = body(&again, input.clone());
+                    let dx = again.backward(&y, dy.reshape(shape), input.as_ref());
+                    if let (Some(id), Some(dx)) = (x.and_then(|x| x.id), dx) {
+                        grads.put(id, dx);
                     }
                 }
-                Node::End(segment) => self.host.enter(segment, Phase::Backward),
-                Node::Begin(segment) => self.host.leave(segment, Phase::Backward),
-                Node::Replay { segment, x, out, shape, body } => {
-                    self.host.enter(segment, Phase::Backward);
-                    if let Some(dy) = grads.slots.remove(&out) {
-                        let again = Tape::new(&self.device, self.host, &|_| false);
-                        let input = x.as_ref().map(|x| match x.id {
-                            Some(_) => again.leaf(x.value.clone()),
-                            None => Var::constant(x.value.clone()),
-                        });
-                        let y = body(&again, input.clone());
-                        let dx = again.backward(&y, dy.reshape(shape), input.as_ref());
-                        if let (Some(id), Some(dx)) = (x.and_then(|x| x.id), dx) {
-                            grads.put(id, dx);
-                        }
-                    }
-                    self.host.leave(segment, Phase::Backward);
-                }
+                host.leave(segment, Phase::Backward);
             }
         }
     }
+}
+
+fn apart(
+    (device, host): (&Device, &dyn Host),
+    x: Tensor,
+    [records, leaf]: [bool; 2],
+    body: impl FnOnce(&Tape<'_>, &Var) -> Var,
+) -> (Tensor, Option<Recorded>) {
+    let tape = Tape::with(device, host, &|_| false, records);
+    let x = if leaf { tape.leaf(x) } else { Var::constant(x) };
+    let y = body(&tape, &x);
+    let nodes = tape.nodes.into_inner();
+    (y.value, y.id.map(|root| Recorded { nodes, root, leaf: x.id }))
 }
 
 /// Gradients under way through the backward pass.
@@ -314,6 +357,29 @@ impl Grads<'_> {
     /// The device work is done on.
     pub(crate) fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// As [`Tape::expert_ranks`].
+    pub(crate) fn expert_ranks(&self) -> Option<&dyn ExpertRanks> {
+        self.host.expert_ranks()
+    }
+
+    /// Records `body` on `x` once more: see [`Tape::apart`].
+    pub(crate) fn again_apart(
+        &self,
+        x: Tensor,
+        leaf: bool,
+        body: impl FnOnce(&Tape<'_>, &Var) -> Var,
+    ) -> Option<Recorded> {
+        apart((&self.device, self.host), x, [true, leaf], body).1
+    }
+
+    /// Differentiates what was recorded apart and returns the gradient of its input, if that was to have one.
+    pub(crate) fn run(&self, recorded: Recorded, seed: Tensor) -> Option<Tensor> {
+        let mut grads = Grads { device: self.device.clone(), host: self.host, slots: HashMap::new() };
+        grads.put(recorded.root, seed);
+        run_back(recorded.nodes, &mut grads);
+        grads.slots.remove(&recorded.leaf?)
     }
 
     /// Hands `id` a whole gradient, which may be shared with others.

@@ -31,6 +31,7 @@ fn main() {
     table("Qwen3-30B-A3B", 4096, &demand(&qwen3_30b_a3b(), 4096, L20 * 0.35));
     fitting("Qwen3-32B", &dense);
     fitting("Qwen3-30B-A3B", &qwen3_30b_a3b());
+    experts_apart(&qwen3_30b_a3b());
     all_candidates(&demand(&dense, 4096, L20 * 0.5));
     reported();
 }
@@ -38,23 +39,47 @@ fn main() {
 /// Nodes and card speeds downwards, strategies side by side.
 fn table(name: &str, tokens: usize, demand: &Demand) {
     println!("\n### {name}, {tokens} tokens a micro-batch\n");
+    let experts = demand.experts().is_some();
+    let (column, named, line) = if experts { (" expert 8 x |", ", expert", "---|") } else { ("", "", "") };
     println!(
-        "| nodes | Gb/s | pipeline 8 x replicate | hybrid 8 x | zero3 | GB out of a node: pipeline, hybrid, zero3 |"
+        "| nodes | Gb/s | pipeline 8 x replicate | hybrid 8 x | zero3 |{column} GB out of a node: pipeline, hybrid, zero3{named} |"
     );
-    println!("|---:|---:|---|---|---|---|");
+    println!("|---:|---:|---|---|---|{line}---|");
     for nodes in [2, 16, 128] {
         let world = nodes * GPUS;
         for gigabits in [10.0, 25.0, 100.0] {
             let links = l20s(gigabits);
             let choices = looked_at(demand, world, &links);
-            let names = [format!("pipeline 8 x replicate {nodes}"), format!("hybrid 8x{nodes}"), "zero3".to_owned()];
-            let found = names.map(|name| {
-                let choice = choices.iter().find(|choice| choice.candidate.to_string() == name);
-                choice.expect("it is a way to split eight GPUs a node")
-            });
-            let cells = found.map(cell);
-            let out = found.map(|choice| format!("{:.1}", choice.across as f64 / 1e9));
+            let mut names =
+                vec![format!("pipeline 8 x replicate {nodes}"), format!("hybrid 8x{nodes}"), "zero3".to_owned()];
+            names.extend(experts.then(|| format!("expert 8x{nodes}")));
+            let found: Vec<&Choice> = names.iter().map(|name| named_so(&choices, name)).collect();
+            let cells: Vec<String> = found.iter().map(|choice| cell(choice)).collect();
+            let out: Vec<String> = found.iter().map(|choice| format!("{:.1}", choice.across as f64 / 1e9)).collect();
             println!("| {nodes} | {gigabits} | {} | {} |", cells.join(" | "), out.join(", "));
+        }
+    }
+}
+
+fn named_so<'a>(choices: &'a [Choice], name: &str) -> &'a Choice {
+    choices.iter().find(|choice| choice.candidate.to_string() == name).expect("it is a way to split eight GPUs a node")
+}
+
+/// One node, by the tokens of a micro-batch and how many of them a step has: where rows go to experts, where weights come to
+/// rows, and where blocks stand in a row.
+fn experts_apart(config: &Config) {
+    println!("\n### Qwen3-30B-A3B on one node of eight: seconds a step\n");
+    println!("| inside | tokens | micro-batches a GPU | expert 8 | zero3 | pipeline 8 |");
+    println!("|---|---:|---:|---|---|---|");
+    for (name, bandwidth) in [("PCIe, 20 GB/s", 20e9), ("NVLink, 300 GB/s", 300e9)] {
+        let links = Links { inside: Link { bandwidth, shared: f64::INFINITY, latency: 10e-6 }, ..l20s(25.0) };
+        for tokens in [512, 2048, 4096, 16384] {
+            let demand = demand(config, tokens, L20 * 0.35);
+            for accumulated in [1, 2, 8] {
+                let choices = of_steps(&demand, GPUS, accumulated, &links);
+                let cells = ["expert 8", "zero3", "pipeline 8"].map(|name| cell(named_so(&choices, name)));
+                println!("| {name} | {tokens} | {accumulated} | {} |", cells.join(" | "));
+            }
         }
     }
 }
@@ -71,17 +96,21 @@ fn fitting(name: &str, config: &Config) {
     println!(
         "\n### {name} on L20 of 48 GB: GiB on the fullest card, LoRA r = 8 on all linear layers, blocks recomputed\n"
     );
-    println!("| cards | tokens | replicate | hybrid or zero3 | pipeline |");
-    println!("|---:|---:|---|---|---|");
+    let experts = config.moe.is_some();
+    let (column, line) = if experts { (" expert |", "---|") } else { ("", "") };
+    println!("| cards | tokens | replicate | hybrid or zero3 | pipeline |{column}");
+    println!("|---:|---:|---|---|---|{line}");
     let model = model(config);
     for cards in [1, 2, 8, 16] {
         for tokens in [2048, 8192, 36864] {
-            let found = [
+            let (inside, nodes) = (cards.min(GPUS), cards.div_ceil(GPUS));
+            let mut found = vec![
                 candidate(&model, cards, [1, 1, cards], Sharding::Whole),
-                candidate(&model, cards, [cards.min(GPUS), 1, cards.div_ceil(GPUS)], Sharding::Weights),
-                candidate(&model, cards, [1, cards.min(GPUS), cards.div_ceil(GPUS)], Sharding::Whole),
+                candidate(&model, cards, [inside, 1, nodes], Sharding::Weights),
+                candidate(&model, cards, [1, inside, nodes], Sharding::Whole),
             ];
-            let cells = found.map(|candidate| memory(&model, &candidate, tokens));
+            found.extend(experts.then(|| candidate(&model, cards, [inside, 1, nodes], Sharding::Experts)));
+            let cells: Vec<String> = found.iter().map(|candidate| memory(&model, candidate, tokens)).collect();
             println!("| {cards} | {tokens} | {} |", cells.join(" | "));
         }
     }
@@ -138,7 +167,12 @@ fn all_candidates(demand: &Demand) {
 }
 
 fn looked_at(demand: &Demand, world: usize, links: &Links) -> Vec<Choice> {
-    let micro_batches = ACCUMULATED * world;
+    of_steps(demand, world, ACCUMULATED, links)
+}
+
+/// All splits for steps of so many micro-batches a GPU.
+fn of_steps(demand: &Demand, world: usize, accumulated: usize, links: &Links) -> Vec<Choice> {
+    let micro_batches = accumulated * world;
     let capacity = Some(CAPACITY);
     let question = Question { demand, micro_batches, links, overlap: true, capacity };
     let found = candidates(demand, world, GPUS, micro_batches, capacity);

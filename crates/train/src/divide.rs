@@ -92,7 +92,8 @@ pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances<'_>) -
 /// If the recipe's wish doesn't fit the number of ranks.
 pub fn ways(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances<'_>, levels: Levels) -> Result<Vec<Way>> {
     // Measurements differ from start to start; a run that goes on must not sum in another order because of that.
-    let sound = |c: &&Candidate| c.is_sound(among.world, load.model.segments()) && is_wished(c, plan, among);
+    let (world, segments, experts) = (among.world, load.model.segments(), experts(load.model));
+    let sound = |c: &&Candidate| c.is_sound(world, segments, experts) && is_wished(c, plan, among);
     if let Some(before) = among.before.filter(sound) {
         let found = look(load, plan, among, (levels, Some(before)))?;
         if found.first().is_some_and(|way| way.choice.fits) {
@@ -123,6 +124,12 @@ fn look(
         let all = given.map_or_else(every, |given| vec![given.clone()]);
         let wished: Vec<Candidate> = all.into_iter().filter(|c| is_wished(c, plan, among)).collect();
         if wished.is_empty() {
+            let ranks =
+                if let Some(Strategy::Expert { shards }) = plan.strategy { shards.unwrap_or(per_node) } else { 0 };
+            let experts = experts(load.model);
+            if experts < ranks {
+                return Err(Error::TooFewExperts { wish: words(plan), ranks, experts });
+            }
             return Err(Error::NoSplit { wish: words(plan), world, segments: demand.segments.len() - 2 });
         }
         let fits = |c: &Candidate| {
@@ -152,6 +159,12 @@ fn look(
     Ok(found)
 }
 
+/// Experts of each block that has some; 0 of a model without.
+fn experts(model: &Model) -> usize {
+    let moe = model.config().moe.as_ref().filter(|moe| moe.sparse.contains(&true));
+    moe.map_or(0, |moe| moe.experts)
+}
+
 /// Whether a candidate is what the recipe asks for. A single rank is every strategy.
 pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circumstances<'_>) -> bool {
     let Circumstances { world, per_node, .. } = *among;
@@ -168,6 +181,7 @@ pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circ
         Some(Strategy::Zero2) => flat(Sharding::Gradients),
         Some(Strategy::Zero3) => flat(Sharding::Weights) && layout.replicas == 1,
         Some(Strategy::Hybrid { shards }) => flat(Sharding::Weights) && layout.shards == shards.unwrap_or(per_node),
+        Some(Strategy::Expert { shards }) => flat(Sharding::Experts) && layout.shards == shards.unwrap_or(per_node),
         Some(Strategy::Pipeline { stages }) => layout.stages == stages.unwrap_or(per_node.max(2)),
     }
 }
@@ -181,6 +195,9 @@ fn words(plan: &ParallelPlan) -> String {
         Some(Strategy::Zero3) => "strategy: zero3".into(),
         Some(Strategy::Hybrid { shards }) => {
             shards.map_or("strategy: hybrid".into(), |n| format!("strategy: hybrid with shard_size: {n}"))
+        }
+        Some(Strategy::Expert { shards }) => {
+            shards.map_or("strategy: expert".into(), |n| format!("strategy: expert with shard_size: {n}"))
         }
         Some(Strategy::Pipeline { stages }) => {
             stages.map_or("strategy: pipeline".into(), |n| format!("strategy: pipeline with pipeline_stages: {n}"))

@@ -106,6 +106,20 @@ pub enum Error {
         /// Blocks of the model.
         segments: usize,
     },
+    /// Experts can't be spread over so many ranks.
+    #[error(
+        "{wish} gives each of {ranks} ranks some of a block's experts, and the model has {}; {}",
+        if *experts == 0 { "none".into() } else { experts.to_string() },
+        if *experts == 0 { "take another strategy, such as hybrid" } else { "lower shard_size" }
+    )]
+    TooFewExperts {
+        /// What was wished.
+        wish: String,
+        /// Ranks of a group.
+        ranks: usize,
+        /// Experts of a block.
+        experts: usize,
+    },
     /// The loss or a gradient went wrong.
     #[error(
         "step {step}: the loss is {loss} and the gradient norm {grad_norm}; the first value that is not finite is in {place}{}",

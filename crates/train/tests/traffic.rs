@@ -23,13 +23,19 @@ struct Case {
     overlap: bool,
     /// Blocks have experts, whose balance is part of the loss.
     balanced: bool,
+    /// Of four experts every token has all, so that they come out even whatever the router says.
+    even: bool,
 }
 
 fn lora() -> Tuning {
+    dropping(0.0)
+}
+
+fn dropping(dropout: f64) -> Tuning {
     Tuning::Lora(LoraPlan {
         rank: 3,
         alpha: 8.0,
-        dropout: 0.0,
+        dropout,
         targets: LoraTargets::All,
         additional_targets: Vec::new(),
         rslora: false,
@@ -41,8 +47,9 @@ fn lora() -> Tuning {
 
 impl Case {
     fn model(&self) -> Model {
+        let (experts, each) = if self.even { (4, 4) } else { (5, 2) };
         let json = serde_json::json!({
-            "model_type": if self.balanced { "qwen3_moe" } else { "qwen3" }, "num_experts": 5, "num_experts_per_tok": 2,
+            "model_type": if self.balanced { "qwen3_moe" } else { "qwen3" }, "num_experts": experts, "num_experts_per_tok": each,
             "moe_intermediate_size": 24, "mlp_only_layers": [2], "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 4,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 101,
             "max_position_embeddings": 64, "tie_word_embeddings": self.tied,
@@ -128,8 +135,12 @@ fn candidates() -> Vec<Candidate> {
 }
 
 fn check(case: &Case) {
+    compare(case, candidates());
+}
+
+fn compare(case: &Case, candidates: Vec<Candidate>) {
     let demand = case.demand();
-    for candidate in candidates() {
+    for candidate in candidates {
         for all in [candidate.layout.data_ranks(), 3 * candidate.layout.data_ranks()] {
             for (rank, sent) in case.counted(&candidate, all).into_iter().enumerate() {
                 let told = traffic(&demand, &candidate, all, rank);
@@ -147,34 +158,86 @@ fn adapters() {
         (false, DType::Bf16, true, false),
         (true, DType::Bf16, false, true),
     ] {
-        check(&Case { tuning: lora(), tied, dtype, recompute, overlap, balanced: false });
+        check(&Case { tuning: lora(), tied, dtype, recompute, overlap, balanced: false, even: false });
     }
 }
 
 #[test]
 fn whole_weights() {
     for (tied, overlap) in [(false, true), (true, true), (true, false)] {
-        check(&Case { tuning: Tuning::Full, tied, dtype: DType::F32, recompute: tied, overlap, balanced: false });
+        check(&Case {
+            tuning: Tuning::Full,
+            tied,
+            dtype: DType::F32,
+            recompute: tied,
+            overlap,
+            balanced: false,
+            even: false,
+        });
     }
 }
 
 #[test]
 fn experts_with_a_loss_on_their_balance() {
     for (tuning, overlap) in [(lora(), true), (Tuning::Full, false)] {
-        check(&Case { tuning, tied: overlap, dtype: DType::F32, recompute: overlap, overlap, balanced: true });
+        check(&Case {
+            tuning,
+            tied: overlap,
+            dtype: DType::F32,
+            recompute: overlap,
+            overlap,
+            balanced: true,
+            even: false,
+        });
+    }
+}
+
+/// Rows go to the ranks of their experts and back, with keys where experts draw dropout; their adapters cross replicas alone.
+#[test]
+fn experts_on_several_ranks() {
+    let experts = |[shards, replicas]: [usize; 2]| Candidate {
+        layout: Layout { shards, stages: 1, replicas },
+        sharded: Sharding::Experts,
+        spans: vec![0..6; 1],
+    };
+    let last = Tuning::Freeze(FreezePlan { layers: 1, modules: vec!["mlp".into()], extra_modules: Vec::new() });
+    for (tuning, tied, recompute) in [
+        (lora(), true, false),
+        (dropping(0.1), false, true),
+        (Tuning::Full, true, true),
+        (Tuning::Full, false, false),
+        (last, false, true),
+    ] {
+        let case = Case { tuning, tied, dtype: DType::F32, recompute, overlap: recompute, balanced: true, even: true };
+        compare(&case, [[2, 1], [4, 1], [2, 2]].map(experts).to_vec());
     }
 }
 
 #[test]
 fn some_blocks() {
     let tuning = Tuning::Freeze(FreezePlan { layers: 2, modules: Vec::new(), extra_modules: Vec::new() });
-    check(&Case { tuning, tied: false, dtype: DType::F32, recompute: false, overlap: true, balanced: false });
+    check(&Case {
+        tuning,
+        tied: false,
+        dtype: DType::F32,
+        recompute: false,
+        overlap: true,
+        balanced: false,
+        even: false,
+    });
 }
 
 #[test]
 fn only_gradients_of_adapters_leave_a_node() {
-    let case =
-        Case { tuning: lora(), tied: false, dtype: DType::Bf16, recompute: true, overlap: true, balanced: false };
+    let case = Case {
+        tuning: lora(),
+        tied: false,
+        dtype: DType::Bf16,
+        recompute: true,
+        overlap: true,
+        balanced: false,
+        even: false,
+    };
     let links = Links { per_node: 2, inside: Link::FREE, across: Link::FREE };
     let adapters: usize = {
         let trained = |p: &&ferrotune_model::Parameter| p.param.trainable;

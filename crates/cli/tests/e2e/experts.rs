@@ -1,6 +1,7 @@
 //! Mixtures of experts as users meet them: what trains, what is saved and merged, what is refused.
 
 use crate::common::{Place, curve, history, model, tensors, trainable};
+use crate::many::{end, gap, losses, reach, run, start};
 
 /// The recipe's model.
 fn mixture() -> String {
@@ -131,4 +132,95 @@ fn what_experts_cannot_be_asked() {
     let within = "freeze_trainable_modules names `experts`, which this model doesn't have; its modules are input_layernorm, mlp, \
                   post_attention_layernorm, self_attn";
     refused(&["finetuning_type=freeze", "freeze_trainable_modules=experts"], within);
+}
+
+/// As many rows as come out even on four ranks.
+const ROWS: &str = "max_samples: 28\nnum_train_epochs: 2\nmax_steps: -1\nper_device_train_batch_size: 1\n\
+                    gradient_accumulation_steps: 4\nlora_dropout: 0.1\nmoe_aux_loss_coef: 0.1\n";
+
+/// Experts on two and four processes, alone and as replicas: one curve, and what is saved is whole.
+#[test]
+fn experts_on_several_processes_give_the_curve_of_one() {
+    let model = mixture();
+    for tuning in ["finetuning_type=lora", "finetuning_type=full"] {
+        let one = trainable(ROWS);
+        one.run(&["train", "train.yaml", &model, tuning]).ok();
+        let want = losses(&one);
+        let splits: [(usize, &[&str]); 3] = [
+            (2, &["shard_size=2"]),
+            (4, &["shard_size=2", "gradient_checkpointing=true"]),
+            (4, &["shard_size=4", "max_tokens_per_micro_batch=64"]),
+        ];
+        for (ranks, split) in splits {
+            let place = trainable(ROWS);
+            let accumulation = format!("gradient_accumulation_steps={}", 4 / ranks);
+            let given = [&[model.as_str(), tuning, "strategy=expert", &accumulation], split].concat();
+            let told = run(&place, ranks, &given);
+            let name = if split[0] == "shard_size=2" && ranks == 4 { "expert 2x2" } else { &format!("expert {ranks}") };
+            assert!(told[0].err.contains(&format!("strategy: {name}")), "{}", told[0].err);
+            let gap = gap(&losses(&place), &want);
+            assert!(gap < 1e-5, "{given:?} on {ranks} ranks differs by {gap:e}");
+            let file = if tuning.ends_with("lora") { "adapter_model.safetensors" } else { "model.safetensors" };
+            let of = |place: &Place| tensors(&place.path("output").join(file));
+            let (saved, alone) = (of(&place), of(&one));
+            assert_eq!(saved.keys().collect::<Vec<_>>(), alone.keys().collect::<Vec<_>>());
+            for (name, values) in &saved {
+                assert_eq!(values.len(), alone[name].len(), "{name} is whole");
+            }
+        }
+    }
+}
+
+/// Saved by four whose experts are spread, gone on with by two under zero3, then by two whose experts are spread over
+/// others, finished and exported by one.
+#[test]
+fn a_checkpoint_of_spread_experts_serves_any_strategy() {
+    let model = mixture();
+    let rows = "max_samples: 28\nnum_train_epochs: 4\nmax_steps: -1\nper_device_train_batch_size: 1\n\
+                gradient_accumulation_steps: 4\nsave_steps: 1\nsave_total_limit: 100\n";
+    for tuning in ["finetuning_type=lora", "finetuning_type=full"] {
+        let calm = trainable(rows);
+        calm.run(&["train", "train.yaml", &model, tuning]).ok();
+        let place = trainable(rows);
+        // The schedule is that of the whole run, so each part is ended by a kill and not by a shorter run.
+        for (ranks, steps, split) in [(4, 6, "strategy=expert"), (2, 12, "strategy=zero3"), (2, 18, "strategy=expert")]
+        {
+            let (accumulation, shards) =
+                (format!("gradient_accumulation_steps={}", 4 / ranks), format!("shard_size={ranks}"));
+            let mut given = vec![model.as_str(), tuning, split, &accumulation];
+            given.extend(split.ends_with("expert").then_some(shards.as_str()));
+            let mut children = start(&place, ranks, &given);
+            reach(&place, steps);
+            let last = ranks - 1;
+            children[last].kill().unwrap();
+            children.remove(last).wait().unwrap();
+            end(&place, children);
+        }
+        let told = place.run(&["train", "train.yaml", &model, tuning]).ok();
+        assert!(told.err.contains("going on from output/checkpoint-"), "{}", told.err);
+        let gap = gap(&losses(&place), &losses(&calm));
+        assert!(gap < 1e-4, "{tuning}: {gap:e}");
+        let from: &[&str] = match tuning {
+            "finetuning_type=lora" => &[&model, "adapter_name_or_path=output"],
+            _ => &["model_name_or_path=output", "template=qwen3"],
+        };
+        place.run(&[&["export", "train.yaml", "export_dir=merged"], from].concat()).ok();
+        assert!(place.path("merged/model.safetensors").exists());
+    }
+}
+
+#[test]
+fn experts_that_a_model_does_not_have_are_not_spread() {
+    let place = trainable("max_steps: 2\n");
+    for told in end(&place, start(&place, 2, &["strategy=expert", "shard_size=2"])) {
+        assert_eq!(told.code, Some(1), "{}", told.err);
+        assert!(
+            told.error().contains("and the model has none; take another strategy, such as hybrid"),
+            "{}",
+            told.error()
+        );
+    }
+    let refused = place.run(&["train", "train.yaml", "strategy=zero3", "shard_size=2"]);
+    let told = "`shard_size` belongs to `strategy: hybrid` and `strategy: expert`, and the strategy is `zero3`";
+    assert!(refused.error().contains(told), "{}", refused.error());
 }

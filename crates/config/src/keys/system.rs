@@ -5,7 +5,7 @@ use super::{Choices, Key, Range, alias, no_effect, unsupported, works};
 
 const ONE_PROCESS: &str = "it is an option of PyTorch's DDP, which is not used";
 const STRATEGY: Choices = Choices {
-    here: &["auto", "replicate", "zero1", "zero2", "zero3", "hybrid", "pipeline"],
+    here: &["auto", "replicate", "zero1", "zero2", "zero3", "hybrid", "expert", "pipeline"],
     elsewhere: &[],
     instead: "",
 };
@@ -31,7 +31,7 @@ pub(super) const KEYS: &[Key] = &[
         "shard_size",
         Int(1),
         "null",
-        "ranks that hold one model together, for `strategy: hybrid`; a node's if not set",
+        "ranks that hold one model together, for `strategy: hybrid`, or its experts, for `strategy: expert`; a node's if not set",
     ),
     works(
         "pipeline_stages",

@@ -28,10 +28,13 @@ pub(super) fn parallel(s: &mut Settings<'_>) -> ParallelPlan {
 fn own_strategy(s: &mut Settings<'_>) -> Option<Strategy> {
     let (shards, stages) = (s.opt_count("shard_size"), s.opt_count("pipeline_stages"));
     let text = s.text("strategy");
-    for (name, value, of) in [("shard_size", shards, "hybrid"), ("pipeline_stages", stages, "pipeline")] {
-        if value.is_some() && text != of {
-            let message = format!("`{name}` belongs to `strategy: {of}`, and the strategy is `{text}`");
-            s.error(name, message, &format!("write `strategy: {of}`, or remove `{name}`"));
+    let belongs: [(_, _, &[&str]); 2] =
+        [("shard_size", shards, &["hybrid", "expert"]), ("pipeline_stages", stages, &["pipeline"])];
+    for (name, value, of) in belongs {
+        if value.is_some() && !of.contains(&text.as_str()) {
+            let of = of.iter().map(|of| format!("`strategy: {of}`")).collect::<Vec<_>>().join(" and ");
+            let message = format!("`{name}` belongs to {of}, and the strategy is `{text}`");
+            s.error(name, message, &format!("write {}, or remove `{name}`", of.replace(" and ", " or ")));
         }
     }
     match text.as_str() {
@@ -40,6 +43,7 @@ fn own_strategy(s: &mut Settings<'_>) -> Option<Strategy> {
         "zero2" => Some(Strategy::Zero2),
         "zero3" => Some(Strategy::Zero3),
         "hybrid" => Some(Strategy::Hybrid { shards }),
+        "expert" => Some(Strategy::Expert { shards }),
         "pipeline" => Some(Strategy::Pipeline { stages }),
         _ => None,
     }

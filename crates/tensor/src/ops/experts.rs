@@ -13,7 +13,7 @@ use crate::cpu::{self, Stack};
 use crate::cuda::kernels::{GroupedTerm, grouped_type};
 use crate::device::On;
 use crate::tape::{Grads, Saved};
-use crate::{DType, Kind, Param, Profile, Tape, Tensor, Var};
+use crate::{DType, Kind, Param, Profile, Shape, Tape, Tensor, Var};
 use std::rc::Rc;
 
 /// The same linear layer of each expert.
@@ -29,31 +29,41 @@ pub struct GroupedLinear {
 /// reader saved them. dx is the sum of a token's rows.
 pub fn dispatch(t: &Tape<'_>, x: &Var, routes: &Rc<Routes>) -> Var {
     let rows = gathered(&x.value, routes);
-    let (id, shape, dtype) = (x.id(), x.value.shape(), x.value.dtype());
+    let (id, shape) = (x.id(), x.value.shape());
     let ways = routes.clone();
     let var = t.op(rows, x.needs_grad(), move |g, drows| {
         let Some(id) = id else { return };
-        let dx = g.device().empty(shape, dtype, Kind::ActGrad);
-        match dx.runs_on() {
-            None => {}
-            Some(On::Cpu) => cpu::combine(drows.data(), ways.slots.u32(), None, dx.data_mut(), shape.last()),
-            Some(On::Cuda(gpu)) => gpu.combine(&drows, &ways, None, &dx),
-        }
-        g.put(id, dx);
+        g.put(id, summed(&drows, &ways, shape));
     });
     let (saved, ways) = (x.save(), routes.clone());
     t.again(var, move |g| gathered(&saved.get(g), &ways))
 }
 
-fn gathered(x: &Tensor, routes: &Routes) -> Tensor {
-    let width = x.shape().last();
-    let rows = x.device().empty([routes.rows(), width], x.dtype(), Kind::Act);
+/// Each token's rows, sorted by expert.
+pub(super) fn gathered(x: &Tensor, routes: &Routes) -> Tensor {
+    let rows = x.device().empty([routes.rows(), x.shape().last()], x.dtype(), Kind::Act);
+    gather_into(x, routes, &rows);
+    rows
+}
+
+/// The same into a tensor that is there.
+pub(super) fn gather_into(x: &Tensor, routes: &Routes, rows: &Tensor) {
     match rows.runs_on() {
         None => {}
-        Some(On::Cpu) => cpu::gather_rows(x.data(), routes.sources.u32(), rows.data_mut(), width),
-        Some(On::Cuda(gpu)) => gpu.gather_rows(x, &routes.sources, &rows),
+        Some(On::Cpu) => cpu::gather_rows(x.data(), routes.sources.u32(), rows.data_mut(), x.shape().last()),
+        Some(On::Cuda(gpu)) => gpu.gather_rows(x, &routes.sources, rows),
     }
-    rows
+}
+
+/// The sum of each token's sorted rows, `shape`.
+pub(super) fn summed(rows: &Tensor, routes: &Routes, shape: Shape) -> Tensor {
+    let x = rows.device().empty(shape, rows.dtype(), Kind::ActGrad);
+    match x.runs_on() {
+        None => {}
+        Some(On::Cpu) => cpu::combine(rows.data(), routes.slots.u32(), None, x.data_mut(), shape.last()),
+        Some(On::Cuda(gpu)) => gpu.combine(rows, routes, None, &x),
+    }
+    x
 }
 
 /// Sums what a token's experts made of it: `y[t] = sum_j weights[t, j] rows[slot(t, j)]`, `[t, width]` in the rows' type.
@@ -90,7 +100,7 @@ pub fn combine(t: &Tape<'_>, rows: &Var, weights: &Var, routes: &Rc<Routes>) -> 
 }
 
 /// The keys of the sorted rows' dropout: each expert drops other elements of a token.
-fn noise_of(noise: &Noise, routes: &Routes) -> Noise {
+pub(super) fn noise_of(noise: &Noise, routes: &Routes) -> Noise {
     let (samples, positions) = (routes.sources.empty_like(Kind::Work), routes.sources.empty_like(Kind::Work));
     match samples.runs_on() {
         None => {}

@@ -16,8 +16,10 @@ mod norm_rope;
 mod optimizer;
 mod rmsnorm;
 mod rope;
+mod rounds;
 mod route;
 mod sample;
+mod spread;
 mod swiglu;
 
 pub(crate) use attention::SpanTables;
@@ -34,8 +36,10 @@ pub use norm_rope::norm_rope;
 pub use optimizer::{AdamW, adamw, add_squares, all_finite, clip_factor, sum_of_squares};
 pub use rmsnorm::rmsnorm;
 pub use rope::{Rotary, rope};
+pub use rounds::expert_share;
 pub use route::{Balance, Routes, route};
 pub use sample::{Sampling, sample};
+pub use spread::{ExpertRanks, Experts, spread};
 pub use swiglu::swiglu;
 
 pub use crate::cpu::Route;

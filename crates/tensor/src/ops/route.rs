@@ -114,6 +114,32 @@ impl Routes {
         Self { args, chosen: of(rows), slots: of(rows), sources: of(rows), offsets, tiles }
     }
 
+    /// The ways of rows that came from other ranks, up to `capacity` of them: sorted row i was put at `order[i]`, and the own
+    /// experts' rows begin at `offsets`. Each counts as a token with one expert, whose keys of dropout are its own already.
+    pub(crate) fn of_rows(device: &Device, capacity: usize, order: &[u32], offsets: &[u32]) -> Self {
+        let args = Route { experts: 1, top_k: 1, normalize: false };
+        let of = |count: usize| device.empty([count], DType::U32, Kind::Act);
+        let ways =
+            Self { args, chosen: of(capacity), slots: of(capacity), sources: of(capacity), offsets: of(offsets.len()) };
+        let places: Vec<u32> = (0..capacity as u32).collect();
+        let write = |to: &Tensor, values: &[u32]| {
+            to.with_bytes_mut(|bytes| bytes[..4 * values.len()].copy_from_slice(bytemuck::cast_slice(values)));
+        };
+        write(&ways.slots, &places);
+        write(&ways.chosen, &vec![0; capacity]);
+        write(&ways.sources, order);
+        write(&ways.offsets, offsets);
+        ways
+    }
+
+    /// How many rows each expert sees, or would see if they came out even, where the device doesn't execute.
+    pub(crate) fn assumed_counts(&self) -> Vec<u32> {
+        let (rows, experts) = (self.rows(), self.args.experts);
+        let counted = self.counts();
+        let even = |expert: usize| (rows / experts + usize::from(expert < rows % experts)) as u32;
+        if counted.is_empty() { (0..experts).map(even).collect() } else { counted }
+    }
+
     /// Rows that experts see.
     pub fn rows(&self) -> usize {
         self.sources.numel()

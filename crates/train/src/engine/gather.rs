@@ -10,6 +10,7 @@ use super::group::{Group, Live};
 use ferrotune_dist::Activity;
 use ferrotune_dist::trace::Lane;
 use ferrotune_model::Stages;
+use ferrotune_tensor::ops::ExpertRanks;
 use ferrotune_tensor::{Host, Kind, Param, Phase, Segment, Tensor, ops};
 use std::ops::Range;
 
@@ -90,11 +91,15 @@ impl Host for Engine {
     fn weight(&self, param: &Param) -> Tensor {
         let place = self.place(param);
         let group = &self.groups[place.group];
-        self.whole(group).view(param.dtype.bytes(place.start), param.shape, param.dtype)
+        self.whole(group).view(param.dtype.bytes(place.start), place.shape(param), param.dtype)
     }
 
     fn grad(&self, param: &Param) -> Tensor {
         self.open_gradient(param)
+    }
+
+    fn expert_ranks(&self) -> Option<&dyn ExpertRanks> {
+        self.division.spreads_experts().then_some(self)
     }
 
     fn trains(&self, segment: Segment) -> bool {

@@ -3,7 +3,7 @@
 use super::division::{Division, Sharding};
 use ferrotune_dist::Ticket;
 use ferrotune_model::{Parameter, Role};
-use ferrotune_tensor::{DType, Device, Kind, Param, Phase, Segment, Tensor};
+use ferrotune_tensor::{DType, Device, Kind, Param, Phase, Segment, Shape, Tensor};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -19,6 +19,8 @@ pub(super) struct Class {
     pub(super) trained: Option<Trained>,
     /// Another stage holds a copy, which must stay equal: a tied embedding.
     pub(super) twin: bool,
+    /// Experts of a block: one group of all of them, which ranks may share out by number.
+    pub(super) experts: bool,
 }
 
 /// How a trained group is updated.
@@ -46,7 +48,8 @@ impl Class {
         let adapter = parameter.role != Role::Base;
         let trained = param.trainable.then(|| Trained { adapter, decays: parameter.decays(), rate });
         let twin = segments.len() < param.segments.len();
-        (!segments.is_empty()).then_some(Self { segments, dtype: param.dtype, trained, twin })
+        let (dtype, experts) = (param.dtype, parameter.experts().is_some());
+        (!segments.is_empty()).then_some(Self { segments, dtype, trained, twin, experts })
     }
 }
 
@@ -68,6 +71,8 @@ pub(super) enum Live {
 pub(super) struct Group {
     pub(super) class: Class,
     pub(super) cut: Cut,
+    /// It is of this rank's own experts: no other rank of the shard group has anything of it.
+    pub(super) apart: bool,
     /// Elements of the whole group, with what fills it up.
     pub(super) elements: usize,
     /// This rank's part of them: it updates these.
@@ -97,11 +102,15 @@ pub(super) struct Training {
 impl Group {
     /// A group whose parameters take `bytes`.
     pub(super) fn new(device: &Device, host: &Device, class: Class, bytes: usize, division: &Division) -> Self {
-        let shards = division.mesh.layout().shards;
+        let apart = class.experts && division.spreads_experts();
+        let (shards, shard) = match apart {
+            true => (1, 0),
+            false => (division.mesh.layout().shards, division.mesh.place().shard),
+        };
         let size = class.dtype.bytes(1);
         let elements = bytes.next_multiple_of(ALIGN * shards) / size;
         let part = elements / shards;
-        let own = division.mesh.place().shard * part..(division.mesh.place().shard + 1) * part;
+        let own = shard * part..(shard + 1) * part;
         let adapter = class.trained.is_some_and(|t| t.adapter);
         let cuts = |level| shards > 1 && !adapter && division.sharding >= level;
         let cut = Cut { weights: cuts(Sharding::Weights), grads: cuts(Sharding::Gradients) };
@@ -118,7 +127,7 @@ impl Group {
             master: (class.dtype != DType::F32).then(state),
         });
         let (live, asked) = (RefCell::new(Live::Absent), RefCell::default());
-        Self { class, cut, elements, own, weights, live, asked, training }
+        Self { class, cut, apart, elements, own, weights, live, asked, training }
     }
 
     /// Elements of the group that lie in `weights`.
@@ -141,17 +150,32 @@ pub(super) struct Place {
     pub(super) group: usize,
     /// Its first element in the group.
     pub(super) start: usize,
+    /// Which of the parameter's elements that is: 0, but where others have its first experts.
+    pub(super) first: usize,
+    /// How many of its elements the group has.
+    pub(super) len: usize,
 }
 
 impl Place {
-    /// The elements of `param` among the group's elements `among`: as numbered in the parameter, and as numbered in
-    /// `among`. Empty where it has none there.
-    pub(super) fn within(self, param: &Param, among: &Range<usize>) -> (Range<usize>, usize) {
+    /// The parameter's elements among the group's elements `among`: as numbered in the parameter, and as numbered in `among`.
+    /// Empty where it has none there.
+    pub(super) fn within(self, among: &Range<usize>) -> (Range<usize>, usize) {
         let start = self.start.clamp(among.start, among.end);
-        let end = (self.start + param.shape.numel()).clamp(among.start, among.end);
+        let end = (self.start + self.len).clamp(among.start, among.end);
         if start >= end {
             return (0..0, 0);
         }
-        (start - self.start..end - self.start, start - among.start)
+        let of = |at: usize| at - self.start + self.first;
+        (of(start)..of(end), start - among.start)
+    }
+
+    /// The shape of what the group has of `param`: whole, or as many of its experts.
+    pub(super) fn shape(self, param: &Param) -> Shape {
+        if self.len == param.shape.numel() {
+            return param.shape;
+        }
+        let mut sizes = param.shape.dims().to_vec();
+        sizes[0] = self.len * sizes[0] / param.shape.numel();
+        sizes[..].into()
     }
 }

@@ -1,10 +1,11 @@
 //! The engine: holds weights, gradients and optimiser states in flat groups, and is the tape's host.
 //!
 //! A group is all parameters that one set of segments reads and that are treated alike: frozen or trained, one dtype,
-//! one rate, decayed or not. It lies in one flat buffer, each parameter at a multiple of 64 bytes, so that ranks share,
+//! one rate, decayed or not, of experts or of what all tokens pass. It lies in one flat buffer, each parameter at a multiple of 64 bytes, so that ranks share,
 //! move and update ranges and never single tensors. What is shared is a [`Division`]; the model knows nothing of it.
 
 mod division;
+mod experts;
 mod gather;
 mod group;
 mod load;
@@ -73,10 +74,11 @@ impl Engine {
                     classes.push((class, 0));
                     classes.len() - 1
                 });
+                let held = division.takes_part_in(parameter, division.mesh.place().shard);
                 let bytes = &mut classes[group].1;
                 let start = *bytes / param.dtype.bytes(1);
-                *bytes += param.dtype.bytes(param.shape.numel()).next_multiple_of(ALIGN);
-                Place { group, start }
+                *bytes += param.dtype.bytes(held.len()).next_multiple_of(ALIGN);
+                Place { group, start, first: held.start, len: held.len() }
             }));
         }
         let groups: Vec<Group> =
@@ -163,19 +165,20 @@ impl Engine {
         self.places[param.id].expect("a stage asks only for parameters of its own segments")
     }
 
-    /// A trained parameter's whole gradient, in f32, where this rank holds it.
+    /// A trained parameter's whole gradient, in f32, where this rank holds it; of experts that are spread over ranks that of
+    /// its own.
     pub fn gradient(&self, param: &Param) -> Option<Tensor> {
         let place = self.places[param.id]?;
         let group = &self.groups[place.group];
         let training = group.training.as_ref().filter(|_| !group.cut.grads)?;
-        Some(training.grads.view(4 * place.start, param.shape, DType::F32))
+        Some(training.grads.view(4 * place.start, place.shape(param), DType::F32))
     }
 
     /// The elements of a parameter that lie on this rank, flat, and which they are.
     fn part(&self, param: &Param) -> Option<(std::ops::Range<usize>, Tensor)> {
         let place = self.places[param.id]?;
         let group = &self.groups[place.group];
-        let (range, start) = place.within(param, &group.held());
+        let (range, start) = place.within(&group.held());
         let view = || group.weights.view(param.dtype.bytes(start), [range.len()], param.dtype);
         (!range.is_empty()).then(|| (range.clone(), view()))
     }
@@ -187,7 +190,7 @@ impl Engine {
             let group = &self.groups[place.group];
             let grads = &group.training.as_ref()?.grads;
             let among = if group.cut.grads { group.own.clone() } else { 0..group.elements };
-            let (range, start) = place.within(param, &among);
+            let (range, start) = place.within(&among);
             Some(!ops::all_finite(&grads.view(4 * start, [range.len()], DType::F32)))
         };
         self.parameters.iter().map(|p| &p.param).find(|param| bad(param) == Some(true)).map(|p| p.name.as_str())

@@ -8,7 +8,7 @@
 //!
 //! A group's reduction begins when the last backward visit that adds to it is left: once in an optimiser step, or, where
 //! gradients are held in parts, once in each micro-batch. Groups of one rank take the same way, on which
-//! each collective is then the identity.
+//! each collective is then the identity. Experts that lie on one rank of a shard group alone are reduced over replicas only.
 
 use super::Engine;
 use super::group::{Group, RateClass, Training};
@@ -42,7 +42,7 @@ impl Engine {
         } else {
             training.grads.clone()
         };
-        whole.view(4 * place.start, param.shape, DType::F32)
+        whole.view(4 * place.start, place.shape(param), DType::F32)
     }
 
     fn no_gradient(&self, group: &Group) -> Tensor {
@@ -106,8 +106,12 @@ impl Engine {
 
     fn reduce_whole(&self, group: &Group, training: &Training) {
         let (mesh, own) = (&self.division.mesh, group.own_of(&training.grads));
-        let tickets = [mesh.shard.reduce_scatter(&training.grads, &own), mesh.replica.all_reduce(&own)];
-        self.flying.borrow_mut().extend(tickets);
+        let mut flying = self.flying.borrow_mut();
+        // Rows of all ranks of the shard group have come to the experts that lie on one of them.
+        if !group.apart {
+            flying.push(mesh.shard.reduce_scatter(&training.grads, &own));
+        }
+        flying.push(mesh.replica.all_reduce(&own));
     }
 
     /// Waits for all that is on its way.
@@ -172,7 +176,7 @@ impl Engine {
 
     /// Begins to make the weights whole again of which each rank has updated its part.
     pub(super) fn spread(&self, group: &Group) {
-        if !group.cut.weights {
+        if !group.cut.weights && !group.apart {
             let ticket = self.division.mesh.shard.all_gather(&group.own_of(&group.weights), &group.weights);
             self.flying.borrow_mut().push(ticket);
         }

@@ -40,7 +40,7 @@ impl Engine {
             let Some(place) = self.places[param.id] else { continue };
             let group = &self.groups[place.group];
             let (Some(training), true) = (&group.training, wanted(group)) else { continue };
-            let (range, start) = place.within(param, &group.own);
+            let (range, start) = place.within(&group.own);
             if range.is_empty() {
                 continue;
             }
@@ -132,29 +132,31 @@ impl Engine {
         let flat = master.unwrap_or_else(|| group.weights.clone());
         let (mesh, part) = (&self.division.mesh, group.own.len());
         let Layout { shards, .. } = mesh.layout();
-        let stored = |at: &Range<usize>| {
-            let (range, start) = place.within(param, at);
-            (!range.is_empty()).then(|| flat.view(flat.dtype().bytes(start), [range.len()], flat.dtype()))
-        };
-        let whole_here = flat.numel() == group.elements;
+        let whole_here = flat.numel() == group.elements && !group.apart;
+        let among = if whole_here { 0..group.elements } else { group.own.clone() };
+        let (range, start) = place.within(&among);
+        let mine = (!range.is_empty()).then(|| flat.view(flat.dtype().bytes(start), [range.len()], flat.dtype()));
         if mesh.place().shard > 0 {
-            if let Some(mine) = stored(&group.own).filter(|_| !whole_here) {
+            if let Some(mine) = mine.filter(|_| !whole_here) {
                 mesh.shard.send(&self.leaving(&mine), 0).wait()?;
             }
             return Ok(None);
         }
         if whole_here {
-            return Ok(stored(&(0..group.elements)).map(|value| value.reshape(param.shape)));
+            return Ok(mine.map(|value| value.reshape(param.shape)));
         }
         let whole = self.toward_files().empty([param.shape.numel()], flat.dtype(), Kind::Work);
         for from in 0..shards {
-            let (range, _) = place.within(param, &(from * part..(from + 1) * part));
+            let range = match group.apart {
+                true => self.division.takes_part_in(&self.parameters[param.id], from),
+                false => place.within(&(from * part..(from + 1) * part)).0,
+            };
             if range.is_empty() {
                 continue;
             }
             let to = whole.view(flat.dtype().bytes(range.start), [range.len()], flat.dtype());
-            match stored(&group.own).filter(|_| from == 0) {
-                Some(mine) => ops::copy(&to, &mine),
+            match mine.as_ref().filter(|_| from == 0) {
+                Some(mine) => ops::copy(&to, mine),
                 None => mesh.shard.recv(&to, from).wait()?,
             }
         }

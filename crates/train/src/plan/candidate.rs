@@ -26,8 +26,9 @@ impl Candidate {
         Self { layout, sharded, spans: division.spans.clone() }
     }
 
-    /// Whether it is a split of so many segments over so many ranks; one that was read may be anything.
-    pub fn is_sound(&self, world: usize, segments: usize) -> bool {
+    /// Whether it is a split of so many segments, with so many experts a block, over so many ranks; one that was read may be
+    /// anything.
+    pub fn is_sound(&self, world: usize, segments: usize, experts: usize) -> bool {
         let Layout { shards, stages, replicas } = self.layout;
         let ranks = shards.checked_mul(stages).and_then(|ranks| ranks.checked_mul(replicas));
         let mut end = 0;
@@ -36,7 +37,8 @@ impl Candidate {
             end = span.end;
             follows
         });
-        ranks == Some(world) && self.spans.len() == stages && follows && end == segments
+        let spread = self.sharded != Sharding::Experts || (stages == 1 && shards <= experts);
+        ranks == Some(world) && self.spans.len() == stages && follows && end == segments && spread
     }
 
     /// Micro-batches that each rank sees of a step's `all`.
@@ -58,8 +60,19 @@ impl Candidate {
         self.spans.iter().enumerate().map(stage).max().unwrap_or(0)
     }
 
+    /// Whether each rank of a shard group has its own part of `group`'s experts.
+    pub(super) fn spreads(&self, group: &Group) -> bool {
+        self.sharded == Sharding::Experts && self.layout.shards > 1 && !group.stacks.is_empty()
+    }
+
     fn group_bytes(&self, group: &Group) -> u64 {
         let shards = self.layout.shards;
+        if self.spreads(group) {
+            // The first rank has no fewer experts than others.
+            let weights = group.share(shards, 0);
+            let states = if group.element == 4 { 3 } else { 4 };
+            return weights + if group.kind == GroupKind::Frozen { 0 } else { states * weights / group.element * 4 };
+        }
         let part = |bytes: u64, from: Sharding| if self.sharded >= from { bytes / shards as u64 } else { bytes };
         let (weights, gradient) = (group.padded(shards), group.gradient(shards));
         // Two moments, and the f32 copy of weights that aren't f32.
@@ -85,6 +98,8 @@ impl fmt::Display for Candidate {
             (1, Sharding::Optimizer) => f.write_str("zero1"),
             (1, Sharding::Gradients) => f.write_str("zero2"),
             (1, Sharding::Weights) => f.write_str("zero3"),
+            (1, Sharding::Experts) if replicas > 1 => write!(f, "expert {shards}x{replicas}"),
+            (1, Sharding::Experts) => write!(f, "expert {shards}"),
             _ if layout_is_one_pipe(self.layout) => write!(f, "pipeline {stages}"),
             (_, Sharding::Whole) => write!(f, "pipeline {stages} x replicate {}", shards * replicas),
             (_, sharded) => write!(f, "pipeline {stages} x {sharded:?} {shards} x replicate {replicas}"),
@@ -97,7 +112,7 @@ fn layout_is_one_pipe(layout: Layout) -> bool {
 }
 
 /// All splits of `demand` over `world` ranks, `per_node` of them on a node, that are worth a look, the plainest first. Shard
-/// groups of `hybrid` lie inside a node or are whole nodes; stages of a pipeline are balanced by time within `capacity`
+/// groups of `hybrid` and `expert` lie inside a node or are whole nodes; each rank has an expert; stages of a pipeline are balanced by time within `capacity`
 /// bytes a rank, or by time alone where nothing fits.
 pub fn candidates(demand: &Demand, world: usize, per_node: usize, all: usize, capacity: Option<u64>) -> Vec<Candidate> {
     let segments = demand.segments.len();
@@ -115,6 +130,8 @@ pub fn candidates(demand: &Demand, world: usize, per_node: usize, all: usize, ca
     let divisors = || (2..=world).filter(|n| world.is_multiple_of(*n));
     let aligned = |n: &usize| per_node.is_multiple_of(*n) || n.is_multiple_of(per_node);
     found.extend(divisors().filter(|n| *n < world).filter(aligned).map(|n| plain(n, Sharding::Weights)));
+    let experts = demand.experts().unwrap_or(0);
+    found.extend(divisors().filter(|n| *n <= experts).filter(aligned).map(|n| plain(n, Sharding::Experts)));
     for stages in divisors().filter(|stages| *stages + 2 <= segments) {
         let layout = Layout { shards: 1, stages, replicas: world / stages };
         let micro_batches = all.div_ceil(layout.data_ranks());

@@ -4,6 +4,7 @@
 use crate::{Error, Result};
 use ferrotune_model::{Batch, LossOptions, Model, Parameter, Role, Sequence};
 use ferrotune_tensor::cards::Card;
+use ferrotune_tensor::ops::expert_share;
 use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tape, Tensor};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -35,9 +36,19 @@ pub struct Group {
     pub weights: u64,
     /// Bytes of a weight.
     pub element: u64,
+    /// Of a group of experts: of each parameter, how many experts it holds and the bytes of one. Nothing of other groups.
+    pub stacks: Vec<(usize, u64)>,
 }
 
 impl Group {
+    /// Bytes of the weights of the experts that rank `shard` of `shards` has, where each has its own.
+    pub fn share(&self, shards: usize, shard: usize) -> u64 {
+        let of = |&(experts, one): &(usize, u64)| {
+            (expert_share(experts, shards, shard).len() as u64 * one).next_multiple_of(ALIGN)
+        };
+        self.stacks.iter().map(of).sum()
+    }
+
     /// Bytes of the weights, padded so that `shards` ranks hold equal parts.
     pub fn padded(&self, shards: usize) -> u64 {
         self.weights.next_multiple_of(ALIGN * shards as u64)
@@ -61,6 +72,37 @@ pub struct Cost {
     pub backward: f64,
     /// Bytes that it keeps for the backward pass of one micro-batch.
     pub held: u64,
+    /// What goes to its experts and back where these are spread over ranks.
+    pub rows: Rows,
+}
+
+/// Rows of one block and micro-batch on their way to experts that are spread over ranks; of nothing in a block without.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Rows {
+    /// Experts.
+    pub experts: usize,
+    /// Bytes of all rows of the micro-batch, one for each of a token's experts.
+    pub bytes: u64,
+    /// Bytes of the keys of their dropout, if they have any.
+    pub keys: u64,
+    /// Of a forward and of a backward visit.
+    pub trips: [Trips; 2],
+}
+
+/// How often rows go one way in a visit, if there is one round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Trips {
+    /// To the experts of a forward pass, each with its keys and after counts are exchanged; as often back from there.
+    pub forward: u64,
+    /// Gradients to the experts.
+    pub gradients: u64,
+    /// Gradients back.
+    pub back: u64,
+}
+
+impl Trips {
+    /// Of a forward visit.
+    pub const FORWARD: Self = Self { forward: 1, gradients: 0, back: 0 };
 }
 
 /// What a rank does in a second.
@@ -150,6 +192,7 @@ impl Demand {
                 forward: seconds(forward, Phase::Forward),
                 backward: seconds(backward, Phase::Backward),
                 held: count.held,
+                rows: rows(model, Segment(segment), tokens, recompute),
             }
         };
         let segments = host.counts.borrow().iter().enumerate().map(cost).collect();
@@ -165,6 +208,11 @@ impl Demand {
     pub fn with_router_loss(self, model: &Model, weight: f64) -> Self {
         let moe = model.config().moe.as_ref().filter(|moe| weight != 0.0 && moe.sparse.contains(&true));
         Self { counted_experts: moe.map_or(0, |moe| moe.experts as u64), ..self }
+    }
+
+    /// Experts of the block that has fewest; `None` of a model without.
+    pub fn experts(&self) -> Option<usize> {
+        self.groups.iter().flat_map(|group| &group.stacks).map(|(experts, _)| *experts).min()
     }
 
     /// Whether a rank runs its `micro_batches` forward once more, without the head, to count what routers choose.
@@ -186,6 +234,12 @@ impl Demand {
             segment.forward = of(&|demand| demand.segments[i].forward);
             segment.backward = of(&|demand| demand.segments[i].backward);
         }
+        for (i, segment) in mean.segments.iter_mut().enumerate() {
+            let of = |bytes: &dyn Fn(&Rows) -> u64| {
+                demands.iter().map(|d| bytes(&d.segments[i].rows)).sum::<u64>() / count as u64
+            };
+            (segment.rows.bytes, segment.rows.keys) = (of(&|rows| rows.bytes), of(&|rows| rows.keys));
+        }
         mean.border = demands.iter().map(|demand| demand.border).sum::<u64>() / count as u64;
         Some(mean)
     }
@@ -202,6 +256,23 @@ impl Demand {
     }
 }
 
+/// What goes to the experts of a segment for `tokens` tokens.
+fn rows(model: &Model, segment: Segment, tokens: usize, recompute: bool) -> Rows {
+    let Some((moe, training)) = model.config().moe.as_ref().zip(model.expert_training(segment)) else {
+        return Rows::default();
+    };
+    let rows = tokens * moe.top_k;
+    let recorded = training.trains || training.passes;
+    let backward =
+        Trips { forward: u64::from(recompute), gradients: u64::from(recorded), back: u64::from(training.passes) };
+    Rows {
+        experts: moe.experts,
+        bytes: model.activations().bytes(rows * model.config().hidden_size) as u64,
+        keys: if training.drops { 8 * rows as u64 } else { 0 },
+        trips: [Trips::FORWARD, backward],
+    }
+}
+
 /// What makes parameters members of one group, as the engine has it.
 #[derive(PartialEq)]
 struct Class<'a> {
@@ -210,6 +281,7 @@ struct Class<'a> {
     kind: GroupKind,
     decays: bool,
     rate_of_b: bool,
+    experts: bool,
 }
 
 /// The groups that the engine makes of `parameters`; `reads` are each parameter's visits.
@@ -229,15 +301,18 @@ fn groups(parameters: &[Parameter], plus: bool, reads: &[Vec<(usize, Phase)>]) -
             kind,
             decays: param.trainable && decays,
             rate_of_b: param.trainable && rate_of_b,
+            experts: parameter.experts().is_some(),
         };
         let place = found.iter().position(|(known, _)| *known == class).unwrap_or_else(|| {
             let segments = param.segments.iter().map(|segment| segment.0).collect();
             let element = param.dtype.bytes(1) as u64;
-            found.push((class, Group { kind, segments, visits: Vec::new(), weights: 0, element }));
+            found.push((class, Group { kind, segments, visits: Vec::new(), weights: 0, element, stacks: Vec::new() }));
             found.len() - 1
         });
         let group = &mut found[place].1;
-        group.weights += (param.dtype.bytes(param.shape.numel()) as u64).next_multiple_of(ALIGN);
+        let bytes = param.dtype.bytes(param.shape.numel()) as u64;
+        group.weights += bytes.next_multiple_of(ALIGN);
+        group.stacks.extend(parameter.experts().map(|experts| (experts, bytes / experts as u64)));
         let new: Vec<_> = reads[param.id].iter().filter(|visit| !group.visits.contains(visit)).copied().collect();
         group.visits.extend(new);
     }

@@ -73,6 +73,29 @@ impl Links {
         self.slowest(&edges)
     }
 
+    /// What it takes the ranks of all shard groups to send an equal part of their bytes to each rank of their group, all at the
+    /// same time: seconds until the first arrives, and seconds for each byte of the whole that a rank has. What leaves a node
+    /// and what stays goes side by side.
+    pub(super) fn spread(&self, layout: Layout) -> (f64, f64) {
+        let peers = |rank: usize, crossing: bool| {
+            let peer = |shard: usize| layout.rank(Place { shard, ..layout.place(rank) });
+            (0..layout.shards).map(peer).filter(|peer| *peer != rank && self.crosses(rank, *peer) == crossing).count()
+        };
+        let (mut latency, mut slowest) = (0.0_f64, 0.0_f64);
+        for (link, crossing) in [(&self.inside, false), (&self.across, true)] {
+            for node in (0..layout.world()).step_by(self.per_node) {
+                let ranks = node..layout.world().min(node + self.per_node);
+                let sending: Vec<usize> = ranks.map(|rank| peers(rank, crossing)).filter(|peers| *peers > 0).collect();
+                for peers in &sending {
+                    latency = latency.max(link.latency);
+                    let part = *peers as f64 / layout.shards as f64;
+                    slowest = slowest.max(part / link.among(sending.len()));
+                }
+            }
+        }
+        (latency, slowest)
+    }
+
     /// A message over the border between stage `from` and stage `to`, while all pipes pass one over theirs.
     pub(super) fn border(&self, layout: Layout, from: usize, to: usize) -> Hop {
         let at = |rank: usize| layout.rank(Place { stage: to, ..layout.place(rank) });

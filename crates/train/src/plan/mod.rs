@@ -22,7 +22,7 @@ mod tests;
 pub use balance::{Load, balance};
 pub use candidate::{Candidate, balance_of, candidates};
 pub use choose::{Choice, Question, best, choose};
-pub use demand::{Cost, Demand, Group, GroupKind, Rates};
+pub use demand::{Cost, Demand, Group, GroupKind, Rates, Rows, Trips};
 pub use links::{Link, Links};
 pub use measure::measure_rates;
 pub use probe::{Hop, Probe};

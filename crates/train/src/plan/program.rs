@@ -2,8 +2,8 @@
 //! same, so there is one program a stage.
 
 use super::links::Axis;
-use super::traffic::{LABELS, LOSS, NORM, choices, tied_ends, uses};
-use super::{Candidate, Demand, Group, GroupKind};
+use super::traffic::{LABELS, LOSS, NORM, choices, counts, tied_ends, uses};
+use super::{Candidate, Demand, Group, GroupKind, Rows, Trips};
 use crate::engine::Sharding;
 use ferrotune_tensor::Phase;
 use std::collections::BTreeMap;
@@ -27,6 +27,8 @@ pub(super) enum Transfer {
     Half(Axis, u64),
     /// An all-reduce of so many bytes.
     Whole(Axis, u64),
+    /// Of so many bytes the parts that belong to the other ranks of the shard group, one to each.
+    Spread(u64),
     /// A message of so many bytes to another stage.
     Send(usize, u64),
     /// The next message of another stage.
@@ -210,12 +212,30 @@ impl<'a> Builder<'a> {
 
     fn compute(&mut self, visit: &Visit) {
         let cost = &self.demand.segments[visit.segment];
+        if self.candidate.sharded == Sharding::Experts && cost.rows.experts > 0 && !self.passed_by(visit) {
+            self.spread(&cost.rows, cost.rows.trips[usize::from(visit.phase == Phase::Backward)]);
+        }
         let seconds = match visit.phase {
             Phase::Forward if visit.counting => self.demand.census(visit.segment),
             Phase::Forward => cost.forward,
             Phase::Backward => cost.backward,
         };
         self.program.ops.push(Op::Compute(seconds));
+    }
+
+    /// The rows of a visit, which somebody waits for each time.
+    fn spread(&mut self, rows: &Rows, trips: Trips) {
+        let ranks = self.candidate.layout.shards as u64;
+        let mut transfers = Vec::new();
+        for _ in 0..trips.forward {
+            transfers.extend(counts(rows).map(|bytes| Transfer::Half(Axis::Shard, bytes * ranks)));
+            transfers.extend([rows.bytes, rows.keys, rows.bytes].map(Transfer::Spread));
+        }
+        transfers.extend((0..trips.gradients + trips.back).map(|_| Transfer::Spread(rows.bytes)));
+        for transfer in transfers {
+            let begun = self.begin(transfer);
+            self.wait(begun);
+        }
     }
 
     fn leave(&mut self, visit: &Visit) {
@@ -280,6 +300,10 @@ impl<'a> Builder<'a> {
 
     fn reduce_whole(&mut self, group: &Group) {
         let layout = self.candidate.layout;
+        if self.candidate.spreads(group) {
+            let gradient = group.share(layout.shards, 0) / group.element * 4;
+            return self.begin_flying(Transfer::Whole(Axis::Replica, gradient));
+        }
         let gradient = group.gradient(layout.shards);
         self.begin_flying(Transfer::Half(Axis::Shard, gradient));
         self.begin_flying(Transfer::Whole(Axis::Replica, gradient / layout.shards as u64));
@@ -313,7 +337,9 @@ impl<'a> Builder<'a> {
         for group in trained {
             let share = group.gradient(1) as f64 / all as f64 / shards as f64;
             self.program.ops.push(Op::Compute(self.demand.update * share));
-            if !(group.kind == GroupKind::Trained && sharded == Sharding::Weights) {
+            let stays =
+                self.candidate.spreads(group) || group.kind == GroupKind::Trained && sharded == Sharding::Weights;
+            if !stays {
                 self.begin_flying(Transfer::Half(Axis::Shard, group.padded(shards)));
             }
         }

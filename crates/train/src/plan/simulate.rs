@@ -3,7 +3,8 @@
 //! All ranks of a stage do the same at the same time, so one of them is followed for each stage. Transfers of a rank are
 //! carried out in the order in which they were begun, one at a time; a message is handed on and travels by itself. A ring
 //! over n ranks takes (n - 1) (latency + bytes / n / bandwidth), twice that for an all-reduce, with the bandwidth that is
-//! left where several rings share a card or a bus. Not modelled: what moving bytes takes from computing, ranks of unequal
+//! left where several rings share a card or a bus. Rows that are spread over a shard group's experts go to all others at the
+//! same time and are as even as they can be; nothing is computed meanwhile. Not modelled: what moving bytes takes from computing, ranks of unequal
 //! speed, and rings and messages that get into each other's way.
 
 use super::links::{Axis, Hop, Links};
@@ -142,6 +143,7 @@ impl<'a> Machine<'a> {
         match self.stages[number].program.transfers[transfer] {
             Transfer::Half(axis, bytes) => self.meet(number, axis, start, self.wires.ring(axis, bytes)),
             Transfer::Whole(axis, bytes) => self.meet(number, axis, start, 2.0 * self.wires.ring(axis, bytes)),
+            Transfer::Spread(bytes) => self.meet(number, Axis::Shard, start, self.wires.spread(bytes)),
             Transfer::Send(to, bytes) => {
                 let hop = self.wires.borders[&(number, to)];
                 let busy = self.busy.entry((number, to)).or_insert(0.0);
@@ -185,6 +187,8 @@ impl<'a> Machine<'a> {
 struct Wires {
     rings: HashMap<Axis, (usize, Hop)>,
     borders: HashMap<(usize, usize), Hop>,
+    /// Seconds until a shard group's parts for each other begin to arrive, and seconds for a byte of what is spread.
+    spread: (f64, f64),
 }
 
 impl Wires {
@@ -195,7 +199,14 @@ impl Wires {
         let ring = |axis: Axis| (axis, (axis.len(layout), links.map_or(free, |links| links.ring(layout, axis))));
         let pairs = (1..layout.stages).flat_map(|stage| [(stage - 1, stage), (stage, stage - 1)]);
         let border = |(from, to)| ((from, to), links.map_or(free, |links| links.border(layout, from, to)));
-        Self { rings: Axis::ALL.into_iter().map(ring).collect(), borders: pairs.map(border).collect() }
+        let spread = links.map_or((0.0, 0.0), |links| links.spread(layout));
+        Self { rings: Axis::ALL.into_iter().map(ring).collect(), borders: pairs.map(border).collect(), spread }
+    }
+
+    /// Seconds in which each rank of a shard group gets its part of every other one's `bytes`.
+    fn spread(&self, bytes: u64) -> f64 {
+        let (latency, each) = self.spread;
+        if bytes == 0 { 0.0 } else { latency + bytes as f64 * each }
     }
 
     /// Seconds for which parts of `bytes` go once around.

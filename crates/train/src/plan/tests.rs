@@ -22,13 +22,13 @@ fn group(kind: GroupKind, segments: &[usize], weights: u64) -> Group {
         [(*segment, Phase::Forward)].into_iter().chain(again)
     });
     let element = if kind == GroupKind::Frozen { 2 } else { 4 };
-    Group { kind, segments: segments.to_vec(), visits: visits.collect(), weights, element }
+    Group { kind, segments: segments.to_vec(), visits: visits.collect(), weights, element, stacks: Vec::new() }
 }
 
 /// Embedding, four blocks and a head; a second forward and two backward in each block.
 fn lora() -> Demand {
-    let block = Cost { forward: 1.0, backward: 2.0, held: 0 };
-    let head = Cost { forward: 0.0, backward: 0.0, held: 0 };
+    let block = Cost { forward: 1.0, backward: 2.0, ..Cost::default() };
+    let head = Cost::default();
     let mut groups = vec![group(GroupKind::Frozen, &[0], 6400)];
     for segment in 1..=4 {
         groups.push(group(GroupKind::Frozen, &[segment], 64000));
@@ -49,6 +49,19 @@ fn full() -> Demand {
     let mut demand = lora();
     demand.groups = vec![group(GroupKind::Trained, &[0, 5], 6400)];
     demand.groups.extend((1..=4).map(|segment| Group { element: 2, ..group(GroupKind::Trained, &[segment], 64000) }));
+    demand
+}
+
+/// The same with four experts in each block, which have adapters, too.
+fn mixture() -> Demand {
+    let mut demand = lora();
+    let trips = [Trips::FORWARD, Trips { forward: 1, gradients: 1, back: 1 }];
+    for segment in 1..=4 {
+        demand.segments[segment].rows = Rows { experts: 4, bytes: 1200, keys: 240, trips };
+        for (kind, one) in [(GroupKind::Frozen, 1600), (GroupKind::Adapter, 64)] {
+            demand.groups.push(Group { stacks: vec![(4, one); 3], ..group(kind, &[segment], 12 * one) });
+        }
+    }
     demand
 }
 
@@ -194,6 +207,11 @@ fn scheduled(demand: &Demand, candidate: &Candidate, all: usize, rank: usize, ov
             Transfer::Half(axis, bytes) => ring(axis, bytes, 1),
             Transfer::Whole(axis, bytes) => ring(axis, bytes, 2),
             Transfer::Send(to, bytes) => messages.push((layout.rank(Place { stage: to, ..place }), bytes)),
+            Transfer::Spread(bytes) => {
+                let peers = (0..layout.shards).filter(|shard| *shard != place.shard);
+                messages
+                    .extend(peers.map(|shard| (layout.rank(Place { shard, ..place }), bytes / layout.shards as u64)));
+            }
             Transfer::Receive(_) => {}
         }
     }
@@ -203,9 +221,9 @@ fn scheduled(demand: &Demand, candidate: &Candidate, all: usize, rank: usize, ov
 
 #[test]
 fn the_schedule_sends_what_the_closed_form_says() {
-    use Sharding::{Gradients, Optimizer, Weights, Whole};
+    use Sharding::{Experts, Gradients, Optimizer, Weights, Whole};
     let counted = |demand| Demand { counted_experts: 8, ..demand };
-    for demand in [lora(), full(), counted(lora()), counted(full())] {
+    for demand in [lora(), full(), mixture(), counted(lora()), counted(full()), counted(mixture())] {
         for (shards, stages, replicas, sharded) in [
             (1, 1, 1, Whole),
             (1, 1, 3, Whole),
@@ -214,6 +232,8 @@ fn the_schedule_sends_what_the_closed_form_says() {
             (3, 1, 1, Weights),
             (2, 1, 2, Weights),
             (2, 1, 3, Gradients),
+            (2, 1, 3, Experts),
+            (4, 1, 1, Experts),
             (1, 2, 1, Whole),
             (1, 4, 3, Whole),
             (2, 2, 2, Optimizer),
@@ -229,6 +249,34 @@ fn the_schedule_sends_what_the_closed_form_says() {
             }
         }
     }
+}
+
+/// Rows are waited for each time, so on wires alone a step lasts as long as its bytes take, however fast it computes.
+#[test]
+fn rows_hide_behind_nothing() {
+    let (demand, candidate) = (mixture(), split(4, 1, 1, Sharding::Experts));
+    let links = wires(1000.0, 0.0);
+    let sent: u64 = traffic(&demand, &candidate, 8, 0).iter().sum();
+    let rows = 2 * 4 * (1200 * 6 + 240 * 2) * 3 / 4;
+    assert!(sent > rows && sent < rows + rows / 4, "{sent} {rows}");
+    for overlap in [false, true] {
+        let found = simulate(&demand, &candidate, 8, &links, overlap);
+        assert!(found.communication >= rows as f64 / 1000.0, "{found:?}");
+    }
+}
+
+/// Of eight ranks on two nodes each sends half of what it has over the node's one card, beside three others.
+#[test]
+fn rows_that_leave_a_node_share_its_card() {
+    let layout = Layout { shards: 8, stages: 1, replicas: 1 };
+    let link = |bandwidth, latency| Link { bandwidth, shared: bandwidth, latency };
+    let links =
+        Links { per_node: 4, inside: Link { shared: f64::INFINITY, ..link(10.0, 1.0) }, across: link(8.0, 2.0) };
+    let (latency, each) = links.spread(layout);
+    near(latency, 2.0);
+    near(each, 4.0 / 8.0 / (8.0 / 4.0));
+    let inside = links.spread(Layout { shards: 4, stages: 1, replicas: 2 });
+    near(inside.1, 3.0 / 4.0 / 10.0);
 }
 
 #[test]
@@ -305,6 +353,9 @@ fn the_fastest_that_fits_is_chosen() {
     let names: Vec<String> = all.iter().map(Candidate::to_string).collect();
     let expected = ["replicate", "zero1", "zero2", "zero3", "hybrid 2x2", "pipeline 2 x replicate 2"];
     assert_eq!(names, expected, "four stages of three blocks are no pipeline");
+    let of_experts = candidates(&mixture(), 8, 4, 32, None).into_iter().filter(|c| c.sharded == Sharding::Experts);
+    let names: Vec<String> = of_experts.map(|candidate| candidate.to_string()).collect();
+    assert_eq!(names, ["expert 2x4", "expert 4x2"], "four experts are none for each of eight ranks");
     let whole = 1000;
     let needed = |candidate: &Candidate| {
         let parts = if candidate.sharded == Sharding::Weights { candidate.layout.shards } else { 1 };
@@ -331,7 +382,7 @@ fn a_split_that_was_read_is_taken_only_if_it_covers_ranks_and_segments() {
         sharded: Sharding::Whole,
         spans: spans.to_vec(),
     };
-    assert!(split(1, 2, 2, &[0..3, 3..6]).is_sound(4, 6) && split(4, 1, 1, &[0..6; 1]).is_sound(4, 6));
+    assert!(split(1, 2, 2, &[0..3, 3..6]).is_sound(4, 6, 0) && split(4, 1, 1, &[0..6; 1]).is_sound(4, 6, 0));
     for (odd, why) in [
         (split(1, 2, 2, &[0..3, 3..6]), "six ranks"),
         (split(1, 2, 3, &[0..3, 3..5]), "a segment left out at the end"),
@@ -341,6 +392,8 @@ fn a_split_that_was_read_is_taken_only_if_it_covers_ranks_and_segments() {
         (split(usize::MAX, 1, 2, &[0..6; 1]), "more ranks than there are numbers"),
         (split(0, 1, 6, &[0..6; 1]), "no rank at all"),
     ] {
-        assert!(!odd.is_sound(6, 6), "{why}");
+        assert!(!odd.is_sound(6, 6, 0), "{why}");
     }
+    let spread = Candidate { sharded: Sharding::Experts, ..split(6, 1, 1, &[0..6; 1]) };
+    assert!(spread.is_sound(6, 6, 6) && !spread.is_sound(6, 6, 5), "an expert for each rank");
 }

@@ -4,10 +4,11 @@
 //! Not counted: heads of messages and what keeps connections alive.
 
 use super::links::{Axis, Links};
-use super::{Candidate, Demand, Group, GroupKind};
+use super::{Candidate, Demand, Group, GroupKind, Rows, Trips};
 use crate::engine::Sharding;
 use ferrotune_dist::{Layout, Place};
 use ferrotune_tensor::Phase;
+use ferrotune_tensor::ops::expert_share;
 use std::ops::Range;
 
 /// The sums of a few f64 in a step, each an all-gather. Label tokens and tokens.
@@ -29,6 +30,13 @@ pub fn traffic(demand: &Demand, candidate: &Candidate, all: usize, rank: usize) 
     let span = &candidate.spans[layout.place(rank).stage];
     let mut sent = Sent { layout, rank, bytes: vec![0; layout.world()] };
     for group in demand.groups.iter().filter(|group| uses(group, span) > 0) {
+        if candidate.spreads(group) {
+            if group.kind != GroupKind::Frozen {
+                let gradient = group.share(layout.shards, layout.place(rank).shard) / group.element * 4;
+                sent.sums(Axis::Replica, gradient);
+            }
+            continue;
+        }
         let (weights, gradient) = (group.padded(layout.shards), group.gradient(layout.shards));
         let own = gradient / layout.shards as u64;
         if sharded == Sharding::Weights && group.kind != GroupKind::Adapter {
@@ -46,6 +54,13 @@ pub fn traffic(demand: &Demand, candidate: &Candidate, all: usize, rank: usize) 
         }
         if !(group.kind == GroupKind::Trained && sharded == Sharding::Weights) {
             sent.gathers(weights, 1);
+        }
+    }
+    if sharded == Sharding::Experts {
+        for (segment, cost) in demand.segments.iter().enumerate() {
+            let backward = u64::from(segment >= demand.backward_from());
+            let forward = if counts_first { 2 } else { 1 };
+            sent.rows(&cost.rows, [forward * micro_batches, backward * micro_batches]);
         }
     }
     sent.borders(demand, span, [if counts_first { 2 } else { 1 }, 1].map(|passes| passes * micro_batches));
@@ -79,6 +94,11 @@ fn counting_gathers(demand: &Demand, group: &Group, span: &Range<usize>) -> u64 
 /// What routers chose, and the sums of their probabilities.
 pub(super) fn choices(demand: &Demand) -> (Axis, u64) {
     (Axis::World, 2 * demand.counted_experts)
+}
+
+/// Bytes that each rank tells the others before rows go: how long that is, and its rows for each expert.
+pub(super) fn counts(rows: &Rows) -> [u64; 2] {
+    if rows.experts == 0 { [0, 0] } else { [8, 4 * rows.experts as u64] }
 }
 
 /// Whether the first and the last stage both hold `group` and have to agree on its gradient.
@@ -127,6 +147,23 @@ impl Sent {
         let part = |i: u64| whole / 4 * (i + 1) / n * 4 - whole / 4 * i / n * 4;
         let i = axis.number(self.layout, self.rank) as u64;
         self.add(axis, 2 * whole - part(i) - part((i + 1) % n));
+    }
+
+    /// Rows to the ranks of their experts and back, `visits` forward and backward; rows are spread evenly.
+    fn rows(&mut self, rows: &Rows, visits: [u64; 2]) {
+        let (place, shards) = (self.layout.place(self.rank), self.layout.shards);
+        let of = |trips: &dyn Fn(&Trips) -> u64| rows.trips.iter().zip(visits).map(|(t, n)| trips(t) * n).sum::<u64>();
+        let (forward, gradients, back) = (of(&|t| t.forward), of(&|t| t.gradients), of(&|t| t.back));
+        let share = |bytes: u64, shard: usize| {
+            let own = expert_share(rows.experts, shards, shard).len() as u64;
+            if rows.experts == 0 { 0 } else { bytes * own / rows.experts as u64 }
+        };
+        for shard in (0..shards).filter(|shard| *shard != place.shard) {
+            let there = share(rows.bytes, shard) * (forward + gradients) + share(rows.keys, shard) * forward;
+            let here = share(rows.bytes, place.shard) * (forward + back);
+            self.bytes[self.layout.rank(Place { shard, ..place })] += there + here;
+        }
+        self.add(Axis::Shard, forward * (shards as u64 - 1) * counts(rows).iter().sum::<u64>());
     }
 
     /// Activations to the next stage, their gradients to the previous one if anything trains there.

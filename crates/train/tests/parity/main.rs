@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
 
+mod memory;
 mod split;
 
 use ferrotune_config::plan::{FreezePlan, LoraPlan, LoraTargets, Tuning};
@@ -53,6 +54,17 @@ fn splits() -> Vec<Split> {
     all
 }
 
+/// The same where each rank of a group has experts of its own; of six, four ranks have two or one.
+fn expert_splits() -> Vec<Split> {
+    let split = |name, [shards, replicas]: [usize; 2]| Split {
+        name,
+        layout: ferrotune_dist::Layout { shards, stages: 1, replicas },
+        sharding: Sharding::Experts,
+        ..Split::solo()
+    };
+    vec![split("expert 2", [2, 1]), split("expert 4", [4, 1]), split("expert 2x2", [2, 2])]
+}
+
 fn check(case: &Case, split: &Split, want: &Curve) {
     let got = curve(case, split);
     let gap = got.gap(want);
@@ -62,7 +74,8 @@ fn check(case: &Case, split: &Split, want: &Curve) {
 fn matrix(case: &Case) {
     let want = curve(case, &Split::solo());
     assert!(want.losses.last().unwrap() < want.losses.first().unwrap(), "it learns: {:?}", want.losses);
-    for split in splits().into_iter().chain([Split::solo()]) {
+    let spread = if case.experts == Experts::None { Vec::new() } else { expert_splits() };
+    for split in splits().into_iter().chain(spread).chain([Split::solo()]) {
         // With four ranks: four rows at once, and one row four times.
         for micro_batch in [1, 4] {
             check(case, &Split { micro_batch, ..split }, &want);
@@ -105,6 +118,20 @@ fn all_weights_of_experts_and_routers() {
     }
 }
 
+/// Every token goes to one and the same expert: its rank takes all of them in, in several rounds, and the others nothing.
+#[test]
+fn one_expert_alone_has_all_tokens_of_all_ranks() {
+    for (tuning, router_aux_loss) in [(lora(), 0.5), (Tuning::Full, 0.0)] {
+        let case = Case { tuning, experts: Experts::OneAlone, router_aux_loss, ..dense() };
+        let want = curve(&case, &Split::solo());
+        for split in expert_splits() {
+            for recompute in [false, true] {
+                check(&case, &Split { recompute, ..split }, &want);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_loss_on_the_balance_spreads_tokens() {
     let with = |router_aux_loss| {
@@ -129,6 +156,11 @@ fn a_budget_of_tokens_changes_no_result() {
     let case = dense();
     let want = curve(&case, &Split::solo());
     for split in splits().into_iter().chain([Split::solo()]) {
+        check(&case, &Split { budget: Some(64), ..split }, &want);
+    }
+    let case = Case { experts: Experts::Spread, ..dense() };
+    let want = curve(&case, &Split::solo());
+    for split in expert_splits() {
         check(&case, &Split { budget: Some(64), ..split }, &want);
     }
 }

@@ -36,6 +36,8 @@ pub(crate) enum Experts {
     Spread,
     /// Every token's heaviest expert is the same one.
     OneHasAll,
+    /// It is every token's only one.
+    OneAlone,
 }
 
 /// The expert that has all.
@@ -163,8 +165,9 @@ impl Rows {
 
 fn config(case: &Case) -> Config {
     let family = if case.experts == Experts::None { "qwen3" } else { "qwen3_moe" };
+    let each = if case.experts == Experts::OneAlone { 1 } else { 2 };
     let json = serde_json::json!({
-        "model_type": family, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": true,
+        "model_type": family, "num_experts": 6, "num_experts_per_tok": each, "moe_intermediate_size": 24, "norm_topk_prob": true,
         "mlp_only_layers": [1], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": case.tied,
@@ -196,12 +199,14 @@ pub(crate) fn curve(case: &Case, split: &Split) -> Curve {
     first
 }
 
-fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
+pub(crate) fn model(case: &Case) -> Model {
     let dtype = if case.pure_bf16 { DType::Bf16 } else { DType::F32 };
-    let model = Model::new(&config(case), dtype, Some(&case.tuning), case.pure_bf16).unwrap();
+    Model::new(&config(case), dtype, Some(&case.tuning), case.pure_bf16).unwrap()
+}
+
+/// A rank's engine with first weights.
+pub(crate) fn engine(case: &Case, split: &Split, model: &Model, comm: Rc<dyn Comm>) -> Engine {
     let mesh = Mesh::new(comm, split.layout);
-    let share =
-        Share { rank: mesh.data_rank(), ranks: mesh.layout().data_ranks(), of_a_step: mesh.layout().data_ranks() };
     let division = Division {
         mesh,
         sharding: split.sharding,
@@ -209,15 +214,17 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         overlap: split.overlap,
         offload: split.offload,
     };
-    let engine = Engine::new(&Device::cpu(), &model, division, false);
-    let fresh = Fresh::new(&model, 0.2, 5);
+    let engine = Engine::new(&Device::cpu(), model, division, false);
+    let fresh = Fresh::new(model, 0.2, 5);
     match case.experts {
-        Experts::OneHasAll => engine.load(&Biased(fresh), &[], None, 7).unwrap(),
+        Experts::OneHasAll | Experts::OneAlone => engine.load(&Biased(fresh), &[], None, 7).unwrap(),
         Experts::None | Experts::Spread => engine.load(&fresh, &[], None, 7).unwrap(),
     }
-    let plan = plan(split.micro_batch, ROWS_PER_STEP / split.micro_batch / share.ranks);
-    let order = Order::new(ROWS, &plan.train, split.budget, share);
-    let options = StepOptions {
+    engine
+}
+
+pub(crate) fn options(case: &Case, split: &Split) -> StepOptions {
+    StepOptions {
         optimizer: AdamWPlan { beta1: 0.9, beta2: 0.99, eps: split.eps, weight_decay: 0.1 },
         max_norm: 1.0,
         smoothing: 0.0,
@@ -226,7 +233,18 @@ fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
         seed: 3,
         plus: None,
         recompute: split.recompute,
-    };
+    }
+}
+
+fn one_rank(case: &Case, split: &Split, comm: Rc<dyn Comm>) -> Curve {
+    let model = model(case);
+    let engine = engine(case, split, &model, comm);
+    let mesh = &engine.division().mesh;
+    let ranks = mesh.layout().data_ranks();
+    let share = Share { rank: mesh.data_rank(), ranks, of_a_step: ranks };
+    let plan = plan(split.micro_batch, ROWS_PER_STEP / split.micro_batch / share.ranks);
+    let order = Order::new(ROWS, &plan.train, split.budget, share);
+    let options = options(case, split);
     let rows = Rows::new();
     let mut curve =
         Curve { losses: Vec::new(), router_losses: Vec::new(), norms: Vec::new(), weights: BTreeMap::new() };
