@@ -168,13 +168,7 @@ mod tests {
             let hot = next(experts as u64) as usize;
             let mut of = |expert| match case % 3 {
                 0 => next(9) as u32,
-                1 => {
-                    if expert == hot {
-                        next(40) as u32
-                    } else {
-                        0
-                    }
-                }
+                1 if expert == hot => next(40) as u32,
                 _ => 0,
             };
             let counts: Vec<Vec<u32>> = (0..ranks).map(|_| (0..experts).map(&mut of).collect()).collect();
