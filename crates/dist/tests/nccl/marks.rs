@@ -37,6 +37,7 @@ fn steps(first: &str, name: &str) -> (Vec<f32>, u64) {
 }
 
 #[test]
+#[ignore = "takes minutes, and which calls may be spared (marks that only measure, uploads into fresh memory) is still to be listed"]
 fn no_mark_or_wait_can_be_left_away() {
     // 2 (2 s + 1) + 1 in each step.
     let want: Vec<f32> = vec![(0..STEPS).map(|s| 2.0 * (2 * s + 1) as f32 + 1.0).sum(); 16];
