@@ -54,7 +54,8 @@ fn mixtures() {
         (sizes, true),
         (Sizes { rank: 8, ..sizes }, false),
         (Sizes { width: 12, inner: 9, rank: 3, ..sizes }, true),
-        (Sizes { experts: 3, top_k: 1, width: 72, inner: 136, rank: 16 }, true),
+        // One expert's weight over itself would be 1, and its gradient nothing but rounding.
+        (Sizes { experts: 3, top_k: 1, width: 72, inner: 24, rank: 8 }, false),
     ] {
         both([23, sizes.width], &mixture(sizes, normalize, 0.0));
     }
