@@ -173,8 +173,11 @@ pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circ
         return true;
     }
     let flat = |sharded| layout.stages == 1 && candidate.sharded == sharded;
+    // Experts on several GPUs have run nowhere yet, so nobody gets them who doesn't ask.
+    let on_gpus = among.room.has_own_host();
     match plan.strategy {
         // Weights that lie in host memory come over once a visit, which a pipe would do for each micro-batch in flight.
+        None if candidate.sharded == Sharding::Experts => !plan.offload_parameters && !on_gpus,
         None => layout.stages == 1 || !plan.offload_parameters,
         Some(Strategy::Replicate) => flat(Sharding::Whole),
         Some(Strategy::Zero1) => flat(Sharding::Optimizer),

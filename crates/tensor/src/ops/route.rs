@@ -119,8 +119,12 @@ impl Routes {
     pub(crate) fn of_rows(device: &Device, capacity: usize, order: &[u32], offsets: &[u32]) -> Self {
         let args = Route { experts: 1, top_k: 1, normalize: false };
         let of = |count: usize| device.empty([count], DType::U32, Kind::Act);
-        let ways =
-            Self { args, chosen: of(capacity), slots: of(capacity), sources: of(capacity), offsets: of(offsets.len()) };
+        let tiles = match device.profile() {
+            Profile::Cpu => Vec::new(),
+            Profile::Cuda => cuda::kernels::tiles_of(capacity, offsets),
+        };
+        let [chosen, slots, sources] = [capacity; 3].map(of);
+        let ways = Self { args, chosen, slots, sources, offsets: of(offsets.len()), tiles: of(tiles.len()) };
         let places: Vec<u32> = (0..capacity as u32).collect();
         let write = |to: &Tensor, values: &[u32]| {
             to.with_bytes_mut(|bytes| bytes[..4 * values.len()].copy_from_slice(bytemuck::cast_slice(values)));
@@ -129,6 +133,7 @@ impl Routes {
         write(&ways.chosen, &vec![0; capacity]);
         write(&ways.sources, order);
         write(&ways.offsets, offsets);
+        write(&ways.tiles, &tiles);
         ways
     }
 

@@ -112,8 +112,8 @@ fn layout_is_one_pipe(layout: Layout) -> bool {
 }
 
 /// All splits of `demand` over `world` ranks, `per_node` of them on a node, that are worth a look, the plainest first. Shard
-/// groups of `hybrid` and `expert` lie inside a node or are whole nodes; each rank has an expert; stages of a pipeline are balanced by time within `capacity`
-/// bytes a rank, or by time alone where nothing fits.
+/// groups of `hybrid` and `expert` lie inside a node or are whole nodes; each rank has an expert; stages of a pipeline are
+/// balanced by time within `capacity` bytes a rank, or by time alone where nothing fits.
 pub fn candidates(demand: &Demand, world: usize, per_node: usize, all: usize, capacity: Option<u64>) -> Vec<Candidate> {
     let segments = demand.segments.len();
     let plain = |shards, sharded| Candidate {

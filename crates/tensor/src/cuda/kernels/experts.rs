@@ -24,6 +24,19 @@ pub(crate) fn expert_tiles(choices: usize, experts: usize) -> usize {
     3 * (choices.div_ceil(TILE) + experts)
 }
 
+/// What the kernel `expert_offsets` writes, for up to `capacity` rows whose `offsets` are known: the expert of each tile, its
+/// first row, and the end of its expert's rows.
+pub(crate) fn tiles_of(capacity: usize, offsets: &[u32]) -> Vec<u32> {
+    let mut tiles = vec![u32::MAX; expert_tiles(capacity, offsets.len() - 1)];
+    let experts = (0..).zip(offsets.windows(2));
+    let of = |(expert, at): (u32, &[u32])| {
+        let (begin, end) = (at[0], at[1]);
+        (begin..end).step_by(TILE).map(move |first| [expert, first, end]).collect::<Vec<_>>()
+    };
+    tiles.as_chunks_mut::<3>().0.iter_mut().zip(experts.flat_map(of)).for_each(|(to, tile)| *to = tile);
+    tiles
+}
+
 /// A warp for each of `rows` rows, eight a block.
 fn a_warp_a_row(rows: usize) -> Shape {
     Shape::new([blocks(rows.div_ceil(8)), 1, 1], [32, 8, 1])
@@ -126,5 +139,18 @@ impl Gpu {
         let (rows, width) = (d.shape().rows(), d.shape().last());
         let args = [d.into(), z.into(), gate.into(), dz.into(), dgate.into(), size(rows), size(width)];
         self.launch(Image::Experts, &format!("add_gated_backward_{}", name(d)), a_warp_a_row(rows), &args);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_of_one_expert_each() {
+        let tiles = tiles_of(400, &[0, 0, 129, 130]);
+        assert_eq!(tiles.len(), expert_tiles(400, 3));
+        assert_eq!(tiles[..9], [1, 0, 129, 1, 128, 129, 2, 129, 130]);
+        assert!(tiles[9..].iter().all(|&rest| rest == u32::MAX));
     }
 }

@@ -81,7 +81,7 @@ impl Gpu {
         (alpha, [a, b]): (f32, [&Tensor; 2]),
         matrices: bool,
     ) {
-        let (m, n, experts) = (a.shape().last(), b.shape().last(), routes.args.experts);
+        let (m, n, experts) = (a.shape().last(), b.shape().last(), routes.offsets.numel() - 1);
         let args = [a.into(), b.into(), c.into(), size(m), size(n), alpha.into(), (&routes.offsets).into()];
         if matrices {
             let [rows, columns] = match (m <= NARROW, n <= NARROW) {

@@ -16,7 +16,7 @@ mod rows;
 mod sample;
 
 pub(crate) use attention::{AttentionCall, attention_backward_workspace, attention_splits, tables as attention_tables};
-pub(crate) use experts::{expert_tiles, route_workspace};
+pub(crate) use experts::{expert_tiles, route_workspace, tiles_of};
 pub(crate) use grouped::{GroupedTerm, grouped_type};
 pub(crate) use norm::{column_parts_workspace, rmsnorm_backward_workspace};
 pub(crate) use optimizer::squares_workspace;
