@@ -298,9 +298,9 @@ fn impossible_combinations() {
         ),
         (
             "stage=dpo",
-            "error: `stage`: 'dpo' is not supported\n --> command line:1:19\n  |\n1 | max_steps=2 stage=dpo\n  |                   \
-             ^^^\n  = help: write `stage: sft` (conversations) or `stage: pt` (plain text); preference training is not \
-             supported",
+            "error: `stage: dpo` is not trained; `ferrotune data` shows how its rows are encoded\n --> command line:1:19\n  |\n\
+             1 | max_steps=2 stage=dpo\n  |                   ^^^\n  = help: write `stage: sft` (conversations) or `stage: pt` \
+             (plain text)",
         ),
     ] {
         fails(&place, &[options], 2, error);
