@@ -251,7 +251,7 @@ fn the_optimiser_and_what_is_asked_of_gradients() {
         let squares = ops::sum_of_squares(device, &[grad.clone(), m.clone()]);
         // Once more by a factor that nobody sees, and not at all where a loss isn't finite.
         let total = device.zeros([1], DType::F64, Kind::Work);
-        ops::add_squares(&total, &[grad.clone()]);
+        ops::add_squares(&total, std::slice::from_ref(&grad));
         for loss in [0.5, f32::INFINITY, f32::NAN] {
             let losses = Tensor::from_f32(device, &[1.0, loss], [2], Kind::Act);
             let factor = ops::clip_factor(&total, &losses, 0.5, 1.5);
