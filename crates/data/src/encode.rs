@@ -89,7 +89,8 @@ impl<'a> Encoder<'a> {
         let mut written: [(Vec<u32>, Vec<u32>); N] = std::array::from_fn(|_| Default::default());
         for (conversation, (prompt, answer)) in conversations.iter().zip(&mut written) {
             check_turns(&conversation.messages, true)?;
-            let mut turns = self.write(conversation, self.of_a_chat())?;
+            let history = if self.template.preserve_thinking { History::Kept } else { History::Dropped };
+            let mut turns = self.write(conversation, history)?;
             *answer = turns.pop().unwrap_or_default();
             answer.extend(late_eos.map(|eos| eos.id));
             *prompt = turns.concat();
@@ -115,12 +116,9 @@ impl<'a> Encoder<'a> {
     /// The reason why the chat can't be written.
     pub fn encode_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>, DropReason> {
         check_turns(&conversation.messages, false)?;
-        Ok(self.write(conversation, self.of_a_chat())?.concat())
-    }
-
-    /// What becomes of earlier answers' reasoning where the next one is all that counts.
-    fn of_a_chat(&self) -> History {
-        if self.template.preserve_thinking { History::Kept } else { History::Dropped }
+        // Reasoning that is preserved is completed, as it was in training: LLaMA-Factory's chat asks otherwise than it trains.
+        let history = if self.template.preserve_thinking { History::Completed } else { History::Dropped };
+        Ok(self.write(conversation, history)?.concat())
     }
 
     fn write(&self, conversation: &Conversation, history: History) -> Result<Vec<Vec<u32>>, DropReason> {
