@@ -24,13 +24,12 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A plan and the recipe's own text.
+/// A plan and its recipe.
 pub(crate) struct Resolved {
     pub(crate) plan: Plan,
     pub(crate) recipe: Recipe,
     /// What the environment asks of this process.
     pub(crate) launch: Launch,
-    pub(crate) text: String,
     /// The file and the overrides that name the model and its prompt, for the commands to go on with.
     pub(crate) again: Option<String>,
 }
@@ -91,12 +90,7 @@ pub(crate) fn resolve(args: &[String], verb: Verb) -> Result<Resolved, Failure> 
 /// Reads a recipe and resolves it; the notes come beside.
 pub(crate) fn resolve_quietly(args: &[String], verb: Verb) -> Result<(Resolved, Vec<Diagnostic>), Failure> {
     let (launch, notes) = Launch::from_env(environment::var)?;
-    let Read { recipe, file, written } = read(args)?;
-    let text = match &file {
-        None => args.join(" "),
-        Some(_) if args.len() > 1 => format!("{written}\n# overrides: {}\n", args[1..].join(" ")),
-        Some(_) => written,
-    };
+    let Read { recipe, file, .. } = read(args)?;
     let (mut plan, more) = Plan::resolve(&recipe, verb)?;
     let reads_rows = matches!(verb, Verb::Train | Verb::Data);
     if reads_rows {
@@ -108,7 +102,7 @@ pub(crate) fn resolve_quietly(args: &[String], verb: Verb) -> Result<(Resolved, 
     }
     place_cache(&mut plan);
     let again = file.map(|file| std::iter::once(file).chain(model_overrides(&args[1..])).collect::<Vec<_>>().join(" "));
-    Ok((Resolved { plan, recipe, launch, text, again }, notes.into_iter().chain(more).collect()))
+    Ok((Resolved { plan, recipe, launch, again }, notes.into_iter().chain(more).collect()))
 }
 
 fn unreadable(path: &str, error: &std::io::Error) -> Failure {

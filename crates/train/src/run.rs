@@ -48,7 +48,7 @@ pub struct Job<'a> {
     pub answering: Option<Answering<'a>>,
     /// Memory as predicted, and whether blocks are recomputed.
     pub memory: MemoryPlan,
-    /// The recipe as written.
+    /// The recipe with its overrides, without access tokens.
     pub recipe: &'a str,
     /// How many ranks' rows make a step, where that isn't the number of those present: ranks of an elastic run come and go,
     /// and a step's rows stay the same.

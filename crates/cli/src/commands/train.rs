@@ -170,6 +170,7 @@ impl Session<'_> {
         };
         let before = self.samples()?;
         let interrupts = Interrupts::listen()?;
+        let recipe = self.resolved.recipe.to_json().to_string();
         let (model, engine, eval) = (self.model, self.engine, &self.prepared.eval[..]);
         let job = Job {
             plan,
@@ -180,7 +181,7 @@ impl Session<'_> {
             eval,
             answering: plan.eval.generate.then(|| self.answering()),
             memory: self.memory.clone(),
-            recipe: &self.resolved.text,
+            recipe: &recipe,
             ranks_of_a_step: self.ranks_of_a_step,
             stop: interrupts.stop(),
         };

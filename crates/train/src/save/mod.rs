@@ -48,7 +48,7 @@ pub struct RunState {
     pub seconds: f64,
     /// Rows of the training set: another number means other data.
     pub rows: u64,
-    /// The recipe as written.
+    /// The recipe with its overrides, without access tokens.
     pub recipe: String,
     /// What decides which rows a step trains on, and at what rate.
     pub pace: Pacing,
