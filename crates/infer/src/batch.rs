@@ -5,6 +5,7 @@
 
 use crate::generator::PREFILL;
 use crate::{Generator, InferError, Sampler, Stop};
+use ferrotune_tensor::Tensor;
 
 /// A prompt to be answered.
 pub struct Request {
@@ -38,8 +39,8 @@ struct Running {
 }
 
 impl Running {
-    /// Takes in the logits behind all tokens; the answer, if that ends it.
-    fn heed(&mut self, logits: &mut [f32], ends: &[u32], room: usize) -> Option<Answer> {
+    /// Takes in the logits behind all tokens, `[1, vocab]`; the answer, if that ends it.
+    fn heed(&mut self, logits: &Tensor, ends: &[u32], room: usize) -> Option<Answer> {
         let next = self.sampler.pick(logits, &self.ids);
         if ends.contains(&next) {
             return Some(Answer { ids: self.ids.split_off(self.prompt), stop: Stop::EndOfTurn, end: Some(next) });
@@ -81,9 +82,8 @@ impl Generator<'_> {
                 (sequence, &of.ids[of.fed..of.fed + tokens])
             };
             let parts: Vec<(usize, &[u32])> = shares.iter().map(ids).collect();
-            let mut logits = self.feed_all(&parts, &rows)?;
-            let vocabulary = logits.len() / rows.len().max(1);
-            let mut logits = logits.chunks_exact_mut(vocabulary.max(1));
+            let logits = self.feed_all(&parts, &rows)?;
+            let mut rows = (0..rows.len()).map(|row| logits.rows(row, 1));
             for (sequence, tokens) in shares {
                 let place = &mut running[sequence];
                 let Some(of) = place else { continue };
@@ -91,9 +91,11 @@ impl Generator<'_> {
                 if of.fed < of.ids.len() {
                     continue;
                 }
-                let logits = logits.next().expect("there are logits behind every request that is fed whole");
+                let logits = rows.next().expect("there are logits behind every request that is fed whole");
                 let number = of.number;
-                if let Some(answer) = of.heed(logits, ends, room) {
+                let answer = of.heed(&logits, ends, room);
+                self.device().check()?;
+                if let Some(answer) = answer {
                     *place = None;
                     hear(number, answer);
                 }

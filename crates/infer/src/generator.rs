@@ -65,6 +65,10 @@ impl<'a> Generator<'a> {
         Self { model, stages, device: device.clone(), cache, held: vec![Vec::new(); capacity.sequences] }
     }
 
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
     pub(crate) fn capacity(&self) -> Capacity {
         self.cache.capacity()
     }
@@ -93,13 +97,20 @@ impl<'a> Generator<'a> {
     /// # Errors
     /// If `ids` is empty or longer than the cache, or if memory runs out.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
+        Ok(self.behind(ids)?.to_f32())
+    }
+
+    /// The same where they were made, `[1, vocab]`.
+    fn behind(&mut self, ids: &[u32]) -> Result<Tensor, InferError> {
         self.check(ids)?;
         let common = self.rewind(0, &ids[..ids.len() - 1]);
-        let mut logits = Vec::new();
-        for part in ids[common..].chunks(PREFILL) {
-            logits = self.feed(part)?;
+        let mut rest = &ids[common..];
+        while rest.len() > PREFILL {
+            let (part, later) = rest.split_at(PREFILL);
+            self.feed(part)?;
+            rest = later;
         }
-        Ok(logits)
+        self.feed(rest)
     }
 
     /// Log-probability of each of `ids` but the first, given those before it.
@@ -112,7 +123,7 @@ impl<'a> Generator<'a> {
         let mut scores = Vec::with_capacity(ids.len());
         for (nth, part) in ids.chunks(SCORED).enumerate() {
             let rows: Vec<u32> = (0..part.len() as u32).collect();
-            let logits = self.feed_all(&[(0, part)], &rows)?;
+            let logits = self.feed_all(&[(0, part)], &rows)?.to_f32();
             let next = ids.iter().skip(nth * SCORED + 1);
             let vocabulary = logits.len() / part.len();
             scores.extend(logits.chunks_exact(vocabulary).zip(next).map(|(row, &id)| log_softmax_at(row, id)));
@@ -120,12 +131,13 @@ impl<'a> Generator<'a> {
         Ok(scores)
     }
 
-    fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, InferError> {
+    fn feed(&mut self, ids: &[u32]) -> Result<Tensor, InferError> {
         self.feed_all(&[(0, ids)], &[ids.len() as u32 - 1])
     }
 
-    /// Goes on with the tokens of some sequences, in rising order; logits behind those of all these tokens that `rows` names.
-    pub(crate) fn feed_all(&mut self, parts: &[(usize, &[u32])], rows: &[u32]) -> Result<Vec<f32>, InferError> {
+    /// Goes on with the tokens of some sequences, in rising order; logits `[rows, vocab]` behind those of all these
+    /// tokens that `rows` names.
+    pub(crate) fn feed_all(&mut self, parts: &[(usize, &[u32])], rows: &[u32]) -> Result<Tensor, InferError> {
         let batch = Rc::new(Batch::continuing(&self.device, self.model.config(), parts, self.cache.clone()));
         let logits = self.pass(&batch, rows);
         self.device.check()?;
@@ -133,7 +145,7 @@ impl<'a> Generator<'a> {
             self.cache.advance(*sequence, ids.len());
             self.held[*sequence].extend_from_slice(ids);
         }
-        Ok(logits.to_f32())
+        Ok(logits)
     }
 
     /// One pass through all stages.
@@ -175,8 +187,8 @@ impl<'a> Generator<'a> {
             if answer >= sampler.max_tokens() || ids.len() >= self.capacity().tokens && answer > 0 {
                 return Ok((ids.split_off(prompt.len()), Stop::Length));
             }
-            let mut logits = self.logits(&ids)?;
-            let next = sampler.pick(&mut logits, &ids);
+            let next = sampler.pick(&self.behind(&ids)?, &ids);
+            self.device.check()?;
             if ends.contains(&next) {
                 return Ok((ids.split_off(prompt.len()), Stop::EndOfTurn));
             }

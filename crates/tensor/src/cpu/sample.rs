@@ -62,12 +62,9 @@ fn candidates(logits: &[f32], how: &Sampling) -> Vec<(u32, f64)> {
     kept
 }
 
-/// Uniform in [0, 1): splitmix64, Steele et al. 2014.
+/// Uniform in [0, 1).
 fn uniform(state: u64) -> f64 {
-    let mut z = state.wrapping_add(Sampling::STRIDE);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    (Sampling::mixed(state.wrapping_add(Sampling::STRIDE)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// The first of the largest.

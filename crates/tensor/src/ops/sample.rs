@@ -23,6 +23,13 @@ pub struct Sampling {
 impl Sampling {
     /// By how much the generator's state grows with a pick: splitmix64's.
     pub const STRIDE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// Splitmix64's mixing of a state (Steele et al. 2014, <https://doi.org/10.1145/2660193.2660195>).
+    pub fn mixed(state: u64) -> u64 {
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 }
 
 /// The token after `seen`; `state` is the generator's before this pick. Logits are written over. 0 where nobody executes.
