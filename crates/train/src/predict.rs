@@ -116,12 +116,16 @@ pub fn predict(
     check(engine)?;
     generated.map_err(Error::Answering)?;
     failed.map_or(Ok(()), Err)?;
-    let told = if walk.speaks { serde_json::to_vec(&answered).unwrap_or_default() } else { Vec::new() };
+    let unread = |error: serde_json::Error| Error::Data(format!("answers of several ranks: {error}"));
+    let told = if walk.speaks { serde_json::to_vec(&answered).map_err(unread)? } else { Vec::new() };
     let mut all: Vec<Answered> = Vec::with_capacity(rows.len());
     for bytes in engine.comm().exchange(&told)?.iter().filter(|bytes| !bytes.is_empty()) {
-        all.extend(serde_json::from_slice::<Vec<Answered>>(bytes).unwrap_or_default());
+        all.extend(serde_json::from_slice::<Vec<Answered>>(bytes).map_err(unread)?);
     }
     all.sort_by_key(|answered| answered.row);
+    if !all.iter().map(|answered| answered.row).eq(0..rows.len()) {
+        return Err(Error::Data(format!("ranks answered {} of {} rows, or some twice", all.len(), rows.len())));
+    }
     how.sum_up(rows, all, (start, preparation), engine.comm().world())
 }
 
@@ -148,7 +152,8 @@ impl Walk {
     fn of(engine: &Engine) -> Self {
         let division = engine.division();
         let (mesh, place) = (&division.mesh, division.mesh.place());
-        let alone = division.sharding < Sharding::Weights && division.spans.len() == 1;
+        let whole = division.sharding < Sharding::Weights && !division.spreads_experts();
+        let alone = whole && division.spans.len() == 1;
         if alone {
             return Self { alone, group: mesh.data_rank(), groups: mesh.layout().data_ranks(), speaks: true };
         }

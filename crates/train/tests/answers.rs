@@ -107,9 +107,9 @@ fn rows(dir: &Path) -> (Plan, Tokenizer, Prepared) {
     (plan, tokenizer, prepared)
 }
 
-fn answered(comm: Rc<dyn Comm>, dir: &Path, (layout, sharding): (Layout, Sharding)) -> Predicted {
+fn answered(comm: Rc<dyn Comm>, dir: &Path, model: &str, (layout, sharding): (Layout, Sharding)) -> Predicted {
     let (plan, tokenizer, prepared) = rows(dir);
-    let files = open_model(&folder("tiny-qwen3")).unwrap();
+    let files = open_model(&folder(model)).unwrap();
     let model = Model::new(&Config::from_json(&files.config).unwrap(), DType::F32, None, false).unwrap();
     let segments = model.segments();
     let stages = layout.stages;
@@ -138,10 +138,11 @@ fn answered(comm: Rc<dyn Comm>, dir: &Path, (layout, sharding): (Layout, Shardin
 fn every_row_is_answered_once_on_any_number_of_ranks() {
     let dir = tempfile::tempdir().unwrap();
     rows(dir.path());
-    let on = |[shards, stages, replicas]: [usize; 3], sharding| {
+    let with = |model: &str, [shards, stages, replicas]: [usize; 3], sharding| {
         let layout = Layout { shards, stages, replicas };
-        threads::run(layout.world(), |comm| answered(comm, dir.path(), (layout, sharding)))
+        threads::run(layout.world(), |comm| answered(comm, dir.path(), model, (layout, sharding)))
     };
+    let on = |layout, sharding| with("tiny-qwen3", layout, sharding);
     let [want] = &on([1, 1, 1], Sharding::Whole)[..] else { panic!("one rank") };
     assert_eq!(want.predictions.len(), 11);
     assert_eq!(want.predictions[4].label, "<think>\n\n</think>\n\n\n", "an empty answer, as the template writes it");
@@ -160,6 +161,14 @@ fn every_row_is_answered_once_on_any_number_of_ranks() {
         for got in on(layout, sharding) {
             assert_eq!(got.predictions, want.predictions, "{layout:?}, {sharding:?}");
             assert_eq!(got.evaluation.found, want.evaluation.found, "{layout:?}, {sharding:?}");
+        }
+    }
+    // Ranks that have some of the experts walk together.
+    let moe = |layout, sharding| with("tiny-qwen3moe", layout, sharding);
+    let [want] = &moe([1, 1, 1], Sharding::Whole)[..] else { panic!("one rank") };
+    for layout in [[2, 1, 1], [2, 1, 2]] {
+        for got in moe(layout, Sharding::Experts) {
+            assert_eq!(got.predictions, want.predictions, "experts, {layout:?}");
         }
     }
 }

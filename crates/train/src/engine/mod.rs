@@ -1,8 +1,8 @@
 //! The engine: holds weights, gradients and optimiser states in flat groups, and is the tape's host.
 //!
 //! A group is all parameters that one set of segments reads and that are treated alike: frozen or trained, one dtype,
-//! one rate, decayed or not, of experts or of what all tokens pass. It lies in one flat buffer, each parameter at a multiple of 64 bytes, so that ranks share,
-//! move and update ranges and never single tensors. What is shared is a [`Division`]; the model knows nothing of it.
+//! one rate, decayed or not, of experts or of what all tokens pass. It lies in one flat buffer, each parameter at a multiple
+//! of 64 bytes, so that ranks share, move and update ranges and never single tensors. What is shared is a [`Division`]; the model knows nothing of it.
 
 mod division;
 mod experts;
