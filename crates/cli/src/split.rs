@@ -83,7 +83,7 @@ pub(crate) fn split(
     let step = way.map(|way| expected_step(&load, plan, (&rows, of_a_step), &among, way)).transpose()?;
     // What the process has of its own, and the rows, which are mapped and stay.
     let shown = plan.train.micro_batch * plan.train.accumulation;
-    let train = train.map_or(0, |rows| read(rows, shown, plan.train.length));
+    let train = train.map_or(0, |rows| read(rows.tokens(), shown as u64, plan.train.length));
     let mapped = train + prepared.eval.iter().map(|(_, rows)| 8 * rows.tokens()).sum::<u64>();
     let needed = split.memory.needed();
     // What lies on a GPU isn't the process's memory.
@@ -95,11 +95,12 @@ pub(crate) fn split(
 /// What comes with a row that is read from a mapped file: the pages around it that the system has at hand.
 const AROUND: u64 = 64 << 10;
 
-/// Bytes of `rows` that a process reads which takes `shown` of them a step: a short run doesn't come by them all.
-fn read(rows: &Rows, shown: usize, length: RunLength) -> u64 {
-    let all = 8 * rows.tokens();
+/// Bytes that a process reads of rows of `tokens` in all, of which it takes `shown` a step: a short run doesn't come by them
+/// all.
+fn read(tokens: u64, shown: u64, length: RunLength) -> u64 {
+    let all = 8 * tokens;
     match length {
-        RunLength::Steps(steps) => all.min(steps.saturating_mul(shown as u64).saturating_mul(AROUND)),
+        RunLength::Steps(steps) => all.min(steps.saturating_mul(shown).saturating_mul(AROUND)),
         RunLength::Epochs(_) => all,
     }
 }
@@ -200,4 +201,16 @@ fn table(ways: &[Way]) -> String {
         };
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_run_reads_what_it_shows_and_what_lies_around_it() {
+        assert_eq!(read(1 << 30, 4, RunLength::Steps(2)), 8 * AROUND);
+        assert_eq!(read(1000, 4, RunLength::Steps(2)), 8000, "no more than there is");
+        assert_eq!(read(1 << 30, 4, RunLength::Epochs(0.1)), 8 << 30);
+    }
 }

@@ -28,14 +28,6 @@ pub enum Error {
         /// What is wrong with it, and what to write instead.
         problem: &'static str,
     },
-    /// A server that isn't there, or says no.
-    #[error("{address}: {problem}")]
-    Server {
-        /// Whose answer.
-        address: String,
-        /// What it said, or why it said nothing.
-        problem: String,
-    },
 }
 
 /// A result of this crate.

@@ -1,8 +1,7 @@
 //! A thread and a queue for each tracker.
 //!
 //! The run puts what it has to say into the queue and goes on, whatever becomes of it: a queue that is full loses its oldest
-//! rows, a server that is down is tried again, a disk that is full is told of once. At the end the run waits for a while, not
-//! for ever.
+//! rows, a disk that is full is told of once. At the end the run waits for a while, not for ever.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,12 +11,10 @@ use crate::error::Result;
 use crate::memory::Memory;
 use crate::run::{Ending, Lengths, Run, Sample};
 use crate::settings::Settings;
-use crate::{Error, Tracker, mlflow, swanlab, tensorboard, wandb};
+use crate::{Tracker, mlflow, swanlab, tensorboard, wandb};
 
 /// Most rows that wait for a tracker.
 const LONGEST: usize = 4096;
-/// Time after which a server that is down is tried again, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// All trackers of a run.
 #[derive(Debug)]
@@ -54,8 +51,6 @@ struct State {
     lost: u64,
     said: Vec<Said>,
     has_trouble: bool,
-    /// When the run stops waiting.
-    deadline: Option<Instant>,
     is_done: bool,
 }
 
@@ -140,9 +135,6 @@ impl Trackers {
     #[must_use]
     pub fn end(self, ending: &Ending, patience: Duration) -> Vec<Said> {
         let deadline = Instant::now() + patience;
-        for line in &self.lines {
-            line.lock().deadline = Some(deadline);
-        }
         self.tell(&Told::End(ending.clone()));
         for line in &self.lines {
             let mut state = line.lock();
@@ -197,7 +189,9 @@ impl Line {
         }
         while let Some((time, what)) = self.next() {
             let is_last = matches!(what, Told::End(_));
-            self.bring(&mut tracker, &mut open, time, &what);
+            if let Err(error) = self.bring(&mut tracker, &mut open, time, &what) {
+                self.trouble(&error.to_string());
+            }
             if is_last {
                 break;
             }
@@ -220,24 +214,7 @@ impl Line {
         }
     }
 
-    /// Brings something to the tracker; if a server is the cause that it can't, again and again.
-    fn bring(&self, tracker: &mut Option<Box<dyn Tracker>>, open: &mut Open, time: f64, what: &Told) {
-        let mut wait = BACKOFF.0;
-        loop {
-            match self.try_to(tracker, open, time, what) {
-                Ok(()) => return,
-                Err(error) => {
-                    self.trouble(&error.to_string());
-                    if !matches!(error, Error::Server { .. }) || !self.pause(wait) {
-                        return;
-                    }
-                    wait = (wait * 2).min(BACKOFF.1);
-                }
-            }
-        }
-    }
-
-    fn try_to(&self, tracker: &mut Option<Box<dyn Tracker>>, open: &mut Open, time: f64, what: &Told) -> Result<()> {
+    fn bring(&self, tracker: &mut Option<Box<dyn Tracker>>, open: &mut Open, time: f64, what: &Told) -> Result<()> {
         let tracker = self.open(tracker, open)?;
         match what {
             Told::Row(step, values) => tracker.row(time, *step, values),
@@ -255,21 +232,6 @@ impl Line {
         }
         Ok(tracker.as_mut().expect("it was just opened"))
     }
-
-    /// Waits before another try; false if the run has gone meanwhile.
-    fn pause(&self, time: Duration) -> bool {
-        let until = Instant::now() + time;
-        let mut state = self.lock();
-        loop {
-            let now = Instant::now();
-            if state.deadline.is_some_and(|deadline| now >= deadline) {
-                return false;
-            }
-            let until = state.deadline.map_or(until, |deadline| deadline.min(until));
-            let Some(left) = until.checked_duration_since(now).filter(|left| !left.is_zero()) else { return true };
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
 }
 
 fn now() -> f64 {
@@ -279,6 +241,7 @@ fn now() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     /// A tracker that does what it is told to.
@@ -312,10 +275,6 @@ mod tests {
             let _ = self.heard.send(format!("{ending:?}"));
             Ok(())
         }
-    }
-
-    fn server_down() -> Error {
-        Error::Server { address: "http://down".into(), problem: "refused".into() }
     }
 
     fn start(
@@ -364,31 +323,37 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_was_down_gets_what_it_missed() {
-        let mut down = 1;
-        let before = move |step| match step {
-            2 if down > 0 => {
-                down -= 1;
-                Err(server_down())
-            }
+    fn a_row_that_fails_is_told_of_once_and_the_next_ones_go_on() {
+        let before = |step| match step {
+            2 | 3 => Err(Error::Variable { variable: "X", value: "y".into(), problem: "no" }),
             _ => Ok(()),
         };
         let (trackers, heard) = start(|| Ok(()), before);
-        (1..=3).for_each(|step| row(&trackers, step));
+        (1..=4).for_each(|step| row(&trackers, step));
         let said = trackers.end(&Ending::Finished, PATIENCE);
         assert_eq!(said.len(), 2, "{said:?}");
-        assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["1 1", "2 1", "3 1", "Finished"]);
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), ["1 1", "4 1", "Finished"]);
     }
 
     #[test]
     fn the_run_waits_for_nobody_longer_than_it_says() {
-        let (trackers, _heard) = start(|| Err(server_down()), |_| Ok(()));
+        let ((release, gate), (entered, hangs)) = (channel::<()>(), channel());
+        let before = move |_| {
+            let _ = entered.send(());
+            let _ = gate.recv();
+            Ok(())
+        };
+        let (trackers, _heard) = start(|| Ok(()), before);
+        row(&trackers, 1);
+        hangs.recv().expect("it takes the row");
         let begin = Instant::now();
-        (1..=3).for_each(|step| row(&trackers, step));
+        (2..=3).for_each(|step| row(&trackers, step));
         assert!(begin.elapsed() < Duration::from_secs(1));
         let said = trackers.end(&Ending::Failed("x".into()), Duration::from_millis(300));
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
-        assert_eq!(said, [Said::Trouble("Fake: http://down: refused; the run goes on without it".into())]);
+        let trouble = "Fake: 3 rows were not taken within 0 s of the end; the run goes on without it";
+        assert_eq!(said, [Said::Place("Fake: here".into()), Said::Trouble(trouble.into())]);
+        drop(release);
     }
 
     #[test]
