@@ -4,10 +4,11 @@
 
 use crate::divide::{Circumstances, Levels, Load, Way, is_wished, ways};
 use crate::machine::Machine;
+use crate::order::longest_batch;
 use crate::order::{Order, Share};
 use crate::plan::{Demand, Rates, measure_rates, simulate};
-use crate::run::{longest_batch, step_options};
 use crate::save::saved_bytes;
+use crate::step::step_options;
 use crate::{Result, StepOptions};
 use ferrotune_config::plan::{Interval, ParallelPlan, Plan, Precision, Recompute};
 use ferrotune_model::{Config, Model};

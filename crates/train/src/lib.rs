@@ -47,12 +47,12 @@ pub use forecast::{
 };
 pub use machine::Machine;
 pub use memory::{Bytes, MemoryPlan, Shape, plan_memory, predict};
-pub use order::{Order, Share};
+pub use order::{Order, Share, longest_batch};
 pub use predict::{Answering, Predicted, Prediction, predict as answer};
 pub use room::Room;
 pub use router_loss::router_aux_loss;
-pub use run::{Finished, Job, longest_batch, run, step_options};
+pub use run::{Finished, Job, run};
 pub use scale::LossScale;
 pub use sources::{Fresh, Grown};
 pub use stacked::Stacked;
-pub use step::{Outcome, Sample, StepOptions, Votes, Work, step};
+pub use step::{Outcome, Sample, StepOptions, Votes, Work, step, step_options};

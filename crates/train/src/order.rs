@@ -12,6 +12,23 @@ use ferrotune_data::sampler::Sampler;
 use ferrotune_data::stream;
 use std::cell::RefCell;
 
+/// Lengths, in tokens, of the longest micro-batch that an order can make of rows of `lengths`: the longest rows together, or
+/// as many of them as the budget of tokens holds.
+pub fn longest_batch(mut lengths: Vec<usize>, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    match budget {
+        None => lengths.truncate(micro_batch),
+        Some(budget) => {
+            // Rows of this length as often as they fit, and a shorter one that fills up what is left.
+            let longest = lengths.first().copied().unwrap_or(0).max(1);
+            let fit = (budget / longest).clamp(1, lengths.len().max(1));
+            lengths = vec![longest; fit];
+            lengths.extend(Some(budget.saturating_sub(fit * longest)).filter(|&rest| rest > 0));
+        }
+    }
+    lengths
+}
+
 /// Where a rank stands among those that see different rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {

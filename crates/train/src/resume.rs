@@ -4,12 +4,13 @@
 //! more or fewer rows than before, it is the last border of a step before those rows, so no row is left out.
 
 use crate::event::Event;
+use crate::order::Order;
 use crate::report::state::TRAINER_STATE;
 use crate::save::{Found, RunState, Snapshots, holds_model};
 use crate::track::BestState;
 use crate::{Error, Result};
 use ferrotune_checkpoint::{FoundSnapshot, SnapshotState, list_snapshots};
-use ferrotune_config::plan::{Plan, Resume};
+use ferrotune_config::plan::{Plan, Resume, TrainPlan};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -32,6 +33,18 @@ pub struct Pacing {
 }
 
 impl Pacing {
+    /// What a plan and its order say, to be compared when the run goes on.
+    pub fn of(plan: &TrainPlan, order: &Order) -> Self {
+        Self {
+            ranks: order.share().of_a_step,
+            micro_batch: plan.micro_batch,
+            accumulation: plan.accumulation,
+            steps_per_epoch: order.shape().steps_per_epoch(),
+            total_steps: order.shape().total_steps(),
+            learning_rate: plan.schedule.learning_rate,
+        }
+    }
+
     /// Rows of a step.
     fn rows(&self) -> u64 {
         (self.ranks * self.micro_batch * self.accumulation) as u64

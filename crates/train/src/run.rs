@@ -16,16 +16,15 @@ use crate::profile::{Profile, Profiler};
 use crate::report::state::TRAINER_STATE;
 use crate::report::{LogRow, Summary, TrainerState, When};
 use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
-use crate::router_loss::router_aux_loss;
 use crate::save::{Pending, RunState, Saver, Snapshots};
 use crate::schedule::LearningRate;
-use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step};
+use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step, step_options};
 use crate::track::BestTracker;
 use crate::{Error, Result};
 use ferrotune_config::plan::{Interval, Plan, Precision, ProfilePlan, Resume, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
-use ferrotune_model::{Config, Model};
+use ferrotune_model::Model;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -78,41 +77,6 @@ pub struct Finished {
     pub interrupted: bool,
 }
 
-/// Options of the steps of a plan with a model.
-pub fn step_options(plan: &Plan, config: &Config, recompute: bool) -> StepOptions {
-    let plus = match &plan.tuning {
-        Tuning::Lora(lora) => lora.plus,
-        _ => None,
-    };
-    StepOptions {
-        optimizer: plan.train.optimizer,
-        max_norm: plan.train.max_grad_norm,
-        smoothing: plan.train.label_smoothing as f32,
-        router_aux_loss: router_aux_loss(plan, config),
-        embedding_alpha: plan.train.neftune_alpha.unwrap_or(0.0) as f32,
-        seed: plan.train.seed,
-        plus,
-        recompute,
-    }
-}
-
-/// Lengths, in tokens, of the longest micro-batch that an order can make of rows of `lengths`: the longest rows together, or
-/// as many of them as the budget of tokens holds.
-pub fn longest_batch(mut lengths: Vec<usize>, micro_batch: usize, budget: Option<usize>) -> Vec<usize> {
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    match budget {
-        None => lengths.truncate(micro_batch),
-        Some(budget) => {
-            // Rows of this length as often as they fit, and a shorter one that fills up what is left.
-            let longest = lengths.first().copied().unwrap_or(0).max(1);
-            let fit = (budget / longest).clamp(1, lengths.len().max(1));
-            lengths = vec![longest; fit];
-            lengths.extend(Some(budget.saturating_sub(fit * longest)).filter(|&rest| rest > 0));
-        }
-    }
-    lengths
-}
-
 /// The order of a job's rows, as this rank sees it.
 fn order_of(job: &Job<'_>) -> Order {
     let mesh = &job.engine.division().mesh;
@@ -123,18 +87,6 @@ fn order_of(job: &Job<'_>) -> Order {
     match job.plan.data.stream {
         None => Order::new(job.train.len(), &job.plan.train, budget, share),
         Some(buffer) => Order::streamed(job.train, &job.plan.train, (buffer, job.plan.data.seed), budget, share),
-    }
-}
-
-/// What decides on rows and rates, to be compared when the run goes on.
-fn pacing_of(job: &Job<'_>, order: &Order) -> Pacing {
-    Pacing {
-        ranks: order.share().of_a_step,
-        micro_batch: job.plan.train.micro_batch,
-        accumulation: job.plan.train.accumulation,
-        steps_per_epoch: order.shape().steps_per_epoch(),
-        total_steps: order.shape().total_steps(),
-        learning_rate: job.plan.train.schedule.learning_rate,
     }
 }
 
@@ -209,7 +161,7 @@ impl<'a, 'h> Session<'a, 'h> {
         let every = Intervals::new(plan, total)?;
         let mut rates = LearningRate::new(&plan.train.schedule, total)?;
         let mut best = BestTracker::new(&plan.eval);
-        let (recipe, pace) = (job.recipe.to_owned(), pacing_of(job, &order));
+        let (recipe, pace) = (job.recipe.to_owned(), Pacing::of(&job.plan.train, &order));
         let split = Some(Candidate::of(job.engine.division()));
         // Streamed rows are counted when they are all there; their cache tells whether they are others.
         let rows = if plan.data.stream.is_some() { 0 } else { job.train.len() as u64 };

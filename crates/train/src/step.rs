@@ -6,14 +6,14 @@
 
 use crate::engine::{Engine, Update};
 use crate::passes::{Passes, pass_on, receive};
-use crate::router_loss::RouterLoss;
+use crate::router_loss::{RouterLoss, router_aux_loss};
 use crate::scale::LossScale;
 use crate::{Error, Result};
-use ferrotune_config::plan::{AdamWPlan, LoraPlus};
+use ferrotune_config::plan::{AdamWPlan, LoraPlus, Plan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::Activity;
 use ferrotune_dist::trace::Lane;
-use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings, Sequence};
+use ferrotune_model::{Batch, Config, LossOptions, Model, NoiseSettings, Sequence};
 use ferrotune_tensor::Tape;
 use ferrotune_tensor::ops::Balance;
 use std::rc::Rc;
@@ -255,4 +255,22 @@ fn look_at_rows(model: &Model, engine: &Engine, work: &Work<'_>, mine: &mut Find
         }
     }
     Ok(())
+}
+
+/// Options of the steps of a plan with a model.
+pub fn step_options(plan: &Plan, config: &Config, recompute: bool) -> StepOptions {
+    let plus = match &plan.tuning {
+        Tuning::Lora(lora) => lora.plus,
+        _ => None,
+    };
+    StepOptions {
+        optimizer: plan.train.optimizer,
+        max_norm: plan.train.max_grad_norm,
+        smoothing: plan.train.label_smoothing as f32,
+        router_aux_loss: router_aux_loss(plan, config),
+        embedding_alpha: plan.train.neftune_alpha.unwrap_or(0.0) as f32,
+        seed: plan.train.seed,
+        plus,
+        recompute,
+    }
 }
