@@ -2,9 +2,11 @@
 //! SmolLM2-135M: `cargo bench -p ferrotune --bench overheads [-- saving job two] [model=PATH]`. The model comes from the
 //! catalogue, which downloads it if it isn't there.
 //!
-//! - `saving`: a run saves every fourth step. Steps 3 and 4 of each four have nothing of it and are the measure; what steps 1
-//!   and 2 take more, in wall time and in processor time, is the price of a checkpoint. The same run, so the same machine.
-//! - `job`: a process by itself, and the same as a job of world size 1 with an agent that would start it again, in turns.
+//! - `saving`: processor seconds of a checkpoint, of which the wait at the border of a step is a part and the thread that writes
+//!   the rest: what runs of short rows take more that save every step than those that don't, over their steps. Beside it
+//!   a step of 2,048 tokens. A step of those varies by more than a checkpoint takes, so it can't be seen in them.
+//! - `job`: a process that an agent watches, which would start it again; a job of one process is otherwise the same as none,
+//!   without socket or thread. What the agent takes of the processor.
 //! - `two`: one process on one core, and two on a core each, with the same rows a step, in turns. Needs `taskset`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -16,10 +18,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-/// Steps of each run of `saving`, its cycle, and those left out at the beginning.
-const STEPS: usize = 28;
-const CYCLE: usize = 4;
-/// Pairs of runs of `job` and `two`, and their steps.
+/// Steps of each run of short rows of `saving`, and how often.
+const SAVES: usize = 20;
+const TIMES: usize = 3;
+/// Pairs of runs of `two`, and their steps.
 const PAIRS: usize = 5;
 const SHORT: usize = 8;
 
@@ -53,12 +55,12 @@ fn main() {
     let place = tempfile::tempdir().expect("a folder");
     prepare(place.path(), &model);
     if wanted("saving") {
-        println!("| saving | s a step | s a checkpoint | of a step | processor s a step | a checkpoint | of a step |");
-        println!("|---|---:|---:|---:|---:|---:|---:|");
+        println!("| saving | processor s a step | a checkpoint | of a step |");
+        println!("|---|---:|---:|---:|");
         ["lora", "full"].into_iter().for_each(|tuning| saving(place.path(), tuning));
     }
     if wanted("job") {
-        compare(place.path(), ["alone", "a job of one"], |number| one(place.path(), number == 1));
+        job(place.path());
     }
     if wanted("two") {
         compare(place.path(), ["one on a core", "two on a core each"], |number| cores(place.path(), number + 1));
@@ -130,33 +132,34 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn saving(place: &Path, tuning: &str) {
-    let (tuned, steps) = (format!("finetuning_type={tuning}"), format!("max_steps={STEPS}"));
-    let every = format!("save_steps={CYCLE}");
-    let args = [&tuned[..], &steps, &every, "save_strategy=steps", "save_total_limit=2", "output_dir=saving"];
-    let found = run(ferrotune(place, &args));
-    let _ = fs::remove_dir_all(place.join("saving"));
-    assert_eq!(found.len(), STEPS, "a line a step");
-    // Of each step from the second on: the differences to the one before. The first cycle is still without a save.
-    let took = |of: fn(&(f64, f64)) -> f64| -> (f64, f64) {
-        let all: Vec<f64> = found.windows(2).map(|pair| of(&pair[1]) - of(&pair[0])).collect();
-        // all[i] is step i + 2; steps 4k + 1 and 4k + 2 follow a save.
-        let of_cycle =
-            |number: usize| all.iter().enumerate().skip(CYCLE - 1).filter(move |(i, _)| (i + 1) % CYCLE == number);
-        let plain = median(of_cycle(2).chain(of_cycle(3)).map(|(_, took)| *took));
-        let more = [0, 1].map(|number| median(of_cycle(number).map(|(_, took)| *took)) - plain);
-        (plain, more[0] + more[1])
+    let tuned = format!("finetuning_type={tuning}");
+    let took = |steps: usize, more: &[&str]| {
+        let before = of_children();
+        let steps = format!("max_steps={steps}");
+        run(ferrotune(place, &[&[&tuned[..], &steps, "output_dir=saving"], more].concat()));
+        let _ = fs::remove_dir_all(place.join("saving"));
+        of_children() - before
     };
-    let (wall, processor) = (took(|step| step.0), took(|step| step.1));
-    let share = |(plain, more): (f64, f64)| 100.0 * more / plain;
-    println!(
-        "| {tuning} | {:.3} | {:+.3} | {:+.1} % | {:.3} | {:+.3} | {:+.1} % |",
-        wall.0,
-        wall.1,
-        share(wall),
-        processor.0,
-        processor.1,
-        share(processor)
-    );
+    let short = ["cutoff_len=32", "gradient_accumulation_steps=1"];
+    let saving = ["save_strategy=steps", "save_steps=1", "save_total_limit=2"];
+    let checkpoint = median((0..TIMES).map(|_| {
+        let without = took(SAVES, &short);
+        (took(SAVES, &[&short[..], &saving].concat()) - without) / SAVES as f64
+    }));
+    // What both have of starting and ending is no part of a step.
+    let step = (took(1 + TIMES, &[]) - took(1, &[])) / TIMES as f64;
+    println!("| {tuning} | {step:.3} | {checkpoint:.3} | {:.1} % |", 100.0 * checkpoint / step);
+}
+
+fn job(place: &Path) {
+    let before = of_children();
+    let mut command = ferrotune(place, &[&format!("max_steps={SHORT}"), "output_dir=short"]);
+    command.env("FORCE_TORCHRUN", "1").env("NPROC_PER_NODE", "1").env("MAX_RESTARTS", "3");
+    let agent = run(command).last().expect("steps").1;
+    let _ = fs::remove_dir_all(place.join("short"));
+    let all = of_children() - before;
+    println!("\n| job of one | processor s | of the agent | share |\n|---|---:|---:|---:|");
+    println!("| {SHORT} steps | {all:.2} | {agent:.2} | {:.3} % |", 100.0 * agent / all);
 }
 
 /// Seconds a step after the first, and processor seconds of all that it took.
@@ -198,14 +201,6 @@ fn cost(commands: Vec<Command>) -> Cost {
     }
     let (first, last) = (found.first().expect("steps").0, found.last().expect("steps").0);
     ((last - first) / (found.len() - 1) as f64, of_children() - before)
-}
-
-fn one(place: &Path, job: bool) -> Cost {
-    let mut command = ferrotune(place, &[&format!("max_steps={SHORT}"), "output_dir=short"]);
-    if job {
-        command.env("FORCE_TORCHRUN", "1").env("NPROC_PER_NODE", "1").env("MAX_RESTARTS", "3");
-    }
-    cost(vec![command])
 }
 
 /// Four rows a step in both cases.

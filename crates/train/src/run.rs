@@ -451,7 +451,7 @@ impl<'a, 'h> Session<'a, 'h> {
     fn finish_save(&mut self) -> Result<()> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         let step = pending.step;
-        let path = self.snapshots.finish(pending)?;
+        let path = self.snapshots.finish(pending, |slow| (self.hear)(Event::Warning(slow)))?;
         (self.hear)(Event::Saved(path));
         self.replaced.retain(|&replaced| replaced != step);
         self.snapshots.remove_steps(&std::mem::take(&mut self.replaced))?;

@@ -16,9 +16,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 const DOING: &str = "write a checkpoint";
 const DOING_LOOK: &str = "look into the output folder";
+/// Waiting for a disk that the user should hear of.
+const SLOW_DISK: Duration = Duration::from_secs(30);
 
 /// The checkpoints of a run, as all ranks see them.
 pub struct Snapshots {
@@ -43,6 +46,16 @@ impl Pending {
     /// Whether this rank has written its files.
     pub fn is_written(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Waits until this rank has written its files, but not longer than `patience`; whether it has.
+    fn wait(&self, patience: Duration) -> bool {
+        let (start, mut pause) = (Instant::now(), Duration::from_millis(1));
+        while !self.is_written() && start.elapsed() < patience {
+            std::thread::sleep(pause);
+            pause = (2 * pause).min(Duration::from_millis(50));
+        }
+        self.is_written()
     }
 }
 
@@ -187,11 +200,19 @@ impl Snapshots {
     }
 
     /// Waits until all ranks have written their files and gives the checkpoint its name; returns its path. All ranks
-    /// call it.
+    /// call it. `slow` hears of a disk of this rank's that takes very long.
     ///
     /// # Errors
     /// If a rank couldn't write; the error names it, and all checkpoints are as before.
-    pub fn finish(&self, pending: Pending) -> Result<PathBuf> {
+    pub fn finish(&self, pending: Pending, slow: impl FnOnce(String)) -> Result<PathBuf> {
+        if !pending.wait(SLOW_DISK) {
+            let (step, seconds, dir) = (pending.step, SLOW_DISK.as_secs(), self.dir.display());
+            slow(format!(
+                "rank {}: the disk of {dir} hasn't taken checkpoint-{step} in {seconds} s of waiting; the run goes on when it \
+                 has, or ends if it refuses",
+                self.comm.rank()
+            ));
+        }
         let Pending { draft, thread, .. } = pending;
         let panicked =
             |_| Err(Error::Peer { rank: self.comm.rank(), doing: DOING, reason: "its thread panicked".into() });
@@ -291,5 +312,24 @@ impl Copies {
             written.push((name, length));
         }
         Ok(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_waited_for_with_patience() {
+        let (go, gone) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            gone.recv().ok();
+            Ok(Vec::new())
+        });
+        let pending = Pending { draft: Draft::new(Path::new("nowhere"), 4, 1), step: 4, thread };
+        assert!(!pending.wait(Duration::from_millis(20)));
+        drop(go);
+        assert!(pending.wait(Duration::from_secs(60)));
     }
 }
