@@ -369,7 +369,7 @@ pub enum Strategy {
         /// Ranks in a group.
         shards: Option<usize>,
     },
-    /// The experts of each block inside groups of so many ranks (a node's, if not said), which are replicas of each other; tokens
+    /// The experts of each block inside groups of so many ranks (a node's, if not said, or all where a node has one), which are replicas of each other; tokens
     /// go to the ranks of their experts.
     Expert {
         /// Ranks in a group.

@@ -66,6 +66,7 @@ enum State {
     Ready(Result<(), CommError>),
     Pending { done: Receiver<Result<(), CommError>>, pulse: Arc<Pulse> },
     Queued(Queued),
+    Several(Vec<Ticket>),
 }
 
 impl Ticket {
@@ -84,6 +85,11 @@ impl Ticket {
         Self { state: State::Pending { done, pulse }, hold }
     }
 
+    /// Collectives that are waited for together; the first error counts.
+    pub(crate) fn all(tickets: Vec<Self>) -> Self {
+        Self { state: State::Several(tickets), hold: Vec::new() }
+    }
+
     /// A collective in a stream of a GPU.
     pub(crate) fn queued(queued: Queued, hold: Vec<Tensor>) -> Self {
         Self { state: State::Queued(queued), hold }
@@ -97,6 +103,7 @@ impl Ticket {
         let result = match self.state {
             State::Ready(result) => result,
             State::Queued(mut queued) => queued.hold_work(),
+            State::Several(tickets) => tickets.into_iter().map(Self::wait).fold(Ok(()), |so_far, one| so_far.and(one)),
             State::Pending { done, pulse } => {
                 let (start, span) = (Instant::now(), pulse.trace().begin());
                 let ended = || Err(CommError::Ended("its communication thread ended".into()));
@@ -140,6 +147,17 @@ pub trait Comm {
     fn send(&self, buffer: &Tensor, to: usize) -> Ticket;
     /// Receives what rank `from` sends into `buffer`.
     fn recv(&self, buffer: &Tensor, from: usize) -> Ticket;
+    /// Sends each other rank the tensor of its number in `out`, and receives from each into `into`, all at once; this rank's own
+    /// two stay as they are. Both sides know the lengths, and empty tensors aren't sent; lengths alone may depend on data. All
+    /// ranks call it at the same place.
+    fn swap(&self, out: &[Tensor], into: &[Tensor]) -> Ticket {
+        let (rank, world) = (self.rank(), self.world());
+        // Each begins with the rank behind it, so that not all send to one at a time; sends never wait for their receivers.
+        let to = (1..world).map(|i| (rank + i) % world).filter(|to| out[*to].numel() > 0);
+        let from = (1..world).map(|i| (rank + world - i) % world).filter(|from| into[*from].numel() > 0);
+        let sent = to.map(|to| self.send(&out[to], to));
+        Ticket::all(sent.chain(from.map(|from| self.recv(&into[from], from))).collect())
+    }
     /// Sums a few numbers over all ranks, in rank order: the same bits everywhere.
     ///
     /// # Errors

@@ -121,6 +121,41 @@ fn all_collectives_are_what_their_definitions_say() {
     }
 }
 
+/// How many values one rank has for another: none, a few, many, and other numbers on the way back.
+fn messages(from: usize, to: usize) -> usize {
+    [0, 1, 1009, 0, 65_537][(from * 3 + to) % 5]
+}
+
+/// Every rank to every other, as lengths allow; what is a rank's own stays as it is.
+fn swap(comm: &dyn Comm, device: &Device) {
+    let (rank, world) = (comm.rank(), comm.world());
+    let out: Vec<Tensor> =
+        (0..world).map(|to| tensor(device, &values(rank * world + to, messages(rank, to)))).collect();
+    let into: Vec<Tensor> =
+        (0..world).map(|from| device.zeros([messages(from, rank)], DType::F32, Kind::Work)).collect();
+    let before = comm.traffic();
+    comm.swap(&out, &into).wait().unwrap();
+    for (from, got) in into.iter().enumerate() {
+        let sent = if from == rank { vec![0.0; got.numel()] } else { values(from * world + rank, got.numel()) };
+        assert_eq!(got.to_f32(), sent, "from {from} at {rank} of {world}");
+    }
+    let sent: Vec<u64> = comm.traffic().iter().zip(before).map(|(now, before)| now - before).collect();
+    let bytes = |to: usize| if to == rank { 0 } else { 4 * messages(rank, to) as u64 };
+    assert_eq!(sent, (0..world).map(bytes).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_swap_brings_each_rank_what_every_other_has_for_it() {
+    for world in 1..=5 {
+        let body = |comm: Rc<dyn Comm>| {
+            swap(&*comm, &Device::cpu());
+            comm.barrier().unwrap();
+        };
+        threads::run(world, body);
+        common::tcp(world.max(2), PATIENCE, body);
+    }
+}
+
 #[test]
 fn overlapping_groups_with_collectives_under_way_together() {
     let bits = |run: usize| {

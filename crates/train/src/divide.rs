@@ -27,6 +27,14 @@ pub struct Circumstances<'a> {
     pub before: Option<&'a Candidate>,
 }
 
+impl Circumstances<'_> {
+    /// Ranks among which `strategy: expert` shares out experts: as many as are asked for, or those of a node; all, where a node
+    /// has one.
+    fn expert_ranks(&self, asked: Option<usize>) -> usize {
+        asked.unwrap_or(if self.per_node > 1 { self.per_node } else { self.world })
+    }
+}
+
 /// What is to be split.
 pub struct Load<'a> {
     /// The model.
@@ -124,8 +132,10 @@ fn look(
         let all = given.map_or_else(every, |given| vec![given.clone()]);
         let wished: Vec<Candidate> = all.into_iter().filter(|c| is_wished(c, plan, among)).collect();
         if wished.is_empty() {
-            let ranks =
-                if let Some(Strategy::Expert { shards }) = plan.strategy { shards.unwrap_or(per_node) } else { 0 };
+            let ranks = match plan.strategy {
+                Some(Strategy::Expert { shards }) => among.expert_ranks(shards),
+                _ => 0,
+            };
             let experts = experts(load.model);
             if experts < ranks {
                 return Err(Error::TooFewExperts { wish: words(plan), ranks, experts });
@@ -173,18 +183,15 @@ pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circ
         return true;
     }
     let flat = |sharded| layout.stages == 1 && candidate.sharded == sharded;
-    // Experts on several GPUs have run nowhere yet, so nobody gets them who doesn't ask.
-    let on_gpus = among.room.has_own_host();
     match plan.strategy {
         // Weights that lie in host memory come over once a visit, which a pipe would do for each micro-batch in flight.
-        None if candidate.sharded == Sharding::Experts => !plan.offload_parameters && !on_gpus,
         None => layout.stages == 1 || !plan.offload_parameters,
         Some(Strategy::Replicate) => flat(Sharding::Whole),
         Some(Strategy::Zero1) => flat(Sharding::Optimizer),
         Some(Strategy::Zero2) => flat(Sharding::Gradients),
         Some(Strategy::Zero3) => flat(Sharding::Weights) && layout.replicas == 1,
         Some(Strategy::Hybrid { shards }) => flat(Sharding::Weights) && layout.shards == shards.unwrap_or(per_node),
-        Some(Strategy::Expert { shards }) => flat(Sharding::Experts) && layout.shards == shards.unwrap_or(per_node),
+        Some(Strategy::Expert { shards }) => flat(Sharding::Experts) && layout.shards == among.expert_ranks(shards),
         Some(Strategy::Pipeline { stages }) => layout.stages == stages.unwrap_or(per_node.max(2)),
     }
 }

@@ -200,8 +200,8 @@ pub fn plan_memory(load: &Load<'_>, shape: &Shape, recompute: bool, room: Room) 
     let constant = match room {
         Room::Shared(_) => (cpu::scratch_bytes_per_thread() * rayon::current_num_threads()) as u64,
         // Products' scratch memory is there before anybody asks what is free.
-        Room::Free(_) => Room::joined(shape.candidate.layout),
-        Room::Card { .. } => Room::taken(shape.candidate.layout),
+        Room::Free(_) => Room::joined(&shape.candidate),
+        Room::Card { .. } => Room::taken(&shape.candidate),
     };
     let options = StepOptions { recompute, ..load.options.clone() };
     let stages = by_stage(load.model, &options, shape, (load.lengths, load.evaluated), room.profile())?;

@@ -1,6 +1,7 @@
 //! How much memory a rank may have, and of what kind: one for all, or a card's beside the host's.
 
-use ferrotune_dist::Layout;
+use crate::engine::Sharding;
+use crate::plan::Candidate;
 use ferrotune_tensor::Profile;
 
 /// Where a rank's bytes lie.
@@ -33,17 +34,24 @@ const CONTEXT: u64 = 600 << 20;
 /// messages, about 10 MiB, for as many channels as it opens (2 to 4 over PCIe, up to 24 over NVLink): an allowance.
 const COMMUNICATOR: u64 = 256 << 20;
 
+/// What a communicator takes more for messages with one rank: a buffer of 4 MiB and those of the protocols for short messages, for
+/// the two channels that it has for a peer, with what it takes for itself: an allowance.
+const PEER: u64 = 32 << 20;
+
 impl Room {
-    /// Bytes of a card that are gone before any tensor of a run of this layout: context, and a communicator for the world and
+    /// Bytes of a card that are gone before any tensor of a run that is split so: context, and a communicator for the world and
     /// for each axis of several ranks.
-    pub fn taken(layout: Layout) -> u64 {
-        CONTEXT + Self::joined(layout)
+    pub fn taken(split: &Candidate) -> u64 {
+        CONTEXT + Self::joined(split)
     }
 
-    /// Bytes of a card that NCCL takes, whose communicators are made when they are first needed.
-    pub fn joined(layout: Layout) -> u64 {
+    /// Bytes of a card that NCCL takes, whose communicators are made when they are first needed. Where experts are spread, a shard
+    /// group's has messages with each of its ranks besides its ring.
+    pub fn joined(split: &Candidate) -> u64 {
+        let layout = split.layout;
         let axes = [layout.world(), layout.shards, layout.stages, layout.replicas];
-        COMMUNICATOR * axes.iter().filter(|ranks| **ranks > 1).count() as u64
+        let peers = if split.sharded == Sharding::Experts { layout.shards as u64 - 1 } else { 0 };
+        COMMUNICATOR * axes.iter().filter(|ranks| **ranks > 1).count() as u64 + PEER * peers
     }
 
     /// Bytes on the device that computes.
@@ -79,12 +87,17 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ferrotune_dist::Layout;
 
     #[test]
     fn more_groups_take_more_of_a_card() {
-        let layout = |shards, stages, replicas| Layout { shards, stages, replicas };
-        assert_eq!(Room::taken(layout(1, 1, 1)), 600 << 20);
-        assert_eq!(Room::taken(layout(8, 1, 1)), (600 + 512) << 20);
-        assert_eq!(Room::taken(layout(8, 1, 2)), (600 + 768) << 20);
+        let split = |[shards, stages, replicas]: [usize; 3], sharded| {
+            let spans = (0..stages).map(|stage| stage..stage + 1).collect();
+            Candidate { layout: Layout { shards, stages, replicas }, sharded, spans }
+        };
+        assert_eq!(Room::taken(&split([1, 1, 1], Sharding::Whole)), 600 << 20);
+        assert_eq!(Room::taken(&split([8, 1, 1], Sharding::Weights)), (600 + 512) << 20);
+        assert_eq!(Room::taken(&split([8, 1, 2], Sharding::Weights)), (600 + 768) << 20);
+        assert_eq!(Room::taken(&split([8, 1, 1], Sharding::Experts)), (600 + 512 + 7 * 32) << 20);
     }
 }

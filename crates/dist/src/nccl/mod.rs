@@ -2,7 +2,7 @@
 //! numbers, heart-beats, the end of the run, and the identities by which NCCL brings ranks together.
 //!
 //! Collectives of all groups are in one stream, in the order in which they were begun, so that ranks that begin them in one
-//! order can't wait for each other. Messages between two ranks have a communicator and a stream for each direction, since a
+//! order can't wait for each other; a swap among all is one of them. Messages between two ranks have a communicator and a stream for each direction, since a
 //! send must wait for nobody: over one communicator the stages of a pipe would wait for each other (NCCL's send ends when it is
 //! received). Communicators are made when they are first needed, and end with the last handle of their group.
 
@@ -122,12 +122,17 @@ impl NcclRanks {
             let line = self.line()?;
             let next = (self.rank() + 1) % self.world();
             self.control().counts(next, sends);
-            let slot = self.put(&line, call(operands))?;
-            // The next collective may be another group's, and must be behind this one.
-            slot.wait(self.control().abort());
-            Ok(slot)
+            self.in_turn(&line, call(operands))
         };
         self.ticket(begin(), tensors.map(Tensor::clone).to_vec())
+    }
+
+    /// Puts a collective behind all before it.
+    fn in_turn(&self, line: &Arc<Line>, call: Call) -> Result<Arc<Slot>, CommError> {
+        let slot = self.put(line, call)?;
+        // The next collective may be another group's, and must be behind this one.
+        slot.wait(self.control().abort());
+        Ok(slot)
     }
 
     fn ticket(&self, begun: Result<Arc<Slot>, CommError>, hold: Vec<Tensor>) -> Ticket {
@@ -278,6 +283,37 @@ impl Comm for NcclRanks {
             self.put(&self.line_from(from)?, Call::Receive(operand, 0))
         };
         self.ticket(begin(), vec![buffer.clone()])
+    }
+
+    fn swap(&self, out: &[Tensor], into: &[Tensor]) -> Ticket {
+        if !out.iter().chain(into).any(is_on_gpu) {
+            return self.control().swap(out, into);
+        }
+        let (rank, mut hold) = (self.rank(), Vec::new());
+        let mut begin = || -> Result<Option<Arc<Slot>>, CommError> {
+            let mut messages = |tensors: &[Tensor]| -> Result<Vec<(Operand, usize)>, CommError> {
+                let theirs = tensors.iter().enumerate().filter(|(peer, tensor)| *peer != rank && tensor.numel() > 0);
+                theirs
+                    .map(|(peer, tensor)| {
+                        hold.push(tensor.clone());
+                        self.operands([tensor]).map(|[operand]| (operand, peer))
+                    })
+                    .collect()
+            };
+            let (out, into) = (messages(out)?, messages(into)?);
+            // One communicator for all of a group's swaps; it is made by all, also by those without a message.
+            let line = self.line()?;
+            if out.is_empty() && into.is_empty() {
+                return Ok(None);
+            }
+            out.iter().for_each(|(operand, to)| self.control().counts(*to, operand.bytes() as u64));
+            self.in_turn(&line, Call::Swap { out, into }).map(Some)
+        };
+        match begin() {
+            Ok(None) => Ticket::done(hold),
+            Ok(Some(slot)) => self.ticket(Ok(slot), hold),
+            Err(error) => Ticket::failed(error),
+        }
     }
 
     fn sum(&self, values: &mut [f64]) -> Result<(), CommError> {

@@ -92,6 +92,46 @@ fn groups_share_what_they_have_in_common_and_end_by_themselves() {
     });
 }
 
+/// How many values one rank has for another: none, one, many, and other numbers on the way back.
+fn messages(from: usize, to: usize) -> usize {
+    [0, 1, 1009, 0, 33][(from * 3 + to) % 5]
+}
+
+/// Every rank to every other over one communicator, among collectives that share it; whoever has no messages is there too.
+#[test]
+fn a_swap_takes_one_communicator_however_many_ranks_there_are() {
+    run(&["seed=1", "seed=2", "seed=7", "seed=8"], PATIENCE, |Rank { comm, device, number }| {
+        let (rank, world) = (comm.rank(), comm.world());
+        for round in 0..3 {
+            // In the last round the last rank neither sends nor receives.
+            let length = |from: usize, to: usize| {
+                let none = round == 2 && from.max(to) + 1 == world;
+                if none { 0 } else { messages(from + round, to) }
+            };
+            let out: Vec<Tensor> =
+                (0..world).map(|to| tensor(&device, &values(rank * world + to, length(rank, to)))).collect();
+            let into: Vec<Tensor> =
+                (0..world).map(|from| device.zeros([length(from, rank)], DType::F32, Kind::Work)).collect();
+            let before = comm.traffic();
+            comm.swap(&out, &into).wait().unwrap();
+            for (from, got) in into.iter().enumerate() {
+                let sent = match from == rank {
+                    true => vec![0.0; got.numel()],
+                    false => values(from * world + rank, got.numel()),
+                };
+                assert_eq!(got.to_f32(), sent, "from {from} at {rank}, round {round}");
+            }
+            let bytes = |to: usize| if to == rank { 0 } else { 4 * length(rank, to) as u64 };
+            let sent: Vec<u64> = comm.traffic().iter().zip(before).map(|(now, before)| now - before).collect();
+            // In the first one its communicator was made, which takes an identity.
+            assert!(round == 0 || sent == (0..world).map(bytes).collect::<Vec<_>>(), "{sent:?} in round {round}");
+            all_collectives(&comm, &device, 5);
+        }
+        assert_eq!(gpus::calls(number, "ncclCommInitRankConfig"), 1);
+        assert_eq!(comm.ended(), None);
+    });
+}
+
 /// What stages of a pipe do: each sends ahead what the other will receive later, in both directions.
 #[test]
 fn a_send_waits_for_nobody() {

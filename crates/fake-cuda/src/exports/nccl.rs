@@ -3,8 +3,10 @@
 
 use super::driver::{current, give, on};
 use crate::device::{device, tell};
-use crate::nccl::{self, Communicator, Exchange, Op, code};
+use crate::nccl::{self, Communicator, Exchange, Leg, Op, code};
 use crate::work::Work;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::{c_char, c_int, c_void};
 use std::io::Read;
 use std::sync::Arc;
@@ -167,14 +169,31 @@ fn call(name: &'static str, asked: &Asked, communicator: Handle, stream: Handle)
     let sums = matches!(asked.op, Op::AllReduce | Op::ReduceScatter);
     let of = nccl::Element::from_number(asked.of).filter(|of| !sums || *of != nccl::Element::U8);
     let (Some(of), Ok(peer)) = (of, usize::try_from(asked.peer)) else { return code::INVALID_ARGUMENT };
-    let itself = matches!(asked.op, Op::Send | Op::Receive) && peer == communicator.rank;
-    if communicator.state() != 0 || peer >= communicator.ranks || itself {
-        tell(&format!("NCCL: {name} of a communicator that isn't ready, or to rank {peer}, which isn't there"));
+    if GROUP.with_borrow(|group| group.is_some()) {
+        tell(&format!("NCCL: {name} in a group, which is for messages here"));
+        return code::INVALID_USAGE;
+    }
+    if !ready(name, &communicator, peer) {
         return code::INVALID_USAGE;
     }
     let Asked { op, from, to, count, .. } = *asked;
-    let exchange = Exchange { communicator: communicator.clone(), op, of, count, peer, from, to, wrong, begun: None };
-    let (number, stream) = (communicator.device, stream as usize as u64);
+    let legs = Vec::new();
+    let exchange = Exchange { communicator, op, of, count, peer, from, to, legs, wrong, begun: None };
+    put(exchange, stream as usize as u64)
+}
+
+/// Whether a communicator takes calls, and has such a rank.
+fn ready(name: &str, communicator: &Communicator, peer: usize) -> bool {
+    let ready = communicator.state() == 0 && peer < communicator.ranks;
+    if !ready {
+        tell(&format!("NCCL: {name} of a communicator that isn't ready, or to rank {peer}, which isn't there"));
+    }
+    ready
+}
+
+fn put(exchange: Exchange, stream: u64) -> c_int {
+    let communicator = exchange.communicator.clone();
+    let number = communicator.device;
     let put = move || match device(number) {
         Some(mut device) => device.push(stream, Work::Exchange(Box::new(exchange))).err().unwrap_or(0),
         None => code::SYSTEM_ERROR,
@@ -189,6 +208,90 @@ fn call(name: &'static str, asked: &Asked, communicator: Handle, stream: Handle)
         communicator.set_state(put());
     });
     code::IN_PROGRESS
+}
+
+/// A message that is asked for.
+struct Message {
+    communicator: Arc<Communicator>,
+    stream: u64,
+    leg: Leg,
+    wrong: Option<nccl::Wrong>,
+}
+
+thread_local! {
+    /// The messages of this thread's group, if it is in one.
+    static GROUP: RefCell<Option<Vec<Message>>> = const { RefCell::new(None) };
+}
+
+fn message(
+    name: &'static str,
+    (comes, at): (bool, u64),
+    (count, of): (usize, c_int),
+    peer: c_int,
+    (communicator, stream): (Handle, Handle),
+) -> c_int {
+    let made = good(communicator).and_then(|communicator| Ok((communicator, counted(name)?)));
+    let (communicator, wrong) = match made {
+        Ok(made) => made,
+        Err(code) => return code,
+    };
+    let (Some(of), Ok(peer)) = (nccl::Element::from_number(of), usize::try_from(peer)) else {
+        return code::INVALID_ARGUMENT;
+    };
+    if !ready(name, &communicator, peer) {
+        return code::INVALID_USAGE;
+    }
+    let leg = Leg { comes, of, count, peer, at };
+    let message = Message { communicator, stream: stream as usize as u64, leg, wrong };
+    GROUP.with_borrow_mut(|group| match group {
+        Some(messages) => {
+            messages.push(message);
+            0
+        }
+        None => together(vec![message], None),
+    })
+}
+
+/// Messages as one call: of one communicator, in one stream, and no two of them from one rank to another, since nobody needs that.
+fn together(messages: Vec<Message>, wrong: Option<nccl::Wrong>) -> c_int {
+    let Some(Message { communicator, stream, .. }) = messages.first() else { return 0 };
+    let (communicator, stream) = (communicator.clone(), *stream);
+    let alike = |m: &Message| Arc::ptr_eq(&m.communicator, &communicator) && m.stream == stream;
+    let legs: Vec<Leg> = messages.iter().map(|message| message.leg).collect();
+    let ways: BTreeSet<(bool, usize)> = legs.iter().map(|leg| (leg.comes, leg.peer)).collect();
+    // Whoever sends to itself waits for itself.
+    let itself = ways.iter().any(|(_, peer)| *peer == communicator.rank);
+    if !messages.iter().all(alike) || ways.len() < legs.len() || itself {
+        tell("NCCL: messages of several communicators in a group, several of one rank to another, or one to itself");
+        return code::INVALID_USAGE;
+    }
+    let wrong = wrong.or_else(|| messages.iter().find_map(|message| message.wrong));
+    let (op, of, count, peer, from, to) = (Op::Messages, nccl::Element::U8, 0, 0, 0, 0);
+    put(Exchange { communicator, op, of, count, peer, from, to, legs, wrong, begun: None }, stream)
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ncclGroupStart() -> c_int {
+    GROUP.with_borrow_mut(|group| {
+        if group.is_some() {
+            tell("NCCL: a group in a group, which nobody needs");
+            return code::INVALID_USAGE;
+        }
+        *group = Some(Vec::new());
+        0
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ncclGroupEnd() -> c_int {
+    let Some(messages) = GROUP.take() else {
+        tell("NCCL: the end of a group that wasn't begun");
+        return code::INVALID_USAGE;
+    };
+    match counted("ncclGroupEnd") {
+        Ok(wrong) => together(messages, wrong),
+        Err(code) => code,
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -257,7 +360,7 @@ pub unsafe extern "C" fn ncclSend(
     communicator: Handle,
     stream: Handle,
 ) -> c_int {
-    call("ncclSend", &Asked { op: Op::Send, from, to: from, count, of, peer }, communicator, stream)
+    message("ncclSend", (false, from), (count, of), peer, (communicator, stream))
 }
 
 #[unsafe(no_mangle)]
@@ -269,5 +372,5 @@ pub unsafe extern "C" fn ncclRecv(
     communicator: Handle,
     stream: Handle,
 ) -> c_int {
-    call("ncclRecv", &Asked { op: Op::Receive, from: to, to, count, of, peer }, communicator, stream)
+    message("ncclRecv", (true, to), (count, of), peer, (communicator, stream))
 }

@@ -16,8 +16,30 @@ pub(crate) enum Op {
     ReduceScatter,
     AllGather,
     Broadcast,
-    Send,
-    Receive,
+    /// What is in its legs.
+    Messages,
+}
+
+/// A message of a call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leg {
+    /// It comes from the peer.
+    pub(crate) comes: bool,
+    pub(crate) of: Element,
+    pub(crate) count: usize,
+    pub(crate) peer: usize,
+    pub(crate) at: u64,
+}
+
+impl Leg {
+    fn bytes(&self) -> usize {
+        self.count * self.of.bytes()
+    }
+
+    fn head(&self) -> Head {
+        // A send and its receive are one call, of whom is told by the connection.
+        Head { op: Op::Messages as u8, of: self.of as u8, root: 0, count: self.count as u64 }
+    }
 }
 
 /// How a call goes wrong.
@@ -78,10 +100,12 @@ pub(crate) struct Exchange {
     pub(crate) op: Op,
     pub(crate) of: Element,
     pub(crate) count: usize,
-    /// The other rank of a message, or the root of a broadcast.
+    /// The root of a broadcast.
     pub(crate) peer: usize,
     pub(crate) from: u64,
     pub(crate) to: u64,
+    /// A message, or all that were made in one group: at most one each way with a peer.
+    pub(crate) legs: Vec<Leg>,
     pub(crate) wrong: Option<Wrong>,
     /// What it read, once it has begun.
     pub(crate) begun: Option<Vec<u8>>,
@@ -101,38 +125,39 @@ impl Exchange {
         self.count * self.of.bytes()
     }
 
-    /// Bytes that are read, and bytes that are written.
-    fn sizes(&self) -> (usize, usize) {
+    /// What is read, and what is written: addresses and bytes.
+    fn places(&self) -> [Vec<(u64, usize)>; 2] {
         let (part, all) = (self.part(), self.part() * self.communicator.ranks);
+        let places = |reads: usize, writes: usize| [vec![(self.from, reads)], vec![(self.to, writes)]];
         match self.op {
-            Op::AllReduce => (part, part),
-            Op::ReduceScatter => (all, part),
-            Op::AllGather => (part, all),
-            Op::Broadcast if self.is_root() => (part, 0),
-            Op::Broadcast | Op::Receive => (0, part),
-            Op::Send => (part, 0),
+            Op::AllReduce => places(part, part),
+            Op::ReduceScatter => places(all, part),
+            Op::AllGather => places(part, all),
+            Op::Broadcast if self.is_root() => places(part, 0),
+            Op::Broadcast => places(0, part),
+            Op::Messages => [false, true].map(|comes| {
+                self.legs.iter().filter(|leg| leg.comes == comes).map(|leg| (leg.at, leg.bytes())).collect()
+            }),
         }
     }
 
     fn head(&self) -> Head {
-        // A send and its receive are one call, of whom is told by the connection.
-        let (op, root) = match self.op {
-            Op::Send | Op::Receive => (Op::Send, 0),
-            Op::Broadcast => (self.op, self.peer),
-            op => (op, 0),
-        };
-        Head { op: op as u8, of: self.of as u8, root: root as u32, count: self.count as u64 }
+        let root = if self.op == Op::Broadcast { self.peer } else { 0 };
+        Head { op: self.op as u8, of: self.of as u8, root: root as u32, count: self.count as u64 }
     }
 
-    /// From whom what must have come.
-    fn awaited(&self) -> Vec<(usize, About)> {
+    /// From whom what must have come, and of which call.
+    fn awaited(&self) -> Vec<(usize, About, Head)> {
         match self.op {
             Op::AllReduce | Op::ReduceScatter | Op::AllGather => {
-                self.others().map(|other| (other, About::Values)).collect()
+                self.others().map(|other| (other, About::Values, self.head())).collect()
             }
             Op::Broadcast if self.is_root() => Vec::new(),
-            Op::Broadcast | Op::Receive => vec![(self.peer, About::Values)],
-            Op::Send => vec![(self.peer, About::Taken)],
+            Op::Broadcast => vec![(self.peer, About::Values, self.head())],
+            Op::Messages => {
+                let about = |leg: &Leg| if leg.comes { About::Values } else { About::Taken };
+                self.legs.iter().map(|leg| (leg.peer, about(leg), leg.head())).collect()
+            }
         }
     }
 
@@ -145,18 +170,17 @@ impl Exchange {
             None => !self.communicator.busy.load(Ordering::Acquire),
             Some(_) => {
                 let wire = &self.communicator.wire;
-                self.wrong.is_none() && self.awaited().iter().all(|(from, about)| wire.has(*from, *about))
+                self.wrong.is_none() && self.awaited().iter().all(|(from, about, _)| wire.has(*from, *about))
             }
         }
     }
 
     /// The first half.
     pub(crate) fn begin(&mut self, memory: &mut Memory) -> Result<(), Fault> {
-        let (reads, writes) = self.sizes();
-        let mut mine = vec![0; reads];
-        memory.read(self.from, &mut mine)?;
-        if writes > 0 {
-            memory.fill(self.to, 0xff, writes)?;
+        let [reads, writes] = self.places();
+        let mine = read_all(memory, &reads)?;
+        for (at, bytes) in writes.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            memory.fill(at, 0xff, bytes)?;
         }
         self.communicator.busy.store(true, Ordering::Release);
         if let Some(Wrong::Fails(code)) = self.wrong {
@@ -182,8 +206,18 @@ impl Exchange {
                 self.others().for_each(|other| wire.send(other, About::Values, head, mine));
             }
             Op::Broadcast => {}
-            Op::Send => wire.send(self.peer, About::Values, head, mine),
-            Op::Receive => wire.send(self.peer, About::Taken, head, &[]),
+            Op::Messages => {
+                let mut rest = mine;
+                for leg in &self.legs {
+                    if leg.comes {
+                        wire.send(leg.peer, About::Taken, leg.head(), &[]);
+                    } else {
+                        let (values, others) = rest.split_at(leg.bytes());
+                        wire.send(leg.peer, About::Values, leg.head(), values);
+                        rest = others;
+                    }
+                }
+            }
         }
     }
 
@@ -200,19 +234,17 @@ impl Exchange {
         let Some(mine) = self.begun.take().filter(|_| !self.communicator.is_aborted()) else { return Ok(()) };
         self.look(memory, &mine)?;
         let mut parts: Vec<Vec<u8>> = vec![Vec::new(); self.communicator.ranks];
-        for (from, about) in self.awaited() {
+        for (from, about, head) in self.awaited() {
             let Some(message) = self.communicator.wire.take(from, about) else { continue };
-            if message.head != self.head() {
+            if message.head != head {
                 let rank = self.communicator.rank;
-                tell(&format!(
-                    "NCCL: rank {from} called {:?} where rank {rank} called {:?}",
-                    message.head,
-                    self.head()
-                ));
+                tell(&format!("NCCL: rank {from} called {:?} where rank {rank} called {head:?}", message.head));
                 self.communicator.set_state(code::INVALID_USAGE);
                 return Ok(());
             }
-            parts[from] = message.bytes;
+            if about == About::Values {
+                parts[from] = message.bytes;
+            }
         }
         let rank = self.communicator.rank;
         match self.op {
@@ -229,23 +261,27 @@ impl Exchange {
                 memory.write(self.to, &parts.concat())
             }
             Op::Broadcast if self.is_root() => Ok(()),
-            Op::Broadcast | Op::Receive => memory.write(self.to, &parts[self.peer]),
-            Op::Send => Ok(()),
+            Op::Broadcast => memory.write(self.to, &parts[self.peer]),
+            Op::Messages => {
+                self.legs.iter().filter(|leg| leg.comes).try_for_each(|leg| memory.write(leg.at, &parts[leg.peer]))
+            }
         }
     }
 
     /// Whether somebody wrote what this call reads or writes.
     fn look(&self, memory: &Memory, mine: &[u8]) -> Result<(), Fault> {
-        let (reads, writes) = self.sizes();
-        let mut now = vec![0; writes];
-        memory.read(self.to, &mut now)?;
-        let mut written = now.iter().any(|byte| *byte != 0xff);
-        // Where it works in place, what it reads is among that.
-        let apart = self.from + reads as u64 <= self.to || self.to + writes as u64 <= self.from;
-        if apart || writes == 0 {
-            let mut now = vec![0; reads];
-            memory.read(self.from, &mut now)?;
-            written |= now != mine;
+        let [reads, writes] = self.places();
+        let mut written = read_all(memory, &writes)?.iter().any(|byte| *byte != 0xff);
+        let mut rest = mine;
+        for (at, bytes) in reads {
+            let (then, others) = rest.split_at(bytes);
+            rest = others;
+            // Where it works in place, what it reads is among what it writes.
+            let apart =
+                |(to, length): &(u64, usize)| *length == 0 || at + bytes as u64 <= *to || to + *length as u64 <= at;
+            if writes.iter().all(apart) {
+                written |= read_all(memory, &[(at, bytes)])? != then;
+            }
         }
         if written {
             tell(&format!("NCCL: what {:?} works on was written meanwhile", self.op));
@@ -262,4 +298,15 @@ impl Exchange {
         }
         self.of.rounded(&sums)
     }
+}
+
+/// The bytes of several places, end to end.
+fn read_all(memory: &Memory, places: &[(u64, usize)]) -> Result<Vec<u8>, Fault> {
+    let mut all = Vec::new();
+    for (at, bytes) in places {
+        let start = all.len();
+        all.resize(start + bytes, 0);
+        memory.read(*at, &mut all[start..])?;
+    }
+    Ok(all)
 }

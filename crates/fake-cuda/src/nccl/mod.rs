@@ -1,14 +1,14 @@
 //! NCCL of paper: communicators between processes, whose calls are work of the fake device's streams.
 //!
 //! It is stricter than NCCL where NCCL would hang or give wrong values: ranks whose calls differ are named; a buffer that is
-//! written while a call is under way is told; what a call will write is NaN until it ends; a send ends only when it is received;
-//! a communicator's first call gets into its stream a little later, as the manual allows. The end of a peer is not noticed, since
-//! NCCL doesn't promise that.
+//! written while a call is under way is told; what a call will write is NaN until it ends; a send ends only when it is received,
+//! and a group of messages when all are; a communicator's first call gets into its stream a little later, as the manual allows.
+//! The end of a peer is not noticed, since NCCL doesn't promise that.
 
 mod exchange;
 mod wire;
 
-pub(crate) use exchange::{Element, Exchange, Op, Wrong};
+pub(crate) use exchange::{Element, Exchange, Leg, Op, Wrong};
 
 use crate::device::device;
 use std::collections::{BTreeSet, HashMap};

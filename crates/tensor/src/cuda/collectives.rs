@@ -59,7 +59,7 @@ impl Operand {
 }
 
 /// A call, the same at all ranks of a communicator.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Call {
     /// Sums over all ranks, in place.
     AllReduce(Operand),
@@ -88,6 +88,13 @@ pub enum Call {
     Send(Operand, usize),
     /// Receives what a rank sends.
     Receive(Operand, usize),
+    /// Messages to some ranks and from some, all under way at once: each with the other rank.
+    Swap {
+        /// What is sent.
+        out: Vec<(Operand, usize)>,
+        /// Where what comes is put.
+        into: Vec<(Operand, usize)>,
+    },
 }
 
 /// How a communicator is.
@@ -340,7 +347,7 @@ impl Inner {
         // SAFETY: values of tensors of this GPU that the caller keeps alive, of the sizes that are told; a communicator that
         // lives, and its stream.
         unsafe {
-            match *call {
+            match call {
                 Call::AllReduce(x) => {
                     let (count, of) = x.elements();
                     nccl.all_reduce(x.at, x.at, count, of, sum, communicator, stream)
@@ -353,13 +360,23 @@ impl Inner {
                     nccl.all_gather(shard.at, full.at, shard.bytes, element::U8, communicator, stream)
                 }
                 Call::Broadcast { buffer: Operand { at, bytes, .. }, root } => {
-                    nccl.broadcast(at, at, bytes, element::U8, number(root), communicator, stream)
+                    nccl.broadcast(*at, *at, *bytes, element::U8, number(*root), communicator, stream)
                 }
-                Call::Send(Operand { at, bytes, .. }, to) => {
-                    nccl.send(at, bytes, element::U8, number(to), communicator, stream)
-                }
-                Call::Receive(Operand { at, bytes, .. }, from) => {
-                    nccl.receive(at, bytes, element::U8, number(from), communicator, stream)
+                Call::Send(x, to) => nccl.send(x.at, x.bytes, element::U8, number(*to), communicator, stream),
+                Call::Receive(x, from) => nccl.receive(x.at, x.bytes, element::U8, number(*from), communicator, stream),
+                Call::Swap { out, into } => {
+                    nccl.group_start()?;
+                    let sent = out.iter().try_for_each(|(x, to)| {
+                        going_on(nccl.send(x.at, x.bytes, element::U8, number(*to), communicator, stream))
+                    });
+                    let asked = sent.and_then(|()| {
+                        into.iter().try_for_each(|(x, from)| {
+                            going_on(nccl.receive(x.at, x.bytes, element::U8, number(*from), communicator, stream))
+                        })
+                    });
+                    // A group that was begun is ended, whatever came of it: it is this thread's.
+                    let ended = nccl.group_end();
+                    asked.and(ended)
                 }
             }
         }
@@ -367,6 +384,11 @@ impl Inner {
 }
 
 impl Operand {
+    /// How long they are together.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// How many there are, and of which type.
     ///
     /// # Panics

@@ -74,6 +74,10 @@ crate::functions! {
         send: "ncclSend" (from: Address, count: usize, of: c_int, peer: c_int, communicator: Handle, stream: Handle);
         /// From one rank.
         receive: "ncclRecv" (to: Address, count: usize, of: c_int, peer: c_int, communicator: Handle, stream: Handle);
+        /// This thread's calls from here on are one, which its end makes: its messages wait for each other in no order.
+        group_start: "ncclGroupStart" ();
+        /// The end of such a group.
+        group_end: "ncclGroupEnd" ();
     }
 }
 

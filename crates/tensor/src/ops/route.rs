@@ -137,14 +137,6 @@ impl Routes {
         ways
     }
 
-    /// How many rows each expert sees, or would see if they came out even, where the device doesn't execute.
-    pub(crate) fn assumed_counts(&self) -> Vec<u32> {
-        let (rows, experts) = (self.rows(), self.args.experts);
-        let counted = self.counts();
-        let even = |expert: usize| (rows / experts + usize::from(expert < rows % experts)) as u32;
-        if counted.is_empty() { (0..experts).map(even).collect() } else { counted }
-    }
-
     /// Rows that experts see.
     pub fn rows(&self) -> usize {
         self.sources.numel()

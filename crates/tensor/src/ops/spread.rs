@@ -1,7 +1,7 @@
 //! Experts on several ranks (expert parallelism, as in GShard, <https://arxiv.org/abs/2006.16668>): each rank of a group holds
 //! some of every block's experts, rows go to the ranks of their experts, and what these make of them comes back.
 //!
-//! Every rank tells the others how many rows it has for each expert; from that table all know who sends what, and in how many
+//! Every rank tells the others where each expert's rows begin; from that table all know who sends what, and in how many
 //! rounds (`rounds.rs`). An owner takes in at most the table's `capacity` of rows at a time, and all that it allocates is of
 //! that size: memory depends on the lengths of micro-batches and never on where tokens go. Nothing is dropped.
 //!
@@ -32,8 +32,9 @@ pub trait ExpertRanks {
     fn rank(&self) -> usize;
     /// How many there are.
     fn world(&self) -> usize;
-    /// Every rank's numbers, as many from each, in rank order.
-    fn exchange(&self, mine: &[u32]) -> Vec<Vec<u32>>;
+    /// Every rank's `mine`, of u32 and as long on each, in rank order. Nothing where the device doesn't execute, or where a rank
+    /// is lost: what came may then be anything.
+    fn gather(&self, mine: &Tensor) -> Vec<u32>;
     /// Sends each rank the tensor of its number in `out`, and receives from each into `into`. Both sides know the sizes;
     /// empty ones aren't sent.
     fn swap(&self, out: &[Tensor], into: &[Tensor]);
@@ -89,7 +90,7 @@ impl Spread {
         experts: Experts,
     ) -> Self {
         let (width, device) = (rows.shape().last(), rows.device().clone());
-        let table = Table::new(ranks.exchange(&routes.assumed_counts()), ranks.rank());
+        let table = Table::new(counts(ranks, routes), ranks.rank());
         let noise = noise.map(|noise| noise_of(noise, routes));
         Self { table, ways: routes.clone(), width, device, noise, experts }
     }
@@ -160,6 +161,22 @@ impl Visit<'_> {
         let lengths = positions.clone();
         Some(Rc::new(Noise { seed: of.seed, step: of.step, samples, positions, lengths, embedding_alpha: 0.0 }))
     }
+}
+
+/// Every rank's rows for each expert. Where the device doesn't execute, all ranks are taken to have as many rows as this one,
+/// spread evenly.
+fn counts(ranks: &dyn ExpertRanks, routes: &Routes) -> Vec<Vec<u32>> {
+    let each = routes.offsets.numel();
+    // The one place at which the host waits for the router: what goes where, and how often, is the host's to say.
+    let offsets = ranks.gather(&routes.offsets);
+    if offsets.is_empty() {
+        return vec![even(routes.rows(), each - 1); ranks.world()];
+    }
+    offsets.chunks_exact(each).map(|of| of.windows(2).map(|at| at[1] - at[0]).collect()).collect()
+}
+
+fn even(rows: usize, experts: usize) -> Vec<u32> {
+    (0..experts).map(|expert| (rows / experts + usize::from(expert < rows % experts)) as u32).collect()
 }
 
 fn cut(rows: &Tensor, ranges: &[Range<usize>]) -> Vec<Tensor> {

@@ -87,7 +87,13 @@ pub struct Rows {
     pub keys: u64,
     /// Of a forward and of a backward visit.
     pub trips: [Trips; 2],
+    /// The share of the block's computing that is its experts'.
+    pub share: f64,
 }
+
+/// How many times the rows of an even spread the fullest owner is taken to have, whom all others wait for: what it takes in at
+/// a time. Routers that are trained for balance come near that over thousands of tokens; nothing known before the run says more.
+pub(super) const FULLEST: f64 = 1.25;
 
 /// How often rows go one way in a visit, if there is one round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -192,7 +198,7 @@ impl Demand {
                 forward: seconds(forward, Phase::Forward),
                 backward: seconds(backward, Phase::Backward),
                 held: count.held,
-                rows: rows(model, Segment(segment), tokens, recompute),
+                rows: rows(model, Segment(segment), (tokens, forward), recompute),
             }
         };
         let segments = host.counts.borrow().iter().enumerate().map(cost).collect();
@@ -256,12 +262,14 @@ impl Demand {
     }
 }
 
-/// What goes to the experts of a segment for `tokens` tokens.
-fn rows(model: &Model, segment: Segment, tokens: usize, recompute: bool) -> Rows {
+/// What goes to the experts of a segment for `tokens` tokens, whose forward pass takes `flops` operations.
+fn rows(model: &Model, segment: Segment, (tokens, flops): (usize, f64), recompute: bool) -> Rows {
     let Some((moe, training)) = model.config().moe.as_ref().zip(model.expert_training(segment)) else {
         return Rows::default();
     };
     let rows = tokens * moe.top_k;
+    // Their own matrices; what adapters add is small, and small elsewhere too.
+    let by_experts = 2.0 * (3 * rows * model.config().hidden_size * moe.intermediate_size) as f64;
     let recorded = training.trains || training.passes;
     let backward =
         Trips { forward: u64::from(recompute), gradients: u64::from(recorded), back: u64::from(training.passes) };
@@ -270,6 +278,7 @@ fn rows(model: &Model, segment: Segment, tokens: usize, recompute: bool) -> Rows
         bytes: model.activations().bytes(rows * model.config().hidden_size) as u64,
         keys: if training.drops { 8 * rows as u64 } else { 0 },
         trips: [Trips::FORWARD, backward],
+        share: if flops > 0.0 { (by_experts / flops).min(1.0) } else { 0.0 },
     }
 }
 

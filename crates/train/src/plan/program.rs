@@ -1,6 +1,7 @@
 //! What a rank does in one step, in order: computing, beginning transfers, waiting for them. All ranks of a stage do the
 //! same, so there is one program a stage.
 
+use super::demand::FULLEST;
 use super::links::Axis;
 use super::traffic::{LABELS, LOSS, NORM, choices, counts, tied_ends, uses};
 use super::{Candidate, Demand, Group, GroupKind, Rows, Trips};
@@ -212,7 +213,8 @@ impl<'a> Builder<'a> {
 
     fn compute(&mut self, visit: &Visit) {
         let cost = &self.demand.segments[visit.segment];
-        if self.candidate.sharded == Sharding::Experts && cost.rows.experts > 0 && !self.passed_by(visit) {
+        let spread = self.candidate.sharded == Sharding::Experts && cost.rows.experts > 0 && !self.passed_by(visit);
+        if spread {
             self.spread(&cost.rows, cost.rows.trips[usize::from(visit.phase == Phase::Backward)]);
         }
         let seconds = match visit.phase {
@@ -220,7 +222,8 @@ impl<'a> Builder<'a> {
             Phase::Forward => cost.forward,
             Phase::Backward => cost.backward,
         };
-        self.program.ops.push(Op::Compute(seconds));
+        let fullest = if spread { 1.0 + (FULLEST - 1.0) * cost.rows.share } else { 1.0 };
+        self.program.ops.push(Op::Compute(seconds * fullest));
     }
 
     /// The rows of a visit, which somebody waits for each time.
@@ -228,7 +231,7 @@ impl<'a> Builder<'a> {
         let ranks = self.candidate.layout.shards as u64;
         let mut transfers = Vec::new();
         for _ in 0..trips.forward {
-            transfers.extend(counts(rows).map(|bytes| Transfer::Half(Axis::Shard, bytes * ranks)));
+            transfers.push(Transfer::Half(Axis::Shard, counts(rows) * ranks));
             transfers.extend([rows.bytes, rows.keys, rows.bytes].map(Transfer::Spread));
         }
         transfers.extend((0..trips.gradients + trips.back).map(|_| Transfer::Spread(rows.bytes)));

@@ -4,9 +4,10 @@
 //! carried out in the order in which they were begun, one at a time; a message is handed on and travels by itself. A ring
 //! over n ranks takes (n - 1) (latency + bytes / n / bandwidth), twice that for an all-reduce, with the bandwidth that is
 //! left where several rings share a card or a bus. Rows that are spread over a shard group's experts go to all others at the
-//! same time and are as even as they can be; nothing is computed meanwhile. Not modelled: what moving bytes takes from computing, ranks of unequal
+//! same time; nothing is computed meanwhile, and all wait for the rank with a quarter more than an even spread. Not modelled: what moving bytes takes from computing, ranks of unequal
 //! speed, and rings and messages that get into each other's way.
 
+use super::demand::FULLEST;
 use super::links::{Axis, Hop, Links};
 use super::program::{Builder, Op, Program, Transfer};
 use super::{Candidate, Demand};
@@ -143,7 +144,7 @@ impl<'a> Machine<'a> {
         match self.stages[number].program.transfers[transfer] {
             Transfer::Half(axis, bytes) => self.meet(number, axis, start, self.wires.ring(axis, bytes)),
             Transfer::Whole(axis, bytes) => self.meet(number, axis, start, 2.0 * self.wires.ring(axis, bytes)),
-            Transfer::Spread(bytes) => self.meet(number, Axis::Shard, start, self.wires.spread(bytes)),
+            Transfer::Spread(bytes) => self.meet(number, Axis::Shard, start, FULLEST * self.wires.spread(bytes)),
             Transfer::Send(to, bytes) => {
                 let hop = self.wires.borders[&(number, to)];
                 let busy = self.busy.entry((number, to)).or_insert(0.0);

@@ -96,9 +96,9 @@ pub(super) fn choices(demand: &Demand) -> (Axis, u64) {
     (Axis::World, 2 * demand.counted_experts)
 }
 
-/// Bytes that each rank tells the others before rows go: how long that is, and its rows for each expert.
-pub(super) fn counts(rows: &Rows) -> [u64; 2] {
-    if rows.experts == 0 { [0, 0] } else { [8, 4 * rows.experts as u64] }
+/// Bytes that each rank tells the others before rows go: where each expert's rows begin, and where the last one's end.
+pub(super) fn counts(rows: &Rows) -> u64 {
+    if rows.experts == 0 { 0 } else { 4 * (rows.experts as u64 + 1) }
 }
 
 /// Whether the first and the last stage both hold `group` and have to agree on its gradient.
@@ -163,7 +163,7 @@ impl Sent {
             let here = share(rows.bytes, place.shard) * (forward + back);
             self.bytes[self.layout.rank(Place { shard, ..place })] += there + here;
         }
-        self.add(Axis::Shard, forward * (shards as u64 - 1) * counts(rows).iter().sum::<u64>());
+        self.add(Axis::Shard, forward * (shards as u64 - 1) * counts(rows));
     }
 
     /// Activations to the next stage, their gradients to the previous one if anything trains there.
