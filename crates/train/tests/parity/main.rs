@@ -10,7 +10,7 @@ mod split;
 
 use ferrotune_config::plan::{FreezePlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_train::engine::{Offload, Sharding};
-use split::{Case, Curve, Experts, Split, curve};
+use split::{Case, Curve, Experts, Family, Split, curve};
 
 /// Relative, of losses, norms and weights; what is left are other orders of summation in f32 (measured: 9e-6 at most).
 const LIMIT: f64 = 1e-5;
@@ -31,7 +31,8 @@ fn lora() -> Tuning {
 
 /// Adapters on a model without experts.
 fn dense() -> Case {
-    Case { tuning: lora(), tied: false, pure_bf16: false, experts: Experts::None, router_aux_loss: 0.0 }
+    let (experts, family) = (Experts::None, Family::Qwen3);
+    Case { tuning: lora(), tied: false, pure_bf16: false, experts, family, router_aux_loss: 0.0 }
 }
 
 /// Every strategy on 1, 2 and 4 ranks.
@@ -118,6 +119,24 @@ fn all_weights_of_experts_and_routers() {
     }
 }
 
+/// Experts beside one that every token sees, with a block that has none; and experts in every block.
+#[test]
+fn experts_of_other_families() {
+    for family in [Family::Qwen2, Family::Mixtral] {
+        for (tuning, experts, router_aux_loss) in
+            [(lora(), Experts::Spread, 0.5), (Tuning::Full, Experts::OneHasAll, 0.0)]
+        {
+            let case = Case { tuning, experts, router_aux_loss, family, ..dense() };
+            let want = curve(&case, &Split::solo());
+            assert!(want.losses.last().unwrap() < want.losses.first().unwrap(), "it learns: {:?}", want.losses);
+            for split in expert_splits() {
+                check(&case, &Split { micro_batch: 1, ..split }, &want);
+                check(&case, &Split { recompute: true, ..split }, &want);
+            }
+        }
+    }
+}
+
 /// Every token goes to one and the same expert: its rank takes all of them in, in several rounds, and the others nothing.
 #[test]
 fn one_expert_alone_has_all_tokens_of_all_ranks() {
@@ -178,13 +197,15 @@ fn the_curve_is_the_same_with_an_optimizer_that_magnifies_noise() {
 #[test]
 fn overlap_and_offloading_change_no_bit() {
     for tuning in [lora(), Tuning::Full] {
-        let case = Case { tuning, ..dense() };
-        for split in splits().into_iter().chain([Split::solo()]) {
-            let want = curve(&case, &split);
+        let case = Case { tuning: tuning.clone(), ..dense() };
+        let of_experts = Case { tuning, experts: Experts::OneHasAll, ..dense() };
+        let all = splits().into_iter().chain([Split::solo()]).map(|split| (&case, split));
+        for (case, split) in all.chain(expert_splits().into_iter().map(|split| (&of_experts, split))) {
+            let want = curve(case, &split);
             let mut offload = Offload::default();
             for others in 0..4 {
                 (offload.optimizer, offload.weights) = (others & 1 > 0, others & 2 > 0);
-                let got = curve(&case, &Split { overlap: others == 3, offload, ..split });
+                let got = curve(case, &Split { overlap: others == 3, offload, ..split });
                 assert_eq!(got, want, "{split:?} with {offload:?}");
             }
         }

@@ -24,6 +24,8 @@ pub(crate) struct Case {
     pub(crate) tied: bool,
     pub(crate) pure_bf16: bool,
     pub(crate) experts: Experts,
+    /// Of models that have experts.
+    pub(crate) family: Family,
     /// Weight of the loss on the balance of experts.
     pub(crate) router_aux_loss: f64,
 }
@@ -38,6 +40,17 @@ pub(crate) enum Experts {
     OneHasAll,
     /// It is every token's only one.
     OneAlone,
+}
+
+/// How experts lie in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// In place of the MLP.
+    Qwen3,
+    /// Beside an expert that sees every token.
+    Qwen2,
+    /// In every block, under names of their own.
+    Mixtral,
 }
 
 /// The expert that has all.
@@ -67,7 +80,7 @@ impl TensorSource for Biased {
         if name == "model.embed_tokens.weight" {
             values.chunks_exact_mut(shape[1]).for_each(|row| row[0] = 2.0);
         }
-        if name.ends_with("mlp.gate.weight") {
+        if name.ends_with(".gate.weight") {
             values
                 .chunks_exact_mut(shape[1])
                 .enumerate()
@@ -164,14 +177,25 @@ impl Rows {
 }
 
 fn config(case: &Case) -> Config {
-    let family = if case.experts == Experts::None { "qwen3" } else { "qwen3_moe" };
     let each = if case.experts == Experts::OneAlone { 1 } else { 2 };
-    let json = serde_json::json!({
-        "model_type": family, "num_experts": 6, "num_experts_per_tok": each, "moe_intermediate_size": 24, "norm_topk_prob": true,
-        "mlp_only_layers": [1], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+    let mut json = serde_json::json!({
+        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": case.tied,
     });
+    let with_experts = match case.family {
+        _ if case.experts == Experts::None => serde_json::json!({}),
+        Family::Qwen3 => serde_json::json!({
+            "model_type": "qwen3_moe", "num_experts": 6, "moe_intermediate_size": 24, "norm_topk_prob": true, "mlp_only_layers": [1],
+        }),
+        Family::Qwen2 => serde_json::json!({
+            "model_type": "qwen2_moe", "num_experts": 6, "moe_intermediate_size": 24, "norm_topk_prob": false,
+            "shared_expert_intermediate_size": 40, "mlp_only_layers": [1],
+        }),
+        Family::Mixtral => serde_json::json!({ "model_type": "mixtral", "num_local_experts": 6 }),
+    };
+    json["num_experts_per_tok"] = each.into();
+    json.as_object_mut().unwrap().extend(with_experts.as_object().unwrap().clone());
     Config::from_json(&json).unwrap()
 }
 
