@@ -1,7 +1,7 @@
 //! Mixtures of experts as users meet them: what trains, what is saved and merged, what is refused.
 
 use crate::common::{Place, curve, history, model, tensors, trainable};
-use crate::many::{end, gap, losses, reach, run, start};
+use crate::many::{elastic, end, gap, losses, reach, run, start};
 
 /// The recipe's model.
 fn mixture() -> String {
@@ -207,6 +207,83 @@ fn a_checkpoint_of_spread_experts_serves_any_strategy() {
         place.run(&[&["export", "train.yaml", "export_dir=merged"], from].concat()).ok();
         assert!(place.path("merged/model.safetensors").exists());
     }
+}
+
+/// Three ranks, for which neither experts, nor tokens, nor batches of the evaluation come out even.
+#[test]
+fn ranks_with_experts_of_their_own_evaluate_and_answer_as_one_process_does() {
+    let (rows, model) = (
+        "val_size: 6\nmax_steps: -1\nnum_train_epochs: 2\nper_device_train_batch_size: 1\ngradient_accumulation_steps: 6\n\
+         eval_strategy: steps\neval_steps: 2\nper_device_eval_batch_size: 2\ncompute_accuracy: true\nmoe_aux_loss_coef: 0.1\n\
+         sample_prompts: [Say 4, Say 7 and 49]\nlearning_rate: 0.01\npacking: false\n",
+        mixture(),
+    );
+    let (one, three) = (trainable(rows), trainable(rows));
+    let alone = one.run(&["train", "train.yaml", &model, "gradient_accumulation_steps=6"]).ok();
+    let told = run(&three, 3, &[&model, "gradient_accumulation_steps=2", "strategy=expert"]);
+    assert!(told[0].err.contains("strategy: expert 3"), "all ranks, where a node has one: {}", told[0].err);
+    let states = [&one, &three].map(|place| place.json("output/trainer_state.json"));
+    // What experts may take in at most isn't what they compute; rows beyond that are computed once more on the way back.
+    let [want, got] = states.each_ref().map(|state| state["total_flos"].as_f64().unwrap());
+    assert!((0.999..1.15).contains(&(got / want)), "{got} {want}");
+    for key in ["loss", "eval_loss", "eval_accuracy", "aux_loss", "grad_norm"] {
+        let [want, got] = states.each_ref().map(|state| curve(state, key));
+        assert!(want.len() > 3 && gap(&got, &want) < 1e-5, "{key}: {got:?} {want:?}");
+    }
+    let answers = |told: &str| -> Vec<String> {
+        let lines = told.lines().map(str::trim);
+        lines.filter(|line| line.starts_with("before:") || line.starts_with("after:")).map(str::to_owned).collect()
+    };
+    assert_eq!(answers(&told[0].out), answers(&alone.out));
+    assert_eq!(answers(&alone.out).len(), 4);
+
+    // Rows of unequal lengths, which end in different places.
+    let asked = |output: &'static str| {
+        [
+            "do_train=false",
+            "eval_strategy=no",
+            "compute_accuracy=false",
+            "predict_with_generate=true",
+            "do_predict=true",
+        ]
+        .into_iter()
+        .chain(["max_new_tokens=7", "adapter_name_or_path=output", "sample_prompts=null", output])
+        .collect::<Vec<_>>()
+    };
+    run(&three, 3, &[&[model.as_str(), "strategy=expert"], &asked("output_dir=several")[..]].concat());
+    three.run(&[&["train", "train.yaml", &model], &asked("output_dir=alone")[..]].concat()).ok();
+    let predicted =
+        |output: &str| std::fs::read_to_string(three.path(output).join("generated_predictions.jsonl")).unwrap();
+    assert_eq!(predicted("several"), predicted("alone"));
+    assert_eq!(predicted("alone").lines().count(), 6);
+}
+
+/// Routers trained, gradients clipped hard, weights decayed, states in host memory, some blocks frozen: every number is that of all ranks.
+#[test]
+fn routers_that_train_beside_spread_experts_are_one() {
+    let (model, rows) = (mixture(), format!("{ROWS}max_grad_norm: 0.05\nweight_decay: 0.2\nlearning_rate: 0.01\n"));
+    let tunings: [&[&str]; 3] = [
+        &["additional_target=gate", "loraplus_lr_ratio=4"],
+        &["finetuning_type=full", "offload_optimizer=true", "overlap_communication=false"],
+        &["finetuning_type=freeze", "freeze_trainable_layers=1"],
+    ];
+    for tuning in tunings {
+        let (one, place) = (trainable(&rows), trainable(&rows));
+        one.run(&[&["train", "train.yaml", &model], tuning].concat()).ok();
+        run(&place, 2, &[&[model.as_str(), "strategy=expert", "gradient_accumulation_steps=2"], tuning].concat());
+        let states = [&one, &place].map(|place| place.json("output/trainer_state.json"));
+        for key in ["loss", "grad_norm", "aux_loss"] {
+            let [want, got] = states.each_ref().map(|state| curve(state, key));
+            assert!(gap(&got, &want) < 1e-5, "{tuning:?}, {key}: {got:?} {want:?}");
+        }
+        assert!(curve(&states[0], "grad_norm").iter().all(|norm| *norm > 0.05), "clipped in every step");
+    }
+}
+
+#[test]
+fn an_elastic_run_of_spread_experts_goes_on_with_fewer_machines() {
+    let model = model("tiny-qwen3moe");
+    elastic(&format!("model_name_or_path: {}\nstrategy: expert\n", model.display()));
 }
 
 #[test]

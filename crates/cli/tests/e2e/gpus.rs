@@ -1,6 +1,6 @@
 //! Runs of several processes, each on a GPU of paper, joined by the fake NCCL.
 
-use crate::common::{Place, Run, trainable};
+use crate::common::{Place, Run, model, trainable};
 use crate::many::{end, end_within, gap, losses, node, port, reach, signal};
 use std::fs;
 use std::path::PathBuf;
@@ -30,11 +30,10 @@ fn torchrun(place: &Place, ranks: usize, fake: &str, args: &[&str]) -> Run {
     end_within(place, vec![command.spawn().unwrap()], INTERPRETED).remove(0)
 }
 
-/// Every strategy that GPUs share, adapters and all weights: the curve of one process.
-fn curves(tuning: &str, splits: &[(usize, &[&str])]) {
-    let tuning = format!("finetuning_type={tuning}");
+/// Every strategy that GPUs share, adapters and all weights: the curve of one process. `common` is what both are given.
+fn curves(common: &[&str], splits: &[(usize, &[&str])]) {
     let one = trainable(ROWS);
-    let mut alone = one.command(&["train", "train.yaml", &tuning]);
+    let mut alone = one.command(&[&["train", "train.yaml"], common].concat());
     alone.env("FERROTUNE_CUDA_LIBRARIES", libraries(&one)).env("FERROTUNE_FAKE_CUDA", "gpu=L20");
     one.read(alone.output().unwrap()).ok();
     let want = losses(&one);
@@ -42,18 +41,18 @@ fn curves(tuning: &str, splits: &[(usize, &[&str])]) {
     for (ranks, split) in splits {
         let place = trainable(ROWS);
         let accumulation = format!("gradient_accumulation_steps={}", 4 / ranks);
-        let told = torchrun(&place, *ranks, "gpu=L20,count=4", &[&[tuning.as_str(), &accumulation], *split].concat());
+        let told = torchrun(&place, *ranks, "gpu=L20,count=4", &[common, &[&accumulation], *split].concat());
         let told = told.ok();
         assert!(told.err.contains("NCCL 2.27.3, HERE/libraries/"), "{}", told.err);
         let gap = gap(&losses(&place), &want);
-        assert!(gap < 1e-5, "{tuning} {split:?} on {ranks} ranks differs by {gap:e}");
+        assert!(gap < 1e-5, "{common:?} {split:?} on {ranks} ranks differs by {gap:e}");
     }
 }
 
 #[test]
 fn every_strategy_gives_the_curve_of_one_gpu_with_adapters() {
     curves(
-        "lora",
+        &["finetuning_type=lora"],
         &[
             (2, &["strategy=replicate"]),
             (2, &["strategy=zero3"]),
@@ -66,7 +65,7 @@ fn every_strategy_gives_the_curve_of_one_gpu_with_adapters() {
 #[test]
 fn every_strategy_gives_the_curve_of_one_gpu_with_all_weights() {
     curves(
-        "full",
+        &["finetuning_type=full"],
         &[
             (2, &["strategy=replicate", "overlap_communication=false"]),
             (2, &["strategy=zero1"]),
@@ -75,6 +74,18 @@ fn every_strategy_gives_the_curve_of_one_gpu_with_all_weights() {
             (4, &["strategy=pipeline", "pipeline_stages=2"]),
         ],
     );
+}
+
+/// Rows go to the GPUs of their experts and back in one call of NCCL a trip, with dropout's keys beside them; alone and as replicas.
+#[test]
+fn experts_on_several_gpus_give_the_curve_of_one() {
+    let model = format!("model_name_or_path={}", model("tiny-qwen3moe").display());
+    let common = [model.as_str(), "moe_aux_loss_coef=0.1"];
+    let lora = [&common[..], &["finetuning_type=lora", "lora_dropout=0.1"]].concat();
+    let recomputed: &[&str] = &["strategy=expert", "shard_size=2", "gradient_checkpointing=true"];
+    curves(&lora, &[(2, recomputed), (4, &["strategy=expert", "shard_size=4"])]);
+    let full = [&common[..], &["finetuning_type=full"]].concat();
+    curves(&full, &[(4, recomputed)]);
 }
 
 /// Two machines with a GPU each.

@@ -358,8 +358,13 @@ fn another_server_at_the_port_is_known_by_its_greeting() {
 /// One of two machines is lost for good: the other goes on alone, with the rows of both.
 #[test]
 fn an_elastic_run_goes_on_with_fewer_machines() {
-    let steps = "max_steps: 150\nsave_steps: 4\n";
-    let (calm, place) = (trainable(steps), trainable(steps));
+    elastic("");
+}
+
+/// Two machines of a run with `more` in its recipe, of which one goes down and stays away.
+pub(crate) fn elastic(more: &str) {
+    let steps = format!("max_steps: 150\nsave_steps: 4\n{more}");
+    let (calm, place) = (trainable(&steps), trainable(&steps));
     run(&calm, 2, &[]);
     let port = port();
     let machine = || {

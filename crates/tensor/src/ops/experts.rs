@@ -183,7 +183,7 @@ fn multiply(routes: &Routes, c: &Tensor, beta: f32, first: Term<'_>, second: Opt
     for term in [Some(first), second].into_iter().flatten() {
         let [m, n, k] = term.sizes();
         assert_eq!((c.shape().rows(), c.shape().last()), (m, n), "result of a grouped product");
-        c.device().count_flops(2.0 * m as f64 * n as f64 * k as f64);
+        c.device().count_flops(2.0 * routes.seen as f64 * n as f64 * k as f64);
     }
     if c.device().profile() == Profile::Cuda {
         return on_gpu(routes, (c, beta), first, second);
@@ -215,8 +215,8 @@ fn on_gpu(routes: &Routes, (c, beta): (&Tensor, f32), first: Term<'_>, second: O
 
 /// `c[e] += alpha a[rows of e]' b[rows of e]`.
 fn add_outer(routes: &Routes, c: &Tensor, alpha: f32, a: &Tensor, b: &Tensor) {
-    let (rows, m, n) = (a.shape().rows(), a.shape().last(), b.shape().last());
-    c.device().count_flops(2.0 * rows as f64 * m as f64 * n as f64);
+    let (m, n) = (a.shape().last(), b.shape().last());
+    c.device().count_flops(2.0 * routes.seen as f64 * m as f64 * n as f64);
     if c.device().profile() == Profile::Cuda {
         let of = grouped_type(&[a.dtype(), b.dtype()], &[m, n]);
         let [a, b] = [a, b].map(|x| of.map_or_else(|| x.clone(), |of| as_type(x, of)));

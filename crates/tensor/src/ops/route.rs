@@ -90,6 +90,8 @@ impl Balance {
 pub struct Routes {
     /// How they were chosen.
     pub(crate) args: Route,
+    /// How many of the rows that there is room for experts see, which is all but where they came from other ranks.
+    pub(crate) seen: usize,
     /// `[t, top_k]`
     pub(crate) chosen: Tensor,
     /// `[t, top_k]`
@@ -111,7 +113,7 @@ impl Routes {
             Profile::Cuda => cuda::kernels::expert_tiles(rows, args.experts),
         };
         let (offsets, tiles) = (of(args.experts + 1), of(tiles));
-        Self { args, chosen: of(rows), slots: of(rows), sources: of(rows), offsets, tiles }
+        Self { args, seen: rows, chosen: of(rows), slots: of(rows), sources: of(rows), offsets, tiles }
     }
 
     /// The ways of rows that came from other ranks, up to `capacity` of them: sorted row i was put at `order[i]`, and the own
@@ -124,7 +126,8 @@ impl Routes {
             Profile::Cuda => cuda::kernels::tiles_of(capacity, offsets),
         };
         let [chosen, slots, sources] = [capacity; 3].map(of);
-        let ways = Self { args, chosen, slots, sources, offsets: of(offsets.len()), tiles: of(tiles.len()) };
+        let [borders, list] = [offsets.len(), tiles.len()].map(of);
+        let ways = Self { args, seen: order.len(), chosen, slots, sources, offsets: borders, tiles: list };
         let places: Vec<u32> = (0..capacity as u32).collect();
         let write = |to: &Tensor, values: &[u32]| {
             to.with_bytes_mut(|bytes| bytes[..4 * values.len()].copy_from_slice(bytemuck::cast_slice(values)));
