@@ -44,6 +44,8 @@ pub(crate) fn registry(plan: &mut Plan, recipe: &Recipe) -> Result<(), Failure> 
     plan.data.cache_dir.get_or_insert(settings.own_cache.join("rows"));
     let Some(id) = elsewhere else { return Ok(()) };
     let part = DatasetPart { file: Some(REGISTRY), ..DatasetPart::default() };
+    // Registries are looked for on Hugging Face, whatever the hub of models, as LLaMA-Factory does.
+    let settings = HubSettings { use_modelscope: false, ..settings };
     let found = hub::resolve_dataset(&id, part, &settings, &ui::Downloads::default());
     let found = found.map_err(|error| at(recipe, "dataset_dir", &error))?;
     if let Some(folder) = found.first().and_then(|file| file.parent()) {
@@ -73,14 +75,18 @@ pub(crate) fn datasets(plan: &mut Plan, recipe: &Recipe) -> Result<(), Failure> 
 fn one(place: &Remote, settings: &HubSettings) -> Result<Vec<std::path::PathBuf>, hub::HubError> {
     let progress = ui::Downloads::default();
     match place {
-        Remote::HuggingFace { id, subset, split, folder } => {
+        Remote::Hub { hugging_face, modelscope, subset, split, folder } => {
+            // As LLaMA-Factory: Hugging Face, unless ModelScope is asked for or only it has the data.
+            let there = modelscope.as_ref().filter(|_| settings.use_modelscope || hugging_face.is_none());
+            let settings = HubSettings { use_modelscope: there.is_some(), ..settings.clone() };
+            let id = there.or(hugging_face.as_ref()).map_or("", String::as_str);
             let part = DatasetPart {
                 subset: subset.as_deref(),
                 split: split.as_deref(),
                 folder: folder.as_deref(),
                 file: None,
             };
-            hub::resolve_dataset(id, part, settings, &progress)
+            hub::resolve_dataset(id, part, &settings, &progress)
         }
         Remote::Cloud { url } => hub::resolve_cloud(url, settings, &progress),
     }

@@ -46,7 +46,7 @@ variables! {
     HF_HUB_OFFLINE,
     /// The same as HF_HUB_OFFLINE.
     TRANSFORMERS_OFFLINE,
-    /// `1`: take models from ModelScope.
+    /// `1`: take models and data sets from ModelScope.
     USE_MODELSCOPE_HUB,
     /// Address of ModelScope.
     MODELSCOPE_ENDPOINT,

@@ -190,7 +190,7 @@ pub struct Registry {
     path: PathBuf,
     dir: PathBuf,
     entries: Map<String, Value>,
-    /// Every name is an id of Hugging Face.
+    /// Every name is an id of a hub.
     online: bool,
 }
 
@@ -206,11 +206,14 @@ pub(crate) const FIELDS: [(&str, &str); 15] = [
     ("columns", "which column of a row holds what"),
     ("tags", "how a turn says who speaks"),
     ("num_samples", "draw so many rows at random: each once, then again if there are fewer"),
-    ("subset", "configuration of a dataset on Hugging Face"),
-    ("split", "of a dataset on Hugging Face, `train` if not set; files have the one split `train`"),
-    ("folder", "only files below it, of a dataset on Hugging Face"),
+    ("subset", "configuration of a dataset on a hub"),
+    ("split", "of a dataset on a hub, `train` if not set; files have the one split `train`"),
+    ("folder", "only files below it, of a dataset on a hub"),
     ("hf_hub_url", "id of a dataset on Hugging Face; it is downloaded once"),
-    ("ms_hub_url", "a dataset on ModelScope: not read, download it"),
+    (
+        "ms_hub_url",
+        "id of a dataset on ModelScope, taken if there is no `hf_hub_url` or `USE_MODELSCOPE_HUB` is set; it is downloaded once",
+    ),
     ("om_hub_url", "a dataset on OpenMind: not read, download it"),
     ("script_url", "a dataset that a Python script makes: not read, run the script and save what it gives"),
     ("cloud_file_name", "a file, or a folder of files, in a cloud store (`s3://`, `gs://`); it is downloaded once"),
@@ -218,7 +221,7 @@ pub(crate) const FIELDS: [(&str, &str); 15] = [
 ];
 /// Fields that say where else than in a file a dataset lies, in LLaMA-Factory's order of preference.
 pub(crate) const REMOTE_FIELDS: [&str; 5] = ["hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name"];
-/// `dataset_dir` of this name: names of datasets are ids of Hugging Face.
+/// `dataset_dir` of this name: names of datasets are ids of a hub.
 const ONLINE: &str = "ONLINE";
 /// Begins a `dataset_dir` whose registry lies in a repository of data sets of Hugging Face.
 const REMOTE: &str = "REMOTE:";
@@ -228,7 +231,7 @@ pub fn remote_registry(dir: &Path) -> Option<&str> {
     dir.to_str()?.strip_prefix(REMOTE)
 }
 
-/// Whether names of datasets are ids of Hugging Face.
+/// Whether names of datasets are ids of a hub.
 pub fn is_online(dir: &Path) -> bool {
     dir.as_os_str() == ONLINE
 }
@@ -236,10 +239,12 @@ pub fn is_online(dir: &Path) -> bool {
 /// Where a dataset lies that isn't on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Remote {
-    /// On Hugging Face.
-    HuggingFace {
-        /// Its id there.
-        id: String,
+    /// On a hub, or on both.
+    Hub {
+        /// Its id on Hugging Face.
+        hugging_face: Option<String>,
+        /// Its id on ModelScope.
+        modelscope: Option<String>,
         /// The configuration, if not the default one.
         subset: Option<String>,
         /// `train` if not given.
@@ -302,7 +307,7 @@ impl Registry {
         let bare;
         let value = match self.entries.get(name) {
             None if self.online => {
-                bare = serde_json::json!({"hf_hub_url": name});
+                bare = serde_json::json!({"hf_hub_url": name, "ms_hub_url": name});
                 Some(&bare)
             }
             found => found,
@@ -327,7 +332,9 @@ impl Registry {
         let columns = self.columns(name, fields, &mut notes)?;
         check_stage(name, fields, &columns, stage)?;
         let path = match (&remote, text(name, fields, "file_name")?) {
-            (Some(Remote::HuggingFace { id, .. }), _) => PathBuf::from(id),
+            (Some(Remote::Hub { hugging_face, modelscope, .. }), _) => {
+                PathBuf::from(hugging_face.as_ref().or(modelscope.as_ref()).map_or("", String::as_str))
+            }
             (Some(Remote::Cloud { url }), _) => PathBuf::from(url),
             (None, Some(file_name)) => self.dir.join(file_name),
             (None, None) => {
@@ -431,8 +438,9 @@ fn remote(name: &str, fields: &Map<String, Value>) -> Result<Option<Remote>, Dat
     let part =
         |field| Ok::<_, DataError>(text(name, fields, field)?.filter(|text| !text.is_empty()).map(str::to_owned));
     match field {
-        "hf_hub_url" => Ok(Some(Remote::HuggingFace {
-            id: value,
+        "hf_hub_url" | "ms_hub_url" => Ok(Some(Remote::Hub {
+            hugging_face: part("hf_hub_url")?,
+            modelscope: part("ms_hub_url")?,
             subset: part("subset")?,
             split: part("split")?,
             folder: part("folder")?,

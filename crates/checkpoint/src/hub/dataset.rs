@@ -1,15 +1,14 @@
-//! Data sets of a hub: which files of a repository are meant, and where they lie on this machine.
+//! Data sets of the hubs: which files of a repository are meant, and where they lie on this machine.
 //!
-//! The choice is that of `datasets`: what the `configs` of the repository's README say, else files whose name says the
+//! The choice is that of `datasets`, on both hubs: what the `configs` of the repository's README say, else files whose name says the
 //! split, else all files of the kind that there is most of. Loading scripts are not run.
 
 use std::path::{Path, PathBuf};
 
 use super::error::HubError;
-use super::hugging_face::Repository;
-use super::listing::Pick;
+use super::listing::{Listing, Pick};
 use super::settings::HubSettings;
-use super::{Progress, Want};
+use super::{Progress, Want, hugging_face, modelscope};
 
 /// Endings of data files, the packed ones among them.
 const ENDINGS: [&str; 7] = ["parquet", "jsonl", "json", "csv", "arrow", "txt", "ndjson"];
@@ -29,7 +28,8 @@ pub struct DatasetPart<'a> {
     pub file: Option<&'a str>,
 }
 
-/// The files of a part of the Hugging Face data set `id`, downloaded where no cache holds them.
+/// The files of a part of the data set `id`, downloaded where no cache holds them: of Hugging Face's, or of ModelScope's if the
+/// settings say so.
 ///
 /// # Errors
 /// As [`super::resolve`]; or a repository without files of that part, with what there is instead.
@@ -42,8 +42,67 @@ pub fn resolve_dataset(
     // Models have a revision in the recipe, data sets have none.
     let settings = HubSettings { revision: None, ..settings.clone() };
     let pick = Pick { want: Want::Everything, file: None };
-    let repository = Repository::dataset(&settings, id, pick)?;
-    repository.files(progress, &|names, readme| choose(id, part, names, readme))
+    let choose: Choose<'_> = &|names, readme| choose(id, part, names, readme);
+    if settings.use_modelscope {
+        return modelscope::Repository::dataset(&settings, id, pick)?.files(progress, choose);
+    }
+    hugging_face::Repository::dataset(&settings, id, pick)?.files(progress, choose)
+}
+
+/// Takes files out of all names, given the README's text.
+pub(super) type Choose<'a> = &'a dyn Fn(&[&str], Option<&str>) -> Result<Vec<String>, HubError>;
+
+/// What a cache holds of a data set.
+pub(super) struct Held {
+    /// Where its files lie.
+    pub(super) folder: PathBuf,
+    /// What the hub said it has; Python's libraries leave none.
+    pub(super) listing: Option<Listing>,
+}
+
+impl Held {
+    /// The files that `choose` takes of `names`, which may not be there.
+    pub(super) fn chosen(&self, names: &[&str], choose: Choose<'_>) -> Result<Vec<PathBuf>, HubError> {
+        let readme = first(names).and_then(|name| std::fs::read_to_string(self.folder.join(name)).ok());
+        Ok(choose(names, readme.as_deref())?.iter().map(|name| self.folder.join(name)).collect())
+    }
+
+    /// The files, if they are known to be all.
+    fn known(&self, choose: Choose<'_>) -> Option<Vec<PathBuf>> {
+        let names: Vec<&str> = self.listing.as_ref()?.names().collect();
+        let readme_here = first(&names).is_none_or(|name| self.folder.join(name).is_file());
+        let found = self.chosen(&names, choose).ok()?;
+        (readme_here && found.iter().all(|file| file.is_file())).then_some(found)
+    }
+
+    /// The files among what lies there: for when the hub can't be asked.
+    fn seeming(&self, choose: Choose<'_>) -> Option<Vec<PathBuf>> {
+        let names = walk(&self.folder);
+        self.chosen(&names.iter().map(String::as_str).collect::<Vec<_>>(), choose).ok()
+    }
+
+    /// The files from the cache if it is known to hold them, else by `fetch`, which `offline` forbids, else from the cache if
+    /// it seems to hold them.
+    pub(super) fn or_else(
+        self,
+        choose: Choose<'_>,
+        offline: Option<HubError>,
+        fetch: impl FnOnce() -> Result<Vec<PathBuf>, HubError>,
+    ) -> Result<Vec<PathBuf>, HubError> {
+        if let Some(found) = self.known(choose) {
+            return Ok(found);
+        }
+        if let Some(error) = offline {
+            return self.seeming(choose).ok_or(error);
+        }
+        let error = match fetch() {
+            Err(error) if error.is_silence() || error.is_refusal() => error,
+            fetched => return fetched,
+        };
+        let found = self.seeming(choose).ok_or(error)?;
+        tracing::warn!(folder = %self.folder.display(), "the hub gives nothing; taking what the cache holds");
+        Ok(found)
+    }
 }
 
 /// Files wanted before the choice can be made: the README, which may say what belongs to what.

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 
 use super::address::encode;
+use super::dataset::{Choose, Held};
 use super::error::HubError;
 use super::files::{self, Lock};
 use super::http::{Client, Fetch};
@@ -48,16 +49,16 @@ pub(super) struct Repository<'a> {
     root: PathBuf,
 }
 
-/// What a repository holds: the hub and its cache keep models and data sets apart.
+/// What a repository holds: hubs and their caches keep models and data sets apart.
 #[derive(Clone, Copy, Debug)]
-enum Holds {
+pub(super) enum Holds {
     Models,
     Datasets,
 }
 
 impl Holds {
     /// In the interface, and in the cache.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Holds::Models => "models",
             Holds::Datasets => "datasets",
@@ -72,9 +73,6 @@ impl Holds {
         }
     }
 }
-
-/// Takes files out of all names, given the README's text.
-type Choose<'a> = &'a dyn Fn(&[&str], Option<&str>) -> Result<Vec<String>, HubError>;
 
 /// A file to fetch, as the hub describes it.
 struct Remote {
@@ -139,40 +137,18 @@ impl<'a> Repository<'a> {
 
     /// The files that `choose` takes of all names, given the README's text; from the cache if it is known to hold them.
     pub(super) fn files(&self, progress: &dyn Progress, choose: Choose<'_>) -> Result<Vec<PathBuf>, HubError> {
-        let here = |commit: &str, names: &[&str]| -> Result<Vec<PathBuf>, HubError> {
-            let snapshot = self.snapshot(commit);
-            let readme = dataset::first(names).and_then(|name| std::fs::read_to_string(snapshot.join(name)).ok());
-            Ok(choose(names, readme.as_deref())?.iter().map(|name| snapshot.join(name)).collect())
-        };
-        let known = self.known_commit();
-        if let Some(commit) = &known
-            && let Some(listing) = Listing::read(&self.tree(commit))
-        {
-            let names: Vec<&str> = listing.names().collect();
-            let readme_here = dataset::first(&names).is_none_or(|name| self.snapshot(commit).join(name).is_file());
-            if let Some(found) =
-                here(commit, &names).ok().filter(|found| readme_here && found.iter().all(|file| file.is_file()))
-            {
-                return Ok(found);
-            }
-        }
-        // Python's library leaves no listing: what lies there is taken if the hub can't be asked.
-        let as_it_seems = || -> Option<Vec<PathBuf>> {
-            let commit = known.as_deref()?;
-            let names = dataset::walk(&self.snapshot(commit));
-            here(commit, &names.iter().map(String::as_str).collect::<Vec<_>>()).ok()
-        };
-        if self.settings.offline {
+        let fetch = || self.fetch_files(progress, choose);
+        let offline = self.settings.offline.then(|| {
             let cache = self.settings.hugging_face.cache.clone();
-            let (id, revision) = (self.id.to_owned(), self.revision.to_owned());
-            return as_it_seems().ok_or(HubError::Offline { id, revision, cache });
-        }
-        match (self.fetch_files(progress, choose), as_it_seems()) {
-            (Err(error), Some(found)) if error.is_silence() || error.is_refusal() => {
-                tracing::warn!(%error, id = self.id, "the hub gives nothing; taking what the cache holds");
-                Ok(found)
+            HubError::Offline { id: self.id.to_owned(), revision: self.revision.to_owned(), cache }
+        });
+        match (self.known_commit(), offline) {
+            (Some(commit), offline) => {
+                let held = Held { folder: self.snapshot(&commit), listing: Listing::read(&self.tree(&commit)) };
+                held.or_else(choose, offline, fetch)
             }
-            (fetched, _) => fetched,
+            (None, Some(error)) => Err(error),
+            (None, None) => fetch(),
         }
     }
 

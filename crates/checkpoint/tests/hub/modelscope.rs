@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use ferrotune_checkpoint::hub::{HubSettings, Origin, Secret, Silent, Token, Want, resolve};
+use ferrotune_checkpoint::hub::{
+    DatasetPart, HubSettings, Origin, Secret, Silent, Token, Want, resolve, resolve_dataset,
+};
 
 use crate::server::{Reply, Request, Server, part, sha256};
 use crate::{NOBODY, settings};
@@ -81,4 +83,70 @@ fn its_refusals_are_told() {
     assert!(says(Reply::ok(r#"{"Data": {"Files": [{"Path": "a"}]}}"#)).contains("without name, size or sha256"));
     let outside = format!(r#"{{"Data": {{"Files": [{{"Path": "../a", "Size": 1, "Sha256": "{}"}}]}}}}"#, sha256(b""));
     assert!(says(Reply::ok(outside)).contains("outside of the repository"));
+}
+
+const ROWS: [(&str, &[u8]); 4] = [
+    ("README.md", b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/a-*\n---\n"),
+    ("data/a-1.json", b"[1]"),
+    ("data/a-2.json", b"[2]"),
+    ("data/b.json", b"[3]"),
+];
+
+/// A data set of two pages: the first is full of folders; the file of rows `a-2` has no digest.
+fn rows(request: &Request) -> Reply {
+    let tree = "/api/v1/datasets/o/d.1/repo/tree?Revision=master&Recursive=True&PageNumber=";
+    if let Some(page) = request.path.strip_prefix(tree) {
+        let entry = |(name, content): &(&str, &[u8])| {
+            let digest = if *name == "data/a-2.json" { String::new() } else { sha256(content) };
+            format!(r#"{{"Path": "{name}", "Type": "blob", "Size": {}, "Sha256": "{digest}"}}"#, content.len())
+        };
+        let folder = |i| format!(r#"{{"Path": "f{i}", "Type": "tree", "Size": 0}}"#);
+        let entries: Vec<String> = match page {
+            "1&PageSize=200" => (0..200).map(folder).collect(),
+            "2&PageSize=200" => ROWS.iter().map(entry).collect(),
+            other => panic!("page {other}"),
+        };
+        return Reply::ok(format!(r#"{{"Success": true, "Data": {{"Files": [{}]}}}}"#, entries.join(",")));
+    }
+    let name = request.path.strip_prefix("/api/v1/datasets/o/d.1/repo?Revision=master&FilePath=");
+    match name.and_then(|name| ROWS.iter().find(|(known, _)| name.replace("%2F", "/") == *known)) {
+        Some((_, content)) => part(content, request),
+        None => Reply::status(404),
+    }
+}
+
+#[test]
+fn a_data_set_is_listed_page_by_page_and_fetched_once() {
+    let (server, home) = (Server::start(rows), tempfile::tempdir().unwrap());
+    let part = DatasetPart::default();
+    let of = |id: &str, settings: &HubSettings| resolve_dataset(id, part, settings, &Silent);
+    let files = of("o/d.1", &modelscope(home.path(), &server.address)).unwrap();
+    let folder = home.path().join("ms/datasets/o--d.1/snapshots/master");
+    assert_eq!(files, ["data/a-1.json", "data/a-2.json"].map(|name| folder.join(name)));
+    assert_eq!(std::fs::read(&files[1]).unwrap(), b"[2]");
+    assert!(!folder.join("data/b.json").exists());
+    let alone = modelscope(home.path(), NOBODY);
+    assert_eq!(of("o/d.1", &alone).unwrap(), files, "what is whole in the cache is taken without asking");
+    // As its own library leaves it: without a listing, and nobody to ask.
+    std::fs::remove_dir_all(home.path().join("ms/datasets/o--d.1/trees")).unwrap();
+    assert_eq!(of("o/d.1", &HubSettings { offline: true, ..alone.clone() }).unwrap(), files);
+    assert_eq!(of("o/d.1", &alone).unwrap(), files);
+    // A file that was cut off is fetched again, with a digest or without.
+    files.iter().for_each(|file| std::fs::write(file, b"[").unwrap());
+    assert_eq!(of("o/d.1", &modelscope(home.path(), &server.address)).unwrap(), files);
+    assert_eq!(std::fs::read(&files[0]).unwrap(), b"[1]");
+    assert_eq!(std::fs::read(&files[1]).unwrap(), b"[2]");
+    let error = of("o/other", &modelscope(home.path(), &server.address)).unwrap_err().to_string();
+    assert!(error.contains("has no data set `o/other`") && error.contains("MODELSCOPE_API_TOKEN"), "{error}");
+    assert!(of("d", &alone).unwrap_err().to_string().contains("has no data set `d`"));
+}
+
+#[test]
+fn a_listing_that_never_ends_is_refused() {
+    let entry = r#"{"Path": "f", "Type": "tree", "Size": 0}"#;
+    let page = format!(r#"{{"Data": {{"Files": [{}]}}}}"#, [entry; 200].join(","));
+    let (server, home) = (Server::start(move |_| Reply::ok(page.clone())), tempfile::tempdir().unwrap());
+    let settings = modelscope(home.path(), &server.address);
+    let error = resolve_dataset("o/d", DatasetPart::default(), &settings, &Silent).unwrap_err().to_string();
+    assert!(error.contains("it lists more than 100000 files"), "{error}");
 }

@@ -503,7 +503,13 @@ fn datasets_that_lie_elsewhere_are_read_once_they_are_here() {
     });
     fs::write(bench.dir.path().join("dataset_info.json"), entries.to_string()).unwrap();
     bench.plan.datasets = vec!["hub".into(), "cloud".into()];
-    let hub = Remote::HuggingFace { id: "o/d".into(), subset: Some("en".into()), split: None, folder: None };
+    let hub = Remote::Hub {
+        hugging_face: Some("o/d".into()),
+        modelscope: None,
+        subset: Some("en".into()),
+        split: None,
+        folder: None,
+    };
     let cloud = Remote::Cloud { url: "s3://bucket/rows.json".into() };
     assert_eq!(remote(&bench.plan), [("hub".to_owned(), hub), ("cloud".to_owned(), cloud)]);
     assert!(bench.message().contains("dataset `hub` was not downloaded"));

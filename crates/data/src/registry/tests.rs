@@ -93,8 +93,8 @@ fn entries_that_cannot_be_used_say_why() {
              of their own",
         ),
         (
-            r#"{"ms_hub_url": "a/b"}"#,
-            "dataset `d` lies on a hub (`ms_hub_url: a/b`), which is not supported yet: download it and set \
+            r#"{"om_hub_url": "a/b"}"#,
+            "dataset `d` lies on a hub (`om_hub_url: a/b`), which is not supported yet: download it and set \
              `file_name` to the file or folder instead",
         ),
         (
@@ -133,6 +133,15 @@ fn registries_that_cannot_be_read_say_why() {
     assert_eq!(message, "the registry of `dataset_dir: REMOTE:o/d` was not downloaded");
     let online = Registry::open(Path::new("ONLINE")).unwrap();
     let entry = online.entry("o/d", Stage::Sft).unwrap();
-    let (subset, split, folder) = (None, None, None);
-    assert_eq!(entry.remote, Some(Remote::HuggingFace { id: "o/d".into(), subset, split, folder }));
+    let hub = |hugging_face: Option<&str>, modelscope: Option<&str>, split: Option<&str>| {
+        let [hugging_face, modelscope, split] = [hugging_face, modelscope, split].map(|id| id.map(str::to_owned));
+        Some(Remote::Hub { hugging_face, modelscope, subset: None, split, folder: None })
+    };
+    assert_eq!(entry.remote, hub(Some("o/d"), Some("o/d"), None));
+    let registry = r#"{"m": {"ms_hub_url": "o/m", "split": "test"}, "b": {"hf_hub_url": "o/h", "ms_hub_url": "o/m"}}"#;
+    fs::write(dir.path().join(FILE), registry).unwrap();
+    let named = Registry::open(dir.path()).unwrap();
+    let entry = |name| named.entry(name, Stage::Sft).unwrap();
+    assert_eq!((entry("m").remote, entry("m").path), (hub(None, Some("o/m"), Some("test")), "o/m".into()));
+    assert_eq!((entry("b").remote, entry("b").path), (hub(Some("o/h"), Some("o/m"), None), "o/h".into()));
 }
