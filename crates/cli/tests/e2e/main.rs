@@ -21,5 +21,6 @@ mod outputs;
 mod resume;
 mod serve;
 mod splits;
+mod streamed;
 mod trackers;
 mod verbs;

@@ -1,0 +1,61 @@
+//! Streamed runs: they train while rows are still being encoded, and kills change nothing.
+
+use crate::common::{Place, curve, tensors, trainable};
+use serde_json::json;
+use std::fmt::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Takes far longer to encode than a few steps last.
+const ROWS: usize = 200_000;
+
+fn streamed(rows: usize, more: &str) -> Place {
+    let place = trainable(&format!("streaming: true\nbuffer_size: 500\nmax_steps: 8\nsave_steps: 1\n{more}"));
+    let mut text = String::new();
+    for i in 0..rows {
+        let row = json!({"instruction": format!("Say {i} and {}", i * i), "output": format!("It is {i}.")});
+        writeln!(text, "{row}").unwrap();
+    }
+    place.write("data/d.jsonl", text);
+    place.write("data/dataset_info.json", json!({"d": {"file_name": "d.jsonl"}}).to_string());
+    place
+}
+
+fn outcome(place: &Place) -> (Vec<f64>, Vec<Vec<f32>>) {
+    let losses = curve(&place.json("output/trainer_state.json"), "loss");
+    (losses, tensors(&place.path("output/adapter_model.safetensors")).into_values().collect())
+}
+
+#[test]
+fn training_begins_before_encoding_ends_and_goes_on_after_a_kill() {
+    let calm = streamed(ROWS, "");
+    let run = calm.run(&["train", "train.yaml"]).ok();
+    assert!(run.err.contains("rows are encoded while the run goes on"), "{}", run.err);
+    let told = run.err.split(" rows were encoded when the run ended").next().unwrap_or_default();
+    let seen: String = told.rsplit("note: ").next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+    let seen: usize = seen.parse().unwrap_or_else(|_| panic!("{}", run.err));
+    assert!((64..ROWS).contains(&seen), "{}", run.err);
+
+    let rough = streamed(ROWS, "");
+    let mut child =
+        rough.command(&["train", "train.yaml"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let (saved, patience) = (rough.path("output/checkpoint-2/DONE"), Instant::now() + Duration::from_secs(120));
+    while !saved.exists() && Instant::now() < patience && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(saved.exists());
+    let again = rough.run(&["train", "train.yaml"]).ok();
+    assert_eq!(outcome(&calm), outcome(&rough), "{}", again.err);
+}
+
+/// A run longer than its rows goes on with later epochs of the stream; all is told of the rows at its end.
+#[test]
+fn rows_that_are_used_up_come_again_and_are_reported() {
+    let place = streamed(21, "max_steps: 9\nval_size: 3\neval_strategy: steps\neval_steps: 3\n");
+    let run = place.run(&["train", "train.yaml"]).ok();
+    assert!(run.err.contains("train: 18 of 18 rows kept"), "{}", run.err);
+    assert_eq!(curve(&place.json("output/trainer_state.json"), "loss").len(), 9);
+    assert_eq!(curve(&place.json("output/trainer_state.json"), "eval_loss").len(), 3);
+}
