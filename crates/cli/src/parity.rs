@@ -1,5 +1,6 @@
 //! Training's prompts beside the server's, in words.
 
+use crate::ui;
 use ferrotune_data::encode::EncodeError;
 use ferrotune_data::parity::{Change, Compared, Parity, changes};
 use ferrotune_data::serving::ServedPrompt;
@@ -10,14 +11,16 @@ const AROUND: usize = 4;
 /// Tokens of a difference that are shown.
 const SHOWN: usize = 40;
 
-/// How many rows are the same and in what the others differ, in a line.
-pub(crate) fn summary(parity: &Parity) -> String {
+/// How many rows are the same and in what the others differ, in a line; `of` is how many there are, if not all of them were
+/// compared.
+pub(crate) fn summary(parity: &Parity, of: Option<u64>) -> String {
     let mut parts = vec![format!("{} identical", parity.identical)];
     parts.extend(parity.differ.iter().map(|(part, rows)| format!("{rows} differ in {}", part.words())));
     if let Some((rows, _)) = &parity.refused {
         parts.push(format!("{rows} can't be written by the model's template"));
     }
-    format!("{} rows beside the model's own chat template: {}", parity.rows, parts.join(", "))
+    let of = of.map(|of| format!(" of {}", ui::grouped(of as usize))).unwrap_or_default();
+    format!("{}{of} rows beside the model's own chat template: {}", ui::grouped(parity.rows), parts.join(", "))
 }
 
 /// How a server is to be called.

@@ -8,10 +8,9 @@ use ferrotune_checkpoint::{LintOptions, LintReport, LintSeverity, Vllm, lint_int
 use ferrotune_config::plan::{LoraPlan, Packing, Stage, TemplateChoice};
 use ferrotune_config::{Diagnostic, Severity};
 use ferrotune_data::parity::{Parity, Part, parity as compare};
-use ferrotune_data::prepare::conversations;
+use ferrotune_data::prepare::{Prepared, TRAIN, conversations};
 use ferrotune_data::report::Report;
 use ferrotune_data::serving::ServedPrompt;
-use ferrotune_data::template::Template;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::Model;
 use ferrotune_train::save::intended_adapter;
@@ -187,9 +186,9 @@ pub(crate) fn data(report: &Report) -> Section {
 pub(crate) fn prompts(
     resolved: &Resolved,
     tokenizer: &Tokenizer,
-    template: &Template,
+    prepared: &Prepared,
 ) -> (Section, Option<ServedPrompt>) {
-    let plan = &resolved.plan;
+    let (plan, template) = (&resolved.plan, &prepared.template);
     let section = |verdict: String, findings| Section { name: "prompts", verdict, findings };
     let nothing = match plan.data.stage {
         Stage::Pretrain => Some("plain text: no prompt is written"),
@@ -199,7 +198,10 @@ pub(crate) fn prompts(
     if let Some(nothing) = nothing {
         return (section(nothing.into(), Vec::new()), None);
     }
-    let found = conversations(&plan.data, COMPARED).unwrap_or_default();
+    let found = match conversations(&plan.data, COMPARED) {
+        Ok(found) => found,
+        Err(error) => return (Section::failed("prompts", "dataset", error.to_string()), None),
+    };
     let (sum, served) = match compare(tokenizer, template, &found) {
         Ok(found) => found,
         Err(error) => return (Section::failed("prompts", "template", error.to_string()), None),
@@ -222,7 +224,10 @@ pub(crate) fn prompts(
             finding.place = place(resolved);
         }
     }
-    let verdict = sum.as_ref().map_or_else(|| "the model has no chat template of its own".to_owned(), parity::summary);
+    let trained = prepared.report.sets.iter().find(|set| set.name == TRAIN);
+    let of = trained.map(|set| set.rows_used).filter(|rows| *rows > COMPARED as u64);
+    let verdict = sum.as_ref().map(|sum| parity::summary(sum, of));
+    let verdict = verdict.unwrap_or_else(|| "the model has no chat template of its own".to_owned());
     (section(format!("{verdict}; {}", parity::calling(&served)), findings), Some(served))
 }
 

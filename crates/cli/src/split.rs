@@ -13,8 +13,8 @@ use ferrotune_tensor::Profile;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::save::split_before;
 use ferrotune_train::{
-    Circumstances, Load, Room, Split, Way, divide, expected_step, longest_batch, longest_evaluation, middle_batch,
-    step_options,
+    Circumstances, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_step, longest_batch,
+    longest_evaluation, middle_batch, step_options, widest_answers,
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -49,7 +49,8 @@ pub(crate) fn split(
     let rows: Vec<usize> = whole.into_iter().flat_map(sizes).collect();
     let to_come = growing.iter().flat_map(|rows| vec![rows.max_len(); plan.train.micro_batch]);
     let lengths = longest_batch(rows.iter().copied().chain(to_come).collect(), plan.train.micro_batch, budget);
-    let evaluated = longest_evaluation(prepared.eval.iter().flat_map(|(_, rows)| sizes(rows)).collect(), plan);
+    let looked_at = evaluated_rows(prepared.eval.iter().map(|(_, rows)| rows), plan);
+    let evaluated = longest_evaluation(&looked_at, plan);
     let ranks = world.comm.world();
     let of_a_step = world.ranks_of_a_step.unwrap_or(ranks);
     check_rows(plan, of_a_step).inspect_err(|_| world.all_know())?;
@@ -59,6 +60,7 @@ pub(crate) fn split(
         recompute: plan.model.recompute,
         lengths: &lengths,
         evaluated: &evaluated,
+        answers: widest_answers(&looked_at, plan),
         micro_batches: plan.train.accumulation * of_a_step,
         saved: (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config)),
     };
@@ -85,11 +87,16 @@ pub(crate) fn split(
     let shown = plan.train.micro_batch * plan.train.accumulation;
     let train = train.map_or(0, |rows| read(rows.tokens(), shown as u64, plan.train.length));
     let mapped = train + prepared.eval.iter().map(|(_, rows)| 8 * rows.tokens()).sum::<u64>();
-    let needed = split.memory.needed();
     // What lies on a GPU isn't the process's memory.
-    let resident = before.filter(|_| !room.has_own_host());
-    let resident = resident.map(|(now, most)| (now + needed + mapped).max(most));
+    let before = before.filter(|_| !room.has_own_host());
+    let resident = before.map(|before| resident(before, &split.memory, device.track().peak) + mapped);
     Ok(Planned { split, foretold: Foretold { resident, step } })
+}
+
+/// Most bytes of a process that had `now` of them, and at most `most`, before it measured and trains. The heap gives nothing
+/// back: what was `measured` with, more than a tiny model takes, the process keeps.
+fn resident((now, most): (u64, u64), memory: &MemoryPlan, measured: u64) -> u64 {
+    (now + memory.needed() + measured.saturating_sub(memory.predicted.peak)).max(most)
 }
 
 /// What comes with a row that is read from a mapped file: the pages around it that the system has at hand.
@@ -206,6 +213,15 @@ fn table(ways: &[Way]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_measuring_takes_beyond_the_run_is_the_processs() {
+        let mut memory = MemoryPlan { constant: 5, ..MemoryPlan::default() };
+        memory.predicted.peak = 100;
+        assert_eq!(resident((30, 40), &memory, 90), 135);
+        assert_eq!(resident((30, 40), &memory, 160), 195);
+        assert_eq!(resident((30, 400), &memory, 160), 400);
+    }
 
     #[test]
     fn a_short_run_reads_what_it_shows_and_what_lies_around_it() {

@@ -5,6 +5,7 @@
 
 use crate::generator::PREFILL;
 use crate::{Generator, InferError, Sampler, Stop};
+use ferrotune_model::Capacity;
 use ferrotune_tensor::Tensor;
 
 /// A prompt to be answered.
@@ -102,6 +103,53 @@ impl Generator<'_> {
             }
         }
     }
+
+    /// The widest pass that [`Generator::generate_all`] can come to: every sequence at its last token, and beside them as many
+    /// tokens of prompts as a pass takes. On a device that only counts, its peak is that of all answers; what it says of
+    /// tokens means nothing, and the cache is empty afterwards.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn rehearse(&mut self) -> Result<(), InferError> {
+        let Capacity { sequences, tokens } = self.capacity();
+        let tail: Vec<usize> = widest(sequences, tokens);
+        if tail.is_empty() {
+            return Ok(());
+        }
+        let ids = vec![0; tokens];
+        let parts: Vec<(usize, &[u32])> = tail.iter().map(|new| &ids[..*new]).enumerate().collect();
+        let ends = tail.iter().scan(0, |end, new| {
+            *end += *new as u32;
+            Some(*end - 1)
+        });
+        let ends: Vec<u32> = ends.collect();
+        // Twice: where weights come from other ranks, some of the second pass's come before the first one's are gone.
+        for _ in 0..2 {
+            for (sequence, new) in tail.iter().enumerate() {
+                self.hold(sequence, &ids[*new..]);
+            }
+            self.feed_all(&parts, &ends)?;
+            for sequence in 0..sequences {
+                self.rewind(sequence, &[]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tokens of each sequence in the widest pass over a cache: one, and of the last ones as many more as a pass takes.
+fn widest(sequences: usize, tokens: usize) -> Vec<usize> {
+    if tokens == 0 {
+        return Vec::new();
+    }
+    let mut tail = vec![1; sequences];
+    let mut room = PREFILL.saturating_sub(sequences);
+    for new in tail.iter_mut().rev() {
+        let more = room.min(tokens - 1);
+        *new += more;
+        room -= more;
+    }
+    tail
 }
 
 /// How many tokens of which sequences make the next pass, and its rows behind which a sequence wants to go on. Answers under
@@ -148,6 +196,18 @@ mod tests {
             seed: 1,
         };
         Some(Running { number: 0, ids: vec![0; tokens], prompt: tokens, fed, sampler: Sampler::new(plan) })
+    }
+
+    #[test]
+    fn the_widest_pass_is_as_wide_as_passes_get() {
+        assert_eq!(widest(1, 40), [40]);
+        assert_eq!(widest(1, 4000), [PREFILL]);
+        assert_eq!(widest(4, 200), [1, 111, 200, 200]);
+        assert_eq!(widest(PREFILL + 8, 9), [1; PREFILL + 8]);
+        assert_eq!((widest(0, 9), widest(3, 0)), (vec![], vec![]));
+        // Prompts that end together beside an answer under way.
+        let (pass, _) = shares(&[running(9, 8), running(200, 0), running(200, 0), running(200, 0)]);
+        assert_eq!(pass.iter().map(|(_, tokens)| tokens).sum::<usize>(), widest(4, 200).iter().sum::<usize>());
     }
 
     #[test]

@@ -142,10 +142,15 @@ impl<'a> Generator<'a> {
         let logits = self.pass(&batch, rows);
         self.device.check()?;
         for (sequence, ids) in parts {
-            self.cache.advance(*sequence, ids.len());
-            self.held[*sequence].extend_from_slice(ids);
+            self.hold(*sequence, ids);
         }
         Ok(logits)
+    }
+
+    /// Says that a sequence's keys and values of `ids` are in the cache now, behind those of its earlier tokens.
+    pub(crate) fn hold(&mut self, sequence: usize, ids: &[u32]) {
+        self.cache.advance(sequence, ids.len());
+        self.held[sequence].extend_from_slice(ids);
     }
 
     /// One pass through all stages.

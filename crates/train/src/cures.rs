@@ -53,6 +53,9 @@ fn changes<'a>(subject: &Subject<'a>) -> Vec<(String, Subject<'a>)> {
             s.plan.train.micro_batch = 1;
         });
     }
+    if plan.eval.batch > 1 && !subject.evaluated.is_empty() {
+        push("per_device_eval_batch_size: 1", &|s| s.plan.eval.batch = 1);
+    }
     if plan.parallel.max_tokens_per_micro_batch.is_some() {
         push("max_tokens_per_micro_batch: 1024", &|s| s.plan.parallel.max_tokens_per_micro_batch = Some(1024));
     }
@@ -96,6 +99,7 @@ fn shorter(subject: &Subject<'_>) -> Result<Option<Cure>> {
     let of = |cutoff: usize| {
         let mut changed = subject.clone();
         changed.plan.data.cutoff_len = cutoff;
+        changed.evaluated.iter_mut().flatten().for_each(|row| *row = row.cut(cutoff));
         match &mut changed.rows {
             RowLengths::Known(lengths) => lengths.iter_mut().for_each(|length| *length = (*length).min(cutoff)),
             RowLengths::Assumed(tokens) => *tokens = (*tokens).min(cutoff),

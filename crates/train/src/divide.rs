@@ -1,6 +1,7 @@
 //! How a run is split over its ranks: as the recipe says, or the fastest way that fits.
 
 use crate::engine::Sharding;
+use crate::evaluated::Answers;
 use crate::memory::{MemoryPlan, Shape, plan_memory};
 use crate::plan::{Candidate, Choice, Demand, Links, Question, Rates, candidates, choose};
 use crate::room::Room;
@@ -47,6 +48,8 @@ pub struct Load<'a> {
     pub lengths: &'a [usize],
     /// Rows of the longest evaluation batch, in tokens; none if nothing is evaluated while the run goes on.
     pub evaluated: &'a [usize],
+    /// What is answered while the run goes on, if anything is.
+    pub answers: Option<Answers>,
     /// Micro-batches of a step, over all ranks.
     pub micro_batches: usize,
     /// Bytes of the model's files in a checkpoint; `None` if none is written while the run goes on.

@@ -3,6 +3,7 @@
 //! its step on `meta`, none is guessed.
 
 use crate::divide::{Circumstances, Levels, Load, Way, is_wished, ways};
+use crate::evaluated::{Answers, EvaluatedRow, longest_evaluation, widest_answers};
 use crate::machine::Machine;
 use crate::order::longest_batch;
 use crate::order::{Order, Share};
@@ -39,8 +40,8 @@ pub struct Subject<'a> {
     pub plan: Plan,
     /// Its rows.
     pub rows: RowLengths,
-    /// Tokens of each row that it is evaluated on.
-    pub evaluated: Vec<usize>,
+    /// Each set of rows that it is evaluated on.
+    pub evaluated: Vec<Vec<EvaluatedRow>>,
     /// Where it runs.
     pub machine: Machine,
 }
@@ -146,6 +147,7 @@ struct Run {
     options: StepOptions,
     lengths: Vec<usize>,
     evaluated: Vec<usize>,
+    answers: Option<Answers>,
     micro_batches: usize,
     saved: Option<u64>,
 }
@@ -167,8 +169,10 @@ impl Run {
         let saves = plan.output.save != Interval::Never;
         let saved = saves.then(|| saved_bytes(&plan.tuning, subject.json, model.parameters()));
         let options = step_options(plan, subject.config, false);
-        let evaluated = longest_evaluation(subject.evaluated.clone(), plan);
-        Ok(Self { model, options, lengths, evaluated, micro_batches: plan.train.accumulation * among.world, saved })
+        let evaluated = longest_evaluation(&subject.evaluated, plan);
+        let answers = widest_answers(&subject.evaluated, plan);
+        let micro_batches = plan.train.accumulation * among.world;
+        Ok(Self { model, options, lengths, evaluated, answers, micro_batches, saved })
     }
 
     fn load(&self, recompute: Recompute) -> Load<'_> {
@@ -178,6 +182,7 @@ impl Run {
             recompute,
             lengths: &self.lengths,
             evaluated: &self.evaluated,
+            answers: self.answers,
             micro_batches: self.micro_batches,
             saved: self.saved,
         }
@@ -277,13 +282,6 @@ pub fn expected_step(
 /// A micro-batch in the middle of those of a run over `rows`, of so many tokens each: what a rank is measured with.
 pub fn middle_batch(rows: &[usize], plan: &Plan) -> Option<Vec<usize>> {
     middle(typical(rows, plan, Share::ALL).batches)
-}
-
-/// The longest batch that a run evaluates on while its states are in memory.
-pub fn longest_evaluation(rows: Vec<usize>, plan: &Plan) -> Vec<usize> {
-    let output = &plan.output;
-    let evaluates = plan.eval.on_start || plan.eval.every != Interval::Never || output.evaluate || output.predict;
-    if evaluates { longest_batch(rows, plan.eval.batch, None) } else { Vec::new() }
 }
 
 /// Whether a way is one that the recipe itself allows.

@@ -8,6 +8,7 @@ mod divide;
 pub mod engine;
 pub mod error;
 mod evaluate;
+mod evaluated;
 mod event;
 mod fit;
 mod forecast;
@@ -39,11 +40,12 @@ mod fixtures;
 pub use divide::{Circumstances, Levels, Load, Split, Way, divide, ways};
 pub use error::{Error, Result};
 pub use evaluate::{EvaluateOptions, evaluate};
+pub use evaluated::{Answers, EvaluatedRow, assumed_rows, evaluated_rows, longest_evaluation, widest_answers};
 pub use event::{Event, Start};
 pub use fit::check_files;
 pub use forecast::{
-    Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_step, forecast, is_meant, longest_evaluation, meant,
-    measured, middle_batch,
+    Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_step, forecast, is_meant, meant, measured,
+    middle_batch,
 };
 pub use machine::Machine;
 pub use memory::{Bytes, MemoryPlan, Shape, plan_memory, predict};

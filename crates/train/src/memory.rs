@@ -4,6 +4,7 @@
 use crate::divide::Load;
 use crate::engine::{Division, Engine, Offload};
 use crate::evaluate::evaluate_batch;
+use crate::evaluated::Answers;
 use crate::plan::Candidate;
 use crate::room::Room;
 use crate::router_loss::RouterLoss;
@@ -71,17 +72,27 @@ pub fn predict(
     lengths: &[usize],
     profile: Profile,
 ) -> Result<Bytes> {
-    let stages = by_stage(model, options, shape, (lengths, &[]), profile)?;
+    let rows = Lengths { trained: lengths, ..Lengths::default() };
+    let stages = by_stage(model, options, shape, rows, profile)?;
     Ok(stages.into_iter().max_by_key(Bytes::live).unwrap_or_default())
 }
 
-/// The bytes of the first rank of each stage, the first stage's first, in steps over rows of some lengths and evaluations
-/// over others.
+/// Rows of the longest batches, in tokens.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lengths<'a> {
+    trained: &'a [usize],
+    /// Those whose loss is taken beside training.
+    evaluated: &'a [usize],
+    /// Those that are answered beside training.
+    answers: Option<Answers>,
+}
+
+/// The bytes of the first rank of each stage, the first stage's first, in steps, evaluations and answers.
 fn by_stage(
     model: &Model,
     options: &StepOptions,
     shape: &Shape,
-    rows: (&[usize], &[usize]),
+    rows: Lengths<'_>,
     profile: Profile,
 ) -> Result<Vec<Bytes>> {
     let layout = shape.candidate.layout;
@@ -97,13 +108,13 @@ fn count(
     model: &Model,
     options: &StepOptions,
     division: Division,
-    (lengths, evaluated): (&[usize], &[usize]),
+    Lengths { trained, evaluated, answers }: Lengths<'_>,
     device: &Device,
 ) -> Result<Bytes> {
     let stages = division.spans.len();
     let engine = Engine::new(device, model, division, options.plus.is_some());
     let flat = |lengths: &[usize]| -> Vec<Flat> { lengths.iter().map(|&len| Flat::new(len)).collect() };
-    let rows = flat(lengths);
+    let rows = flat(trained);
     let samples = samples(&rows);
     // As many micro-batches as a pipe holds at once; and a second step, for which gathers begin ahead.
     let micro_batches = vec![samples; stages];
@@ -115,6 +126,9 @@ fn count(
         let (rows, tokens) = (flat(evaluated), evaluated.iter().sum::<usize>().max(1) as f64);
         let router = RouterLoss::new(model, &engine, options.router_aux_loss, tokens);
         evaluate_batch(model, &engine, &self::samples(&rows), router.as_ref())?;
+    }
+    if let Some(answers) = answers {
+        answers.rehearse(model, &engine)?;
     }
     let host = if engine.host_memory().is(device) { 0 } else { engine.host_memory().track().peak };
     let owned = engine.owned().iter().map(|piece| piece.tensor.bytes() as u64).sum();
@@ -204,7 +218,8 @@ pub fn plan_memory(load: &Load<'_>, shape: &Shape, recompute: bool, room: Room) 
         Room::Card { .. } => Room::taken(&shape.candidate),
     };
     let options = StepOptions { recompute, ..load.options.clone() };
-    let stages = by_stage(load.model, &options, shape, (load.lengths, load.evaluated), room.profile())?;
+    let Load { lengths: trained, evaluated, answers, .. } = *load;
+    let stages = by_stage(load.model, &options, shape, Lengths { trained, evaluated, answers }, room.profile())?;
     let of = |(stage, bytes): (usize, Bytes)| {
         // The first rank of all writes the model's files besides its part of the state.
         let files = load.saved.filter(|_| stage == 0).unwrap_or(0);
@@ -250,8 +265,9 @@ mod tests {
             let candidate = Candidate { layout, sharded, spans: vec![0..model.segments(); 1] };
             let shape = Shape { candidate, overlap: true, offload: Offload::default() };
             let (recompute, lengths) = (Recompute::Off, &[8][..]);
+            let (evaluated, answers, micro_batches) = (&[][..], None, 1);
             let load =
-                Load { model: &model, options: &options, recompute, lengths, evaluated: &[], micro_batches: 1, saved };
+                Load { model: &model, options: &options, recompute, lengths, evaluated, answers, micro_batches, saved };
             plan_memory(&load, &shape, false, Room::default()).unwrap()
         };
         let never = plan(1, Sharding::Whole, None);

@@ -71,10 +71,14 @@ struct Question<'a> {
 
 impl<'a> Question<'a> {
     fn of(row: &Row<'a>) -> Self {
-        let prompt = row.labels.iter().take_while(|&&label| label == IGNORE).count();
-        let (prompt, expected) = row.input_ids.split_at(prompt);
+        let (prompt, expected) = row.input_ids.split_at(prompt_of(row));
         Self { prompt, expected }
     }
+}
+
+/// Tokens of a row before what the model is expected to answer.
+pub(crate) fn prompt_of(row: &Row<'_>) -> usize {
+    row.labels.iter().take_while(|&&label| label == IGNORE).count()
 }
 
 /// Answers all of `rows`; `hear` is told how many of this rank's are answered, and how many it has. All ranks call it, and
@@ -93,7 +97,7 @@ pub fn predict(
     engine.comm().pulse().does(Activity::Evaluating);
     let walk = Walk::of(engine);
     let alone = Alone(engine);
-    let stages: &dyn Stages = if walk.alone { &alone } else { engine };
+    let stages = walk.stages(engine, &alone);
     let mine: Vec<usize> = (walk.group..rows.len()).step_by(walk.groups).collect();
     let longest = mine.iter().map(|&row| Question::of(&rows.get(row)).prompt.len()).max().unwrap_or(0);
     let capacity = Capacity { sequences: how.at_once.min(mine.len()), tokens: longest + how.generation.max_new_tokens };
@@ -130,7 +134,7 @@ pub fn predict(
 }
 
 /// Whether something went wrong; for want of memory, with what takes it here.
-fn check(engine: &Engine) -> Result<()> {
+pub(crate) fn check(engine: &Engine) -> Result<()> {
     engine.check().map_err(|error| match error {
         Error::Device(fault) => Error::Answering(fault.into()),
         other => other,
@@ -138,18 +142,18 @@ fn check(engine: &Engine) -> Result<()> {
 }
 
 /// How this rank takes part.
-struct Walk {
+pub(crate) struct Walk {
     /// Whether it needs no other rank for a pass.
     alone: bool,
     /// Which of the groups that have rows of their own it belongs to.
     group: usize,
-    groups: usize,
+    pub(crate) groups: usize,
     /// Whether it tells the others what its group found.
     speaks: bool,
 }
 
 impl Walk {
-    fn of(engine: &Engine) -> Self {
+    pub(crate) fn of(engine: &Engine) -> Self {
         let division = engine.division();
         let (mesh, place) = (&division.mesh, division.mesh.place());
         let whole = division.sharding < Sharding::Weights && !division.spreads_experts();
@@ -159,6 +163,11 @@ impl Walk {
         }
         let speaks = place.shard == 0 && place.stage == 0;
         Self { alone, group: place.replica, groups: mesh.layout().replicas, speaks }
+    }
+
+    /// Whom the rank asks for weights, and hands its part of a pass on to.
+    pub(crate) fn stages<'a>(&self, engine: &'a Engine, alone: &'a Alone<'a>) -> &'a dyn Stages {
+        if self.alone { alone } else { engine }
     }
 }
 

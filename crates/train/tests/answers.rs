@@ -3,17 +3,21 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
 
 use ferrotune_checkpoint::{OpenModel, open_model};
-use ferrotune_config::plan::{GenerationPlan, Plan};
+use ferrotune_config::plan::{GenerationPlan, Plan, Recompute};
 use ferrotune_config::{Recipe, Verb};
 use ferrotune_data::prepare::{Prepared, prepare};
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_dist::{Comm, Layout, Mesh, threads};
+use ferrotune_dist::{Comm, Layout, threads};
 use ferrotune_infer::{Generator, Request, Sampler};
 use ferrotune_model::{Capacity, Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
+use ferrotune_train::plan::Candidate;
 use ferrotune_train::report::Found;
-use ferrotune_train::{Answering, Predicted, Stacked, answer};
+use ferrotune_train::{
+    Answering, Load, Predicted, Room, Shape, Stacked, answer, evaluated_rows, plan_memory, step_options, widest_answers,
+};
+use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -84,16 +88,31 @@ fn a_prompt_is_answered_as_if_it_were_alone() {
 }
 
 /// Rows of a made-up data set, one without an answer.
-fn rows(dir: &Path) -> (Plan, Tokenizer, Prepared) {
+fn rows() -> Vec<Value> {
     let row = |i: usize| match i {
         4 => serde_json::json!({"instruction": "unanswered"}),
         _ => {
             serde_json::json!({"instruction": format!("say {}", "word ".repeat(i * 5 % 23)), "output": format!("answer {i}。好的")})
         }
     };
-    let data: Vec<_> = (0..11).map(row).collect();
-    std::fs::write(dir.join("d.json"), serde_json::to_vec(&data).unwrap()).unwrap();
-    std::fs::write(dir.join("dataset_info.json"), r#"{"d": {"file_name": "d.json"}}"#).unwrap();
+    (0..11).map(row).collect()
+}
+
+/// Rows of the same length, which together are wider than a pass.
+fn wide_rows() -> Vec<Value> {
+    (0..7).map(|i| serde_json::json!({"instruction": "word ".repeat(150), "output": format!("{i}")})).collect()
+}
+
+/// A folder of rows, as a recipe names it.
+fn folder_of(rows: &[Value]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("d.json"), serde_json::to_vec(rows).unwrap()).unwrap();
+    std::fs::write(dir.path().join("dataset_info.json"), r#"{"d": {"file_name": "d.json"}}"#).unwrap();
+    dir
+}
+
+/// Its rows, as they are answered.
+fn prepared(dir: &Path) -> (Plan, Tokenizer, Prepared) {
     let text = format!(
         "model_name_or_path: m\ndo_predict: true\npredict_with_generate: true\neval_dataset: d\ntemplate: qwen3\n\
          output_dir: o\ndataset_dir: {}\nmax_new_tokens: 9\nper_device_eval_batch_size: 3\n",
@@ -107,19 +126,18 @@ fn rows(dir: &Path) -> (Plan, Tokenizer, Prepared) {
     (plan, tokenizer, prepared)
 }
 
-fn answered(comm: Rc<dyn Comm>, dir: &Path, model: &str, (layout, sharding): (Layout, Sharding)) -> Predicted {
-    let (plan, tokenizer, prepared) = rows(dir);
+fn shape(model: &Model, (layout, sharded): (Layout, Sharding)) -> Shape {
+    let (segments, stages) = (model.segments(), layout.stages);
+    let spans = (0..stages).map(|i| i * segments / stages..(i + 1) * segments / stages).collect();
+    Shape { candidate: Candidate { layout, sharded, spans }, overlap: true, offload: Offload::default() }
+}
+
+/// What a rank answers, and the most bytes that its device held meanwhile.
+fn answered(comm: Rc<dyn Comm>, dir: &Path, model: &str, split: (Layout, Sharding)) -> (Predicted, u64) {
+    let (plan, tokenizer, prepared) = prepared(dir);
     let files = open_model(&folder(model)).unwrap();
     let model = Model::new(&Config::from_json(&files.config).unwrap(), DType::F32, None, false).unwrap();
-    let segments = model.segments();
-    let stages = layout.stages;
-    let division = Division {
-        mesh: Mesh::new(comm, layout),
-        sharding,
-        spans: (0..stages).map(|i| i * segments / stages..(i + 1) * segments / stages).collect(),
-        overlap: true,
-        offload: Offload::default(),
-    };
+    let division = shape(&model, split).division(comm);
     let engine = Engine::new(&Device::cpu(), &model, division, false);
     engine.load(&Stacked::new(&*files.tensors), &[], None, 1).unwrap();
     let how = Answering {
@@ -131,16 +149,15 @@ fn answered(comm: Rc<dyn Comm>, dir: &Path, model: &str, (layout, sharding): (La
     let mut heard = 0;
     let found = answer(&model, &engine, &prepared.eval[0].1, how, &mut |done, _| heard = done).unwrap();
     assert!(heard >= 2, "{heard}");
-    found
+    (found, engine.device().track().peak)
 }
 
 #[test]
 fn every_row_is_answered_once_on_any_number_of_ranks() {
-    let dir = tempfile::tempdir().unwrap();
-    rows(dir.path());
+    let dir = folder_of(&rows());
     let with = |model: &str, [shards, stages, replicas]: [usize; 3], sharding| {
         let layout = Layout { shards, stages, replicas };
-        threads::run(layout.world(), |comm| answered(comm, dir.path(), model, (layout, sharding)))
+        threads::run(layout.world(), |comm| answered(comm, dir.path(), model, (layout, sharding)).0)
     };
     let on = |layout, sharding| with("tiny-qwen3", layout, sharding);
     let [want] = &on([1, 1, 1], Sharding::Whole)[..] else { panic!("one rank") };
@@ -170,5 +187,45 @@ fn every_row_is_answered_once_on_any_number_of_ranks() {
         for got in moe(layout, Sharding::Experts) {
             assert_eq!(got.predictions, want.predictions, "experts, {layout:?}");
         }
+    }
+}
+
+/// Keys, values and the widest pass are counted beforehand, for the rank that has most.
+#[test]
+fn memory_of_answers_is_foretold() {
+    let dir = folder_of(&wide_rows());
+    let (plan, _, prepared) = prepared(dir.path());
+    let sets = evaluated_rows(prepared.eval.iter().map(|(_, rows)| rows), &plan);
+    let answers = widest_answers(&sets, &plan);
+    assert!(answers.is_some_and(|answers| answers.at_once == 3 && answers.tokens > 160), "{answers:?}");
+    let splits = [
+        ("tiny-qwen3", [1, 1, 1], Sharding::Whole),
+        ("tiny-qwen3", [1, 1, 3], Sharding::Whole),
+        ("tiny-qwen3", [2, 1, 1], Sharding::Weights),
+        ("tiny-qwen3", [1, 2, 1], Sharding::Whole),
+        ("tiny-qwen3moe", [2, 1, 1], Sharding::Experts),
+    ];
+    for (name, [shards, stages, replicas], sharding) in splits {
+        let split = (Layout { shards, stages, replicas }, sharding);
+        let ranks = threads::run(split.0.world(), |comm| answered(comm, dir.path(), name, split).1);
+        let seen = ranks.into_iter().max().unwrap() as f64;
+        let config = Config::from_json(&open_model(&folder(name)).unwrap().config).unwrap();
+        let model = Model::new(&config, DType::F32, None, false).unwrap();
+        let foretold = |answers| {
+            let load = Load {
+                model: &model,
+                options: &step_options(&plan, &config, false),
+                recompute: Recompute::Off,
+                lengths: &[],
+                evaluated: &[],
+                answers,
+                micro_batches: 1,
+                saved: None,
+            };
+            plan_memory(&load, &shape(&model, split), false, Room::Shared(None)).unwrap().predicted.peak as f64
+        };
+        let (with, without) = (foretold(answers), foretold(None));
+        assert!((0.95..=1.0).contains(&(seen / with)), "{name}, {split:?}: {seen} seen, {with} foretold");
+        assert!(without < 0.8 * with, "{name}, {split:?}: answers hardly count: {without} of {with}");
     }
 }

@@ -105,14 +105,14 @@ fn all_sections(resolved: &Resolved, place: &Place, vllm: Vllm) -> Vec<Section> 
     match &rows {
         Some(Ok((tokenizer, prepared))) => {
             sections.push(review::data(&prepared.report));
-            sections.push(review::prompts(resolved, tokenizer, &prepared.template).0);
+            sections.push(review::prompts(resolved, tokenizer, prepared).0);
         }
         Some(Err(failure)) => sections.push(Section::failed("data", &failure.place(), failure.words())),
         None => {}
     }
     let Ok(model) = &model else { return sections };
     if let Some(Ok((_, prepared))) = &rows {
-        let planned = subject(resolved, model, lengths(prepared), (place, PATIENCE));
+        let planned = subject(resolved, model, lengths(prepared, &resolved.plan), (place, PATIENCE));
         let planned = planned.and_then(|subject| forecast(&subject).map_err(|error| resolved.place(error)));
         sections.push(match &planned {
             Ok(found) => review::forecast(found),

@@ -37,7 +37,7 @@ pub(crate) fn data(args: &[String], json: bool, count: usize) -> Result<(), Fail
         }
     }
     ui::text(&prepared.report.render())?;
-    Ok(ui::line(&review::prompts(&resolved, &tokenizer, &prepared.template).0.text())?)
+    Ok(ui::line(&review::prompts(&resolved, &tokenizer, &prepared).0.text())?)
 }
 
 /// The same rows by the model's own chat template, where they differ.

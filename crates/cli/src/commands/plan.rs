@@ -9,12 +9,13 @@ use anyhow::anyhow;
 use ferrotune_checkpoint::hub::Want;
 use ferrotune_checkpoint::{Error, open_config, open_tokenizer};
 use ferrotune_config::Verb;
+use ferrotune_config::plan::Plan;
 use ferrotune_data::error::DataError;
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_model::Config;
 use ferrotune_tensor::cards::{self, CARDS};
-use ferrotune_train::{Machine, RowLengths, Subject, forecast, measured};
+use ferrotune_train::{EvaluatedRow, Machine, RowLengths, Subject, assumed_rows, evaluated_rows, forecast, measured};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -74,7 +75,7 @@ pub(crate) fn plan(args: &PlanArgs, recipe: &[String]) -> Result<(), Failure> {
 pub(crate) fn subject<'a>(
     resolved: &Resolved,
     model: &'a Shape,
-    (rows, evaluated): (RowLengths, Vec<usize>),
+    (rows, evaluated): Lengths,
     (place, patience): (&Place, Duration),
 ) -> Result<Subject<'a>, Failure> {
     let plan = resolved.plan.clone();
@@ -156,12 +157,15 @@ impl Shape {
     }
 }
 
-/// The lengths of the rows, of those that are evaluated on, and if they are assumed, why.
-type Found = (RowLengths, Vec<usize>, Option<String>);
+/// The lengths of the rows, and of those that are evaluated on, set by set.
+type Lengths = (RowLengths, Vec<Vec<EvaluatedRow>>);
+
+/// The same, and if they are assumed, why.
+type Found = (RowLengths, Vec<Vec<EvaluatedRow>>, Option<String>);
 
 fn rows(resolved: &Resolved, model: &Shape) -> Result<Found, Failure> {
     let plan = &resolved.plan;
-    let assumed = |why: String| Ok((RowLengths::Assumed(plan.data.cutoff_len), Vec::new(), Some(why)));
+    let assumed = |why: String| Ok((RowLengths::Assumed(plan.data.cutoff_len), assumed_rows(plan), Some(why)));
     if plan.data.datasets.is_empty() {
         return assumed("the recipe names no dataset".into());
     }
@@ -173,7 +177,7 @@ fn rows(resolved: &Resolved, model: &Shape) -> Result<Found, Failure> {
     let mut tokenizer = prepare::tokenizer(&plan.model, &files)?;
     match encode(&plan.data, &mut tokenizer, &ui::Encoding::default()) {
         Ok(prepared) => {
-            let (rows, evaluated) = lengths(&prepared);
+            let (rows, evaluated) = lengths(&prepared, plan);
             Ok((rows, evaluated, None))
         }
         Err(error) if is_absent(&error) => assumed(error.to_string()),
@@ -182,10 +186,10 @@ fn rows(resolved: &Resolved, model: &Shape) -> Result<Found, Failure> {
 }
 
 /// Tokens of the rows that are trained and evaluated on.
-pub(crate) fn lengths(prepared: &Prepared) -> (RowLengths, Vec<usize>) {
+pub(crate) fn lengths(prepared: &Prepared, plan: &Plan) -> Lengths {
     let of = |rows: &Rows| -> Vec<usize> { (0..rows.len()).map(|i| rows.size(i).0).collect() };
     let train = prepared.train.iter().flat_map(of).collect();
-    (RowLengths::Known(train), prepared.eval.iter().flat_map(|(_, rows)| of(rows)).collect())
+    (RowLengths::Known(train), evaluated_rows(prepared.eval.iter().map(|(_, rows)| rows), plan))
 }
 
 /// Whether data is elsewhere, and not wrong.

@@ -127,7 +127,7 @@ fn review(
 ) -> Option<ServedPrompt> {
     let plan = &resolved.plan;
     let mut sections = vec![review::data(&prepared.report)];
-    let (prompts, served) = review::prompts(resolved, tokenizer, &prepared.template);
+    let (prompts, served) = review::prompts(resolved, tokenizer, prepared);
     sections.push(prompts);
     sections.push(review::memory(&split.memory, foretold.step));
     if let Tuning::Lora(lora) = &plan.tuning

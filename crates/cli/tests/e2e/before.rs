@@ -1,6 +1,6 @@
 //! What is said before a run: `plan`, `check`, and prompts beside the server's.
 
-use crate::common::{Place, fixtures, read_json, trainable};
+use crate::common::{Place, fixtures, read_json, rows, trainable};
 use serde_json::{Value, json};
 
 const LORA: &str = "\
@@ -102,6 +102,10 @@ fn a_template_without_reasoning_on_a_hybrid_is_caught_with_its_cure() {
         run.out
     );
     assert!(run.out.contains("train.yaml:") && run.out.contains("take its reasoning template"), "{}", run.out);
+    // What is said of some of the rows isn't said of all.
+    place.write("data/d.json", rows(1200).to_string());
+    let some = place.run(&["check", "train.yaml"]).ok();
+    assert!(some.out.contains("1,000 of 1,200 rows beside the model's own chat template"), "{}", some.out);
     let cured = trainable("template: qwen3\n").run(&["check", "train.yaml"]).ok();
     assert!(cured.out.contains("30 identical"), "{}", cured.out);
     // Token by token.

@@ -51,7 +51,7 @@ fn memory_is_foretold_within_five_percent_of_the_processs_own_peak() {
     ]);
 }
 
-/// The others of ten.
+/// The others of ten, and one that answers rows.
 #[test]
 #[ignore = "two minutes on two cores"]
 fn memory_of_longer_recipes_is_foretold_within_five_percent_too() {
@@ -63,6 +63,9 @@ fn memory_of_longer_recipes_is_foretold_within_five_percent_too() {
         "cutoff_len: 128\nfinetuning_type: full\nsave_strategy: 'no'\n",
         // As many steps as bring the longest pack.
         "packing: true\ncutoff_len: 512\nmax_steps: 5\n",
+        // Keys and values of answers outweigh the step.
+        "gradient_checkpointing: true\nper_device_train_batch_size: 1\neval_dataset: e\neval_strategy: steps\neval_steps: 1\n\
+         per_device_eval_batch_size: 10\npredict_with_generate: true\nmax_new_tokens: 400\n",
     ]);
 }
 
