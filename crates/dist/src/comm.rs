@@ -103,7 +103,11 @@ impl Ticket {
         let result = match self.state {
             State::Ready(result) => result,
             State::Queued(mut queued) => queued.hold_work(),
-            State::Several(tickets) => tickets.into_iter().map(Self::wait).fold(Ok(()), |so_far, one| so_far.and(one)),
+            State::Several(tickets) => {
+                // Each is waited for, whatever came of those before it.
+                let ended: Vec<_> = tickets.into_iter().map(Self::wait).collect();
+                ended.into_iter().collect()
+            }
             State::Pending { done, pulse } => {
                 let (start, span) = (Instant::now(), pulse.trace().begin());
                 let ended = || Err(CommError::Ended("its communication thread ended".into()));
