@@ -248,12 +248,12 @@ fn message(
             messages.push(message);
             0
         }
-        None => together(vec![message], None),
+        None => together(&[message], None),
     })
 }
 
 /// Messages as one call: of one communicator, in one stream, and no two of them from one rank to another, since nobody needs that.
-fn together(messages: Vec<Message>, wrong: Option<nccl::Wrong>) -> c_int {
+fn together(messages: &[Message], wrong: Option<nccl::Wrong>) -> c_int {
     let Some(Message { communicator, stream, .. }) = messages.first() else { return 0 };
     let (communicator, stream) = (communicator.clone(), *stream);
     let alike = |m: &Message| Arc::ptr_eq(&m.communicator, &communicator) && m.stream == stream;
@@ -289,7 +289,7 @@ pub unsafe extern "C" fn ncclGroupEnd() -> c_int {
         return code::INVALID_USAGE;
     };
     match counted("ncclGroupEnd") {
-        Ok(wrong) => together(messages, wrong),
+        Ok(wrong) => together(&messages, wrong),
         Err(code) => code,
     }
 }

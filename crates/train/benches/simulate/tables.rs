@@ -1,7 +1,4 @@
-//! The tables of `docs/strategies.md`: the time of a step on machines that nobody here has, by the plan's model.
-//! `cargo bench -p ferrotune-train --bench simulate`.
-
-#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+//! The tables of `docs/strategies.md`, by the plan's model.
 
 use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_dist::Layout;
@@ -13,7 +10,11 @@ use ferrotune_train::plan::{
 };
 use ferrotune_train::{Shape, StepOptions, predict};
 use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
+/// Between these lines of the document stand the tables.
+const MARKS: [&str; 2] = ["<!-- tables of `cargo bench --bench simulate` -->\n", "<!-- end of the tables -->\n"];
 const GPUS: usize = 8;
 /// Micro-batches of a step, for each GPU.
 const ACCUMULATED: usize = 8;
@@ -23,28 +24,52 @@ const PAYLOAD: f64 = 0.9;
 const CAPACITY: u64 = 44 << 30;
 const L20: f64 = 119.5e12;
 
-fn main() {
-    let dense = qwen3_32b();
-    for tokens in [4096, 512] {
-        table("Qwen3-32B", tokens, &demand(&dense, tokens, L20 * 0.5));
+/// Where the document is.
+pub(crate) fn path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/strategies.md")
+}
+
+/// The document in three parts, of which the second holds the tables; the others end and begin with its marks.
+pub(crate) fn document() -> [String; 3] {
+    let text = std::fs::read_to_string(path()).expect("the document is there");
+    let begin = text.find(MARKS[0]).expect("the tables begin") + MARKS[0].len();
+    let end = text.find(MARKS[1]).expect("the tables end");
+    [&text[..begin], &text[begin..end], &text[end..]].map(str::to_owned)
+}
+
+/// All tables; or what is counted in seconds even without optimisation.
+pub(crate) fn tables(all: bool) -> String {
+    let (dense, experts) = (qwen3_32b(), qwen3_30b_a3b());
+    let long = demand(&dense, 4096, L20 * 0.5);
+    let mut text = String::from("\n");
+    if all {
+        text += &table("Qwen3-32B", 4096, &long);
+        text += &table("Qwen3-32B", 512, &demand(&dense, 512, L20 * 0.5));
+        text += &table("Qwen3-30B-A3B", 4096, &demand(&experts, 4096, L20 * 0.35));
+        text += &fitting("Qwen3-32B", &dense, &CARDS);
     }
-    table("Qwen3-30B-A3B", 4096, &demand(&qwen3_30b_a3b(), 4096, L20 * 0.35));
-    fitting("Qwen3-32B", &dense);
-    fitting("Qwen3-30B-A3B", &qwen3_30b_a3b());
-    experts_apart(&qwen3_30b_a3b());
-    all_candidates(&demand(&dense, 4096, L20 * 0.5));
-    reported();
+    text += &fitting("Qwen3-30B-A3B", &experts, if all { &CARDS } else { &CARDS[..1] });
+    text += &all_candidates(&long);
+    text += &experts_apart(&experts, if all { &[512, 2048, 4096, 16384] } else { &[4096] });
+    text + &reported()
+}
+
+/// A table's heading and its lines.
+fn headed(title: &str, columns: &[&str], numbers: usize) -> String {
+    let line = |i: usize| if i < numbers { "---:" } else { "---" };
+    let lines: Vec<&str> = (0..columns.len()).map(line).collect();
+    format!("### {title}\n\n| {} |\n|{}|\n", columns.join(" | "), lines.join("|"))
 }
 
 /// Nodes and card speeds downwards, strategies side by side.
-fn table(name: &str, tokens: usize, demand: &Demand) {
-    println!("\n### {name}, {tokens} tokens a micro-batch\n");
+fn table(name: &str, tokens: usize, demand: &Demand) -> String {
     let experts = demand.experts().is_some();
-    let (column, named, line) = if experts { (" expert 8 x |", ", expert", "---|") } else { ("", "", "") };
-    println!(
-        "| nodes | Gb/s | pipeline 8 x replicate | hybrid 8 x | zero3 |{column} GB out of a node: pipeline, hybrid, zero3{named} |"
-    );
-    println!("|---:|---:|---|---|---|{line}---|");
+    let mut columns = vec!["nodes", "Gb/s", "pipeline 8 x replicate", "hybrid 8 x", "zero3"];
+    columns.extend(experts.then_some("expert 8 x"));
+    let named = if experts { ", expert" } else { "" };
+    let last = format!("GB out of a node: pipeline, hybrid, zero3{named}");
+    columns.push(&last);
+    let mut text = headed(&format!("{name}, {tokens} tokens a micro-batch"), &columns, 2);
     for nodes in [2, 16, 128] {
         let world = nodes * GPUS;
         for gigabits in [10.0, 25.0, 100.0] {
@@ -56,9 +81,10 @@ fn table(name: &str, tokens: usize, demand: &Demand) {
             let found: Vec<&Choice> = names.iter().map(|name| named_so(&choices, name)).collect();
             let cells: Vec<String> = found.iter().map(|choice| cell(choice)).collect();
             let out: Vec<String> = found.iter().map(|choice| format!("{:.1}", choice.across as f64 / 1e9)).collect();
-            println!("| {nodes} | {gigabits} | {} | {} |", cells.join(" | "), out.join(", "));
+            let _ = writeln!(text, "| {nodes} | {gigabits} | {} | {} |", cells.join(" | "), out.join(", "));
         }
     }
+    text + "\n"
 }
 
 fn named_so<'a>(choices: &'a [Choice], name: &str) -> &'a Choice {
@@ -67,21 +93,21 @@ fn named_so<'a>(choices: &'a [Choice], name: &str) -> &'a Choice {
 
 /// One node, by the tokens of a micro-batch and how many of them a step has: where rows go to experts, where weights come to
 /// rows, and where blocks stand in a row.
-fn experts_apart(config: &Config) {
-    println!("\n### Qwen3-30B-A3B on one node of eight: seconds a step\n");
-    println!("| inside | tokens | micro-batches a GPU | expert 8 | zero3 | pipeline 8 |");
-    println!("|---|---:|---:|---|---|---|");
+fn experts_apart(config: &Config, lengths: &[usize]) -> String {
+    let columns = ["inside", "tokens", "micro-batches a GPU", "expert 8", "zero3", "pipeline 8"];
+    let mut text = headed("Qwen3-30B-A3B on one node of eight", &columns, 0);
+    let demands: Vec<_> = lengths.iter().map(|tokens| (tokens, demand(config, *tokens, L20 * 0.35))).collect();
     for (name, bandwidth) in [("PCIe, 20 GB/s", 20e9), ("NVLink, 300 GB/s", 300e9)] {
         let links = Links { inside: Link { bandwidth, shared: f64::INFINITY, latency: 10e-6 }, ..l20s(25.0) };
-        for tokens in [512, 2048, 4096, 16384] {
-            let demand = demand(config, tokens, L20 * 0.35);
-            for accumulated in [1, 2, 8] {
-                let choices = of_steps(&demand, GPUS, accumulated, &links);
+        for (tokens, demand) in &demands {
+            for accumulated in [1, 2, 8, 16] {
+                let choices = of_steps(demand, GPUS, accumulated, &links);
                 let cells = ["expert 8", "zero3", "pipeline 8"].map(|name| cell(named_so(&choices, name)));
-                println!("| {name} | {tokens} | {accumulated} | {} |", cells.join(" | "));
+                let _ = writeln!(text, "| {name} | {tokens} | {accumulated} | {} |", cells.join(" | "));
             }
         }
     }
+    text + "\n"
 }
 
 /// Seconds a step, and what of them is not computing.
@@ -91,17 +117,18 @@ fn cell(choice: &Choice) -> String {
     format!("{:.1} s ({:.1} bubble, {:.1} wires){fits}", time.step, time.bubble, time.communication)
 }
 
-/// Memory of the fullest card by the step on `meta`, exactly, for the ways that fit best on one to sixteen cards.
-fn fitting(name: &str, config: &Config) {
-    println!(
-        "\n### {name} on L20 of 48 GB: GiB on the fullest card, LoRA r = 8 on all linear layers, blocks recomputed\n"
-    );
+/// How many cards a model is to fit on.
+const CARDS: [usize; 4] = [1, 2, 8, 16];
+
+/// Memory of the fullest card by the step on `meta`, exactly, for the ways that fit best.
+fn fitting(name: &str, config: &Config, all_cards: &[usize]) -> String {
     let experts = config.moe.is_some();
-    let (column, line) = if experts { (" expert |", "---|") } else { ("", "") };
-    println!("| cards | tokens | replicate | hybrid or zero3 | pipeline |{column}");
-    println!("|---:|---:|---|---|---|{line}");
+    let mut columns = vec!["cards", "tokens", "replicate", "hybrid or zero3", "pipeline"];
+    columns.extend(experts.then_some("expert"));
+    let title = "on L20 of 48 GB: GiB on the fullest card, LoRA r = 8 on all linear layers, blocks recomputed";
+    let mut text = headed(&format!("{name} {title}"), &columns, 2);
     let model = model(config);
-    for cards in [1, 2, 8, 16] {
+    for &cards in all_cards {
         for tokens in [2048, 8192, 36864] {
             let (inside, nodes) = (cards.min(GPUS), cards.div_ceil(GPUS));
             let mut found = vec![
@@ -111,9 +138,10 @@ fn fitting(name: &str, config: &Config) {
             ];
             found.extend(experts.then(|| candidate(&model, cards, [inside, 1, nodes], Sharding::Experts)));
             let cells: Vec<String> = found.iter().map(|candidate| memory(&model, candidate, tokens)).collect();
-            println!("| {cards} | {tokens} | {} |", cells.join(" | "));
+            let _ = writeln!(text, "| {cards} | {tokens} | {} |", cells.join(" | "));
         }
     }
+    text + "\n"
 }
 
 fn candidate(model: &Model, cards: usize, [shards, stages, replicas]: [usize; 3], sharded: Sharding) -> Candidate {
@@ -143,27 +171,22 @@ fn memory(model: &Model, candidate: &Candidate, tokens: usize) -> String {
     };
     let shape = Shape { candidate: candidate.clone(), overlap: true, offload: Offload::default() };
     let bytes =
-        predict(model, &options, &shape, &[tokens], Profile::Cpu).expect("counting needs no memory").device.peak;
+        predict(model, &options, &shape, &[tokens], Profile::Cuda).expect("counting needs no memory").device.peak;
     let fits = if bytes <= CAPACITY { "" } else { " (doesn't fit)" };
     format!("{:.1}{fits}", bytes as f64 / f64::from(1 << 30))
 }
 
 /// What the plan says of every way to split two nodes.
-fn all_candidates(demand: &Demand) {
-    println!("\n### All ways to split Qwen3-32B over two nodes at 25 Gb/s\n");
-    println!("| strategy | GiB a rank | step | GB from a rank | GB out of a node |");
-    println!("|---|---:|---|---:|---:|");
+fn all_candidates(demand: &Demand) -> String {
+    let columns = ["strategy", "GiB a rank", "step", "GB from a rank", "GB out of a node"];
+    let mut text = headed("All ways to split Qwen3-32B over two nodes at 25 Gb/s", &columns, 0);
     for choice in looked_at(demand, 2 * GPUS, &l20s(25.0)) {
         let gb = |bytes: u64| bytes as f64 / 1e9;
-        println!(
-            "| `{}` | {:.1} | {} | {:.1} | {:.1} |",
-            choice.candidate,
-            choice.needed as f64 / f64::from(1 << 30),
-            cell(&choice),
-            gb(choice.sent),
-            gb(choice.across)
-        );
+        let (gib, time) = (choice.needed as f64 / f64::from(1 << 30), cell(&choice));
+        let (sent, across) = (gb(choice.sent), gb(choice.across));
+        let _ = writeln!(text, "| `{}` | {gib:.1} | {time} | {sent:.1} | {across:.1} |", choice.candidate);
     }
+    text + "\n"
 }
 
 fn looked_at(demand: &Demand, world: usize, links: &Links) -> Vec<Choice> {
@@ -182,8 +205,8 @@ fn of_steps(demand: &Demand, world: usize, accumulated: usize, links: &Links) ->
 
 /// LLaMA-Factory's issue 5014: Llama-3-8B, LoRA, ZeRO-3, eight A800 with NVLink a node, one row and two micro-batches; 4 s
 /// a step on one node, 90 s on two over 10 Gb/s.
-fn reported() {
-    println!("\n### A report of LLaMA-Factory's users (issue 5014), simulated\n");
+fn reported() -> String {
+    let mut text = "### A report of LLaMA-Factory's users (issue 5014)\n\n".to_owned();
     let config = config(&json!({
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256
@@ -199,15 +222,15 @@ fn reported() {
         let found = candidates(&demand, world, GPUS, 2 * world, None);
         let zero3 = found.iter().find(|candidate| candidate.to_string() == "zero3").expect("always looked at");
         let time = simulate(&demand, zero3, 2 * world, &links, true);
-        println!(
-            "- {nodes} node(s), zero3: {:.1} s a step, {:.1} s of it waiting for the wires",
-            time.step, time.communication
-        );
+        let (step, waiting) = (time.step, time.communication);
+        let _ =
+            writeln!(text, "- {nodes} node(s), zero3: {step:.1} s a step, {waiting:.1} s of it waiting for the wires");
         if let Some(hybrid) = found.iter().find(|candidate| candidate.to_string() == format!("hybrid 8x{nodes}")) {
             let time = simulate(&demand, hybrid, 2 * world, &links, true);
-            println!("- {nodes} node(s), hybrid: {:.1} s a step", time.step);
+            let _ = writeln!(text, "- {nodes} node(s), hybrid: {:.1} s a step", time.step);
         }
     }
+    text + "\n"
 }
 
 fn l20s(gigabits: f64) -> Links {
