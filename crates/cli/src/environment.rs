@@ -77,9 +77,16 @@ pub(crate) fn unix_seconds() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
 }
 
+/// This very program, called with other words, even if its file was replaced since.
+pub(crate) fn itself() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(program());
+    command
+}
+
 /// This very program, called as this process was, even if its file was replaced since.
 pub(crate) fn again() -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0(program()).args(std::env::args_os().skip(1));
+    let mut command = itself();
+    command.args(std::env::args_os().skip(1));
     command
 }

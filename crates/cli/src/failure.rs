@@ -17,7 +17,10 @@ pub(crate) const PASSING: u8 = 75;
 #[cfg(test)]
 pub(crate) const CODES: &[(&str, &str)] = &[
     ("0", "all went well"),
-    ("1", "an error that would come again; `check`, `plan` and `deploy --verify`: something is wrong, or doesn't fit"),
+    (
+        "1",
+        "an error that would come again; `check`, `plan`, `doctor` and `deploy --verify`: something is wrong, or doesn't fit",
+    ),
     ("2", "something is wrong with the recipe or the command line"),
     (
         "75",

@@ -100,7 +100,15 @@ enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Prints what this program and this machine are.
+    /// Examines this machine for training: GPUs, libraries, links, memory, network; tries them, and names cures.
+    Doctor(commands::doctor::DoctorArgs),
+    /// What `doctor` starts for work on GPUs.
+    #[command(hide = true)]
+    Examined {
+        /// The work, as JSON.
+        part: String,
+    },
+    /// Prints the report of `doctor`, whatever it finds.
     Env,
     /// Prints a JSON schema, by which editors complete and check recipes or `dataset_info.json`.
     Schema {
@@ -143,6 +151,8 @@ fn main() -> ExitCode {
         Command::Launch(args) => launch::launch(&args),
         Command::Launched => launch::launched(),
         Command::Status { folder, json, watch } => commands::status(&folder, json, watch),
+        Command::Doctor(args) => commands::doctor(&args),
+        Command::Examined { part } => commands::examined(&part),
         Command::Env => commands::env(),
         Command::Schema { of } => commands::schema(of),
         Command::Version => commands::version(),

@@ -93,7 +93,9 @@ fn the_page_of_commands_is_up_to_date() {
 #[test]
 fn every_verb_and_every_option_says_what_it_is_for() {
     let text = commands_markdown();
-    for verb in ["train", "plan", "check", "data", "chat", "export", "deploy", "launch", "status", "schema", "env"] {
+    for verb in
+        ["train", "plan", "check", "data", "chat", "export", "deploy", "launch", "status", "schema", "env", "doctor"]
+    {
         assert!(text.contains(&format!("\n## {verb}\n")), "{verb}");
     }
     let silent: Vec<&str> = text.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
@@ -106,8 +108,20 @@ fn every_verb_and_every_option_says_what_it_is_for() {
 fn the_environment_is_read_in_one_place() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut readers = Vec::new();
-    for name in ["config", "data", "tensor", "model", "dist", "checkpoint", "train", "infer", "deploy", "track", "cli"]
-    {
+    for name in [
+        "config",
+        "data",
+        "tensor",
+        "model",
+        "dist",
+        "checkpoint",
+        "train",
+        "infer",
+        "deploy",
+        "track",
+        "doctor",
+        "cli",
+    ] {
         files(&crates.join(name).join("src"), &mut |path, text| {
             let reads = ["env::var", "env::vars", "env::var_os", "env::vars_os"]
                 .iter()

@@ -19,6 +19,8 @@ pub(crate) mod code {
     pub(crate) const INVALID_HANDLE: i32 = 400;
     pub(crate) const NOT_FOUND: i32 = 500;
     pub(crate) const NOT_READY: i32 = 600;
+    pub(crate) const PEER_UNSUPPORTED: i32 = 217;
+    pub(crate) const PEER_ALREADY_ENABLED: i32 = 704;
     pub(crate) const LAUNCH_FAILED: i32 = 719;
     /// Never given to anybody: work waits for other processes.
     pub(crate) const BLOCKED: i32 = -1;
@@ -30,7 +32,7 @@ pub(crate) mod code {
 pub(crate) struct Event {
     pub(crate) recorded: u64,
     pub(crate) pending: BTreeSet<u64>,
-    pub(crate) at: u64,
+    pub(crate) at: f64,
 }
 
 /// A kernel of a module.
@@ -53,12 +55,15 @@ pub(crate) struct Device {
     pub(crate) events: HashMap<u64, Event>,
     pub(crate) modules: HashMap<u64, Arc<Module>>,
     pub(crate) functions: HashMap<u64, Function>,
+    /// Devices whose memory this one was let reach.
+    pub(crate) peers: BTreeSet<usize>,
     /// The sticky error.
     pub(crate) broken: Option<i32>,
     calls: HashMap<&'static str, u64>,
     next: u64,
     order: u64,
-    done: u64,
+    /// Milliseconds that its work so far would have taken.
+    done: f64,
     /// When the host last had work done.
     waited: Instant,
 }
@@ -102,11 +107,12 @@ impl Device {
             events: HashMap::new(),
             modules: HashMap::new(),
             functions: HashMap::new(),
+            peers: BTreeSet::new(),
             broken: None,
             calls: HashMap::new(),
             next: number << 32 | 0x10,
             order,
-            done: 0,
+            done: 0.0,
             waited: Instant::now(),
         }
     }
@@ -136,6 +142,11 @@ impl Device {
         let this = |call: &&crate::settings::Call| call.name == name && call.number == self.calls(name);
         let fails = self.settings.later.iter().find(this).map(|call| Wrong::Fails(call.code));
         fails.or_else(|| self.settings.hang.iter().find(this).map(|_| Wrong::Hangs))
+    }
+
+    /// Whether the call that was just counted gives a wrong value.
+    pub(crate) fn gives_wrong(&self, name: &str) -> bool {
+        self.settings.wrong.iter().any(|call| call.name == name && call.number == self.calls(name))
     }
 
     /// How often a function was called.
@@ -171,6 +182,7 @@ impl Device {
         let can = |work: &Work| match work {
             Work::Wait { event, mark } => self.events.get(event).is_none_or(|event| !event.pending.contains(mark)),
             Work::Exchange(exchange) => exchange.is_ready(),
+            Work::Never => false,
             _ => true,
         };
         self.streams.iter().filter(|(_, queue)| queue.front().is_some_and(can)).map(|(stream, _)| *stream).collect()
@@ -180,7 +192,7 @@ impl Device {
     pub(crate) fn run_until(&mut self, enough: impl Fn(&Self) -> bool) -> Result<(), i32> {
         while !enough(self) {
             let ready = self.ready();
-            if ready.is_empty() && self.exchanges() {
+            if ready.is_empty() && self.waits() {
                 self.waited = Instant::now();
                 return Err(code::BLOCKED);
             }
@@ -209,9 +221,9 @@ impl Device {
         }
     }
 
-    /// Whether a stream waits for other processes.
-    fn exchanges(&self) -> bool {
-        self.streams.values().any(|queue| matches!(queue.front(), Some(Work::Exchange(_))))
+    /// Whether a stream waits for other processes, or for what never comes.
+    fn waits(&self) -> bool {
+        self.streams.values().any(|queue| matches!(queue.front(), Some(Work::Exchange(_) | Work::Never)))
     }
 
     /// Does work while the host hasn't waited for any for `idle`, as long as other processes may wait for it.
@@ -239,7 +251,7 @@ impl Device {
             return;
         }
         let Some(work) = self.streams.get_mut(&stream).and_then(VecDeque::pop_front) else { return };
-        self.done += 1;
+        self.done += work.milliseconds(&self.settings);
         if let Work::Record { event, mark } = work {
             if let Some(event) = self.events.get_mut(&event) {
                 event.pending.remove(&mark);

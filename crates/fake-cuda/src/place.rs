@@ -3,8 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Names that it goes by: one file, so that driver, cublasLt and NCCL share their state.
-const NAMES: [&str; 4] = ["libcuda.so.1", "libcublasLt.so.12", "libcublasLt.so.13", "libnccl.so.2"];
+/// Names that it goes by: one file, so that driver, cublasLt, NCCL and NVML share their state.
+const NAMES: [&str; 5] =
+    ["libcuda.so.1", "libcublasLt.so.12", "libcublasLt.so.13", "libnccl.so.2", "libnvidia-ml.so.1"];
 
 /// Puts links with the libraries' names into `folder`, which becomes the one to search.
 ///

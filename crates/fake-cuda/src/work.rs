@@ -2,6 +2,7 @@
 
 use crate::nccl::Exchange;
 use crate::product::Product;
+use crate::settings::Settings;
 use ferrotune_ptx::{Arg, Call, Fault, Memory, Module, Options};
 use std::sync::Arc;
 
@@ -21,6 +22,10 @@ pub(crate) enum Work {
     Multiply(Box<Product>),
     /// A call of NCCL, whose first half leaves it in its place.
     Exchange(Box<Exchange>),
+    /// A copy from another device, of what its memory held at the call.
+    Peer { to: u64, held: Vec<u8>, direct: bool },
+    /// What never comes to its end.
+    Never,
     /// The end of an allocation.
     Free { at: u64 },
     /// An event's mark.
@@ -61,6 +66,21 @@ impl Work {
         }
     }
 
+    /// Milliseconds that it would take such a GPU, where that can be told from the bytes that cross its links; else one.
+    pub(crate) fn milliseconds(&self, settings: &Settings) -> f64 {
+        let model = &settings.model;
+        let seconds = match self {
+            Self::Peer { held, direct, .. } => {
+                let link = if *direct { model.link } else { crate::settings::Link::Host };
+                held.len() as f64 / link.bandwidth()
+            }
+            Self::Exchange(exchange) => 2.0 * exchange.bytes() as f64 / (0.8 * model.link.bandwidth()),
+            Self::Record { .. } | Self::Wait { .. } => 0.0,
+            _ => 1e-3,
+        };
+        1e3 * seconds * 100.0 / f64::from(settings.rate.max(1))
+    }
+
     /// Does it; events are the caller's.
     pub(crate) fn run(self, memory: &mut Memory, seed: u64) -> Result<(), Fault> {
         match self {
@@ -84,7 +104,8 @@ impl Work {
             Self::Multiply(product) => product.run(memory),
             Self::Exchange(exchange) => exchange.end(memory),
             Self::Free { at } => memory.free(at),
-            Self::Record { .. } | Self::Wait { .. } => Ok(()),
+            Self::Peer { to, held, .. } => memory.write(to, &held),
+            Self::Record { .. } | Self::Wait { .. } | Self::Never => Ok(()),
         }
     }
 }

@@ -104,6 +104,23 @@ pub fn find(name: &str) -> Option<&'static Card> {
     CARDS.iter().find(|card| plain(card.name) == wanted)
 }
 
+/// The card that a driver calls so, such as `NVIDIA A100-SXM4-80GB`, and that has so many bytes of memory; `None` for those
+/// that are only named like one, as `NVIDIA GeForce RTX 4090 Laptop GPU` is.
+pub fn find_reported(name: &str, memory: u64) -> Option<&'static Card> {
+    let name = name.to_ascii_lowercase();
+    let words: Vec<&str> = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    if ["laptop", "d", "nvl", "mig", "max", "q", "ti", "super"].iter().any(|other| words.contains(other)) {
+        return None;
+    }
+    // `RTX 6000 Ada`, `H100 PCIe`, `RTX 4090`, `A100 80GB`: as many words as make a name.
+    let wanted = (1..=3).rev().flat_map(|count| words.windows(count).map(<[&str]>::concat));
+    let near = |card: &&Card| memory.abs_diff(card.bytes()) < card.bytes() / 8;
+    wanted.filter(|wanted| wanted.len() > 1).filter_map(|wanted| find(&wanted)).find(|card| near(card)).or_else(|| {
+        // One name, two sizes.
+        words.contains(&"a100").then(|| find("A100-40")).flatten().filter(near)
+    })
+}
+
 impl Card {
     /// Memory in bytes.
     pub fn bytes(&self) -> u64 {
@@ -142,6 +159,34 @@ mod tests {
         }
         for card in &CARDS {
             assert_eq!(find(card.name), Some(card), "{} finds itself", card.name);
+        }
+    }
+
+    #[test]
+    fn cards_are_found_by_what_a_driver_reports() {
+        for (name, mib, card) in [
+            ("NVIDIA L20", 46068, "L20"),
+            ("NVIDIA GeForce RTX 4090", 24564, "RTX4090"),
+            ("NVIDIA GeForce RTX 4090 Laptop GPU", 16376, ""),
+            ("NVIDIA GeForce RTX 4090 D", 24564, ""),
+            ("NVIDIA A100-SXM4-80GB", 81920, "A100-80"),
+            ("NVIDIA A100-SXM4-40GB", 40960, "A100-40"),
+            ("NVIDIA A100 80GB PCIe", 81920, "A100-80"),
+            ("NVIDIA H100 80GB HBM3", 81559, "H100"),
+            ("NVIDIA H100 PCIe", 81559, "H100-PCIe"),
+            ("NVIDIA H100 NVL", 95830, ""),
+            ("NVIDIA H200", 143_771, "H200"),
+            ("NVIDIA RTX 6000 Ada Generation", 49140, "RTX6000Ada"),
+            ("NVIDIA RTX A6000", 49140, "A6000"),
+            ("Tesla T4", 15360, "T4"),
+            ("NVIDIA L40S", 46068, "L40S"),
+            ("NVIDIA H20", 97871, "H20"),
+            ("NVIDIA B200", 183_359, "B200"),
+            ("Quadro", 8000, ""),
+            ("", 0, ""),
+        ] {
+            let found = find_reported(name, mib << 20);
+            assert_eq!(found.map(|card| card.name).unwrap_or_default(), card, "{name}");
         }
     }
 

@@ -8,6 +8,7 @@ mod before;
 mod common;
 mod determinism;
 mod disks;
+mod doctor;
 mod experts;
 mod foretold;
 mod gguf;

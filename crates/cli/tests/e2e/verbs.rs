@@ -190,16 +190,10 @@ fn the_program_has_llama_factorys_names_too() {
 fn help_version_and_the_machine() {
     let place = Place::new();
     let help = place.run(&["--help"]).ok().out;
-    for verb in ["train", "data", "chat", "export", "env", "version", "help"] {
+    for verb in ["train", "data", "chat", "export", "doctor", "env", "version", "help"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(verb)), "{verb} in {help}");
     }
     assert_eq!(place.run(&["--version"]).ok().out, place.run(&["version"]).ok().out);
-    let mut command = place.command(&["env"]);
-    let env = place.read(command.env("HF_TOKEN", "hf_secret").output().unwrap()).ok().out;
-    assert!(env.starts_with(concat!("- `ferrotune` version: ", env!("CARGO_PKG_VERSION"), "\n")), "{env}");
-    assert!(env.contains("- HF_TOKEN=(set)\n") && !env.contains("hf_secret"), "{env}");
-    let (_, used) = env.split_once("- Instructions used: ").unwrap_or_else(|| panic!("{env}"));
-    assert!(["AVX-512", "AVX2", "portable"].iter().any(|name| used.starts_with(name)), "{env}");
     let none = place.run(&[]);
     assert_eq!(none.code, Some(2));
     assert!(none.err.contains("Usage: "), "{}", none.err);

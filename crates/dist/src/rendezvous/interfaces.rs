@@ -6,13 +6,15 @@ use std::net::IpAddr;
 
 /// An interface and one of its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Interface {
-    pub(super) name: String,
-    pub(super) address: IpAddr,
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The address.
+    pub address: IpAddr,
 }
 
-/// All of them; none if the system doesn't tell.
-pub(super) fn all() -> Vec<Interface> {
+/// All interfaces of this machine; none if the system doesn't tell.
+pub fn all() -> Vec<Interface> {
     let Ok(found) = getifaddrs() else { return Vec::new() };
     let address = |entry: nix::ifaddrs::InterfaceAddress| {
         let address = entry.address?;

@@ -34,6 +34,7 @@ mod amiss;
 mod tests;
 
 pub use error::JoinError;
+pub use interfaces::{Interface, all as interfaces};
 pub use token::Token;
 
 use crate::tcp::{Link, TcpSettings, TcpTransport};

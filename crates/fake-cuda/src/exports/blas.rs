@@ -2,6 +2,7 @@
 #![expect(unreachable_pub, reason = "exported by name, reached by no path")]
 
 use super::driver::{give, on};
+use crate::device::Device;
 use crate::product::{Element, Layout, Product};
 use crate::work::Work;
 use std::ffi::{c_char, c_int, c_void};
@@ -53,6 +54,12 @@ pub unsafe extern "C" fn cublasLtCreate(to: *mut Handle) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtDestroy(_handle: Handle) -> c_int {
     0
+}
+
+/// 12.3.4.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtGetVersion() -> usize {
+    120_304
 }
 
 #[unsafe(no_mangle)]
@@ -204,6 +211,7 @@ fn product_of(product: &Described, [a, b, c, d]: [Layout; 4]) -> Product {
         bias: (product.epilogue == 4).then_some(product.bias),
         tf32: product.tf32,
         workspace: (0, 0),
+        wrong: false,
     }
 }
 
@@ -276,7 +284,11 @@ pub unsafe extern "C" fn cublasLtMatmul(
         workspace: (workspace, workspace_bytes.min(WORKSPACE as usize)),
         ..bare
     };
-    match on("cublasLtMatmul", |device| device.push(stream as usize as u64, Work::Multiply(Box::new(work)))) {
+    let put = |device: &mut Device| {
+        let wrong = device.gives_wrong("cublasLtMatmul");
+        device.push(stream as usize as u64, Work::Multiply(Box::new(Product { wrong, ..work })))
+    };
+    match on("cublasLtMatmul", put) {
         0 => 0,
         _ => EXECUTION_FAILED,
     }

@@ -2,7 +2,7 @@
 #![expect(unreachable_pub, reason = "exported by name, reached by no path")]
 
 use crate::device::{Device, Event, Function, MOST, code, device, tell};
-use crate::settings::Settings;
+use crate::settings::{Broken, Link, Settings};
 use crate::work::{Host, Launch, Source, Work};
 use ferrotune_ptx::{Arg, Module};
 use std::cell::Cell;
@@ -126,7 +126,7 @@ pub unsafe extern "C" fn cuDeviceGet(to: *mut c_int, ordinal: c_int) -> c_int {
 }
 
 /// Writes a text of at most `len` bytes with its zero.
-unsafe fn write_text(to: *mut c_char, len: c_int, text: &str) -> Result<(), i32> {
+pub(super) unsafe fn write_text(to: *mut c_char, len: c_int, text: &str) -> Result<(), i32> {
     let (len, bytes) = (len as usize, text.as_bytes());
     if to.is_null() || bytes.len() >= len {
         return Err(code::INVALID_VALUE);
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn cuDeviceGetName(to: *mut c_char, len: c_int, number: c_
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetPCIBusId(to: *mut c_char, len: c_int, number: c_int) -> c_int {
     // SAFETY: the caller's pointer.
-    of(number, |_| unsafe { write_text(to, len, &format!("0000:{:02X}:00.0", number + 1)) })
+    of(number, |d| unsafe { write_text(to, len, &d.settings.bus(number as usize)) })
 }
 
 #[unsafe(no_mangle)]
@@ -168,7 +168,10 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
     of(number, |d| {
         let model = d.settings.model;
         let found = match attribute {
+            13 => model.clock * 1000,
             16 => model.multiprocessors,
+            20 => 0,
+            32 => c_int::from(model.link != Link::Host),
             75 => model.capability[0],
             76 => model.capability[1],
             97 => model.shared,
@@ -182,7 +185,27 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceCanAccessPeer(can: *mut c_int, number: c_int, peer: c_int) -> c_int {
     // SAFETY: the caller's pointer.
-    of(number, |_| unsafe { give(can, c_int::from(number != peer)) })
+    of(number, |d| unsafe { give(can, c_int::from(d.settings.reaches(number as usize, peer as usize))) })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetP2PAttribute(
+    value: *mut c_int,
+    attribute: c_int,
+    number: c_int,
+    peer: c_int,
+) -> c_int {
+    of(number, |d| {
+        let reaches = d.settings.reaches(number as usize, peer as usize);
+        let found = match attribute {
+            1 => 0,
+            2 => c_int::from(reaches),
+            3 => c_int::from(reaches && matches!(d.settings.model.link, Link::Nvlink(_))),
+            _ => return Err(code::INVALID_VALUE),
+        };
+        // SAFETY: the caller's pointer.
+        unsafe { give(value, found) }
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -208,8 +231,16 @@ pub unsafe extern "C" fn cuCtxSynchronize() -> c_int {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuCtxEnablePeerAccess(_peer: Handle, _flags: c_uint) -> c_int {
-    on("cuCtxEnablePeerAccess", |_| Ok(()))
+pub unsafe extern "C" fn cuCtxEnablePeerAccess(peer: Handle, flags: c_uint) -> c_int {
+    let (own, Some(peer)) = (CURRENT.get().unwrap_or(MOST), (number(peer) as usize).checked_sub(1)) else {
+        return code::INVALID_CONTEXT;
+    };
+    on("cuCtxEnablePeerAccess", |d| match d.settings.reaches(own, peer) {
+        _ if flags != 0 => Err(code::INVALID_VALUE),
+        false => Err(code::PEER_UNSUPPORTED),
+        true if !d.peers.insert(peer) => Err(code::PEER_ALREADY_ENABLED),
+        true => Ok(()),
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -341,7 +372,18 @@ pub unsafe extern "C" fn cuMemcpyPeerAsync(
     drop(source);
     let Some(mut target) = there.checked_sub(1).and_then(device) else { return code::INVALID_CONTEXT };
     let stream = if target.streams.contains_key(&number(stream)) { number(stream) } else { 0 };
-    target.push(stream, Work::Upload { to, from: Source::Held(held) }).err().unwrap_or(0)
+    let direct = target.peers.contains(&(here - 1));
+    let work = match target.settings.broken(here - 1, there - 1).filter(|_| direct) {
+        Some(Broken::Hang) => Work::Never,
+        Some(Broken::Corrupt) => {
+            // A line of a processor's cache, as where a bridge loses a write.
+            let at = bytes / 3;
+            held[at..(at + 64).min(bytes)].fill(0xff);
+            Work::Peer { to, held, direct }
+        }
+        _ => Work::Peer { to, held, direct },
+    };
+    target.push(stream, work).err().unwrap_or(0)
 }
 
 #[unsafe(no_mangle)]
@@ -441,13 +483,13 @@ pub unsafe extern "C" fn cuEventQuery(event: Handle) -> c_int {
     })
 }
 
-/// A millisecond a piece of work.
+/// What the work between would have taken: see [`Work::milliseconds`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, begin: Handle, end: Handle) -> c_int {
     on("cuEventElapsedTime", |d| {
         let at = |event| d.events.get(&number(event)).map(|event| event.at).ok_or(code::INVALID_HANDLE);
         // SAFETY: the caller's pointer.
-        unsafe { give(milliseconds, at(end)?.saturating_sub(at(begin)?) as f32) }
+        unsafe { give(milliseconds, (at(end)? - at(begin)?).max(0.0) as f32) }
     })
 }
 
@@ -565,6 +607,8 @@ pub unsafe extern "C" fn cuGetErrorName(error: c_int, to: *mut *const c_char) ->
         code::INVALID_HANDLE => c"CUDA_ERROR_INVALID_HANDLE",
         code::NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
         code::NOT_READY => c"CUDA_ERROR_NOT_READY",
+        code::PEER_UNSUPPORTED => c"CUDA_ERROR_PEER_ACCESS_UNSUPPORTED",
+        code::PEER_ALREADY_ENABLED => c"CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED",
         700 => c"CUDA_ERROR_ILLEGAL_ADDRESS",
         code::LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",
         _ => return code::INVALID_VALUE,

@@ -3,3 +3,4 @@
 mod blas;
 mod driver;
 mod nccl;
+mod nvml;

@@ -141,6 +141,12 @@ impl Exchange {
         }
     }
 
+    /// The more of what is read and what is written.
+    pub(crate) fn bytes(&self) -> usize {
+        let (read, written) = self.sizes();
+        read.max(written)
+    }
+
     fn head(&self) -> Head {
         let root = if self.op == Op::Broadcast { self.peer } else { 0 };
         Head { op: self.op as u8, of: self.of as u8, root: root as u32, count: self.count as u64 }

@@ -120,3 +120,15 @@ pub fn open(search: &Search, driver: i32) -> Result<Blas, NotLoaded> {
     };
     search.open(&Wanted { name: "cublasLt", files, cure }, |library: Library| Blas::load(library))
 }
+
+impl Blas {
+    /// Its version, such as 12.3.4; `None` where it doesn't tell.
+    pub fn version(&self) -> Option<String> {
+        let ask = self.library().symbol(c"cublasLtGetVersion").ok()?;
+        // SAFETY: the signature is that of the library's header.
+        let ask = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(ask) };
+        // SAFETY: it may be called at any time.
+        let version = unsafe { ask() };
+        Some(format!("{}.{}.{}", version / 10_000, version % 10_000 / 100, version % 100))
+    }
+}

@@ -31,6 +31,8 @@ crate::functions! {
         device_bus: "cuDeviceGetPCIBusId" (text: *mut c_char, len: c_int, device: c_int);
         /// Whether one may read and write the other's memory.
         can_access_peer: "cuDeviceCanAccessPeer" (can: *mut c_int, device: c_int, peer: c_int);
+        /// How one reaches the other's memory, see [`peer`].
+        peer_attribute: "cuDeviceGetP2PAttribute" (value: *mut c_int, attribute: c_int, device: c_int, peer: c_int);
         /// The context that all libraries of a process share.
         primary_context: "cuDevicePrimaryCtxRetain" (context: *mut Handle, device: c_int);
         /// Gives it back.
@@ -110,6 +112,8 @@ pub mod code {
     pub const OUT_OF_MEMORY: i32 = 2;
     /// No device.
     pub const NO_DEVICE: i32 = 100;
+    /// A context that reaches the other's memory already.
+    pub const PEER_ALREADY_ENABLED: i32 = 704;
     /// Machine code for other devices.
     pub const NO_BINARY_FOR_GPU: i32 = 209;
     /// A module without the kernel that was asked for.
@@ -124,12 +128,26 @@ pub mod code {
 pub mod attribute {
     /// Most shared memory of a block that asks for it, in bytes.
     pub const SHARED_MEMORY_OPTIN: i32 = 97;
+    /// The highest clock, kHz.
+    pub const CLOCK: i32 = 13;
     /// Streaming multiprocessors.
     pub const MULTIPROCESSORS: i32 = 16;
+    /// Who may use it: 0 is everybody, 2 nobody, 3 one process.
+    pub const COMPUTE_MODE: i32 = 20;
+    /// Whether its memory corrects errors.
+    pub const ECC: i32 = 32;
     /// Compute capability before the dot.
     pub const CAPABILITY_MAJOR: i32 = 75;
     /// And behind it.
     pub const CAPABILITY_MINOR: i32 = 76;
+}
+
+/// Numbers of two devices, `CUdevice_P2PAttribute`.
+pub mod peer {
+    /// Whether one may read and write the other's memory.
+    pub const ACCESS: i32 = 2;
+    /// Whether atomic operations work on the other's memory, as they do over NVLink.
+    pub const ATOMICS: i32 = 3;
 }
 
 /// Numbers of a kernel.
@@ -162,6 +180,15 @@ pub fn open(search: &Search) -> Result<Driver, NotLoaded> {
 }
 
 impl Driver {
+    /// The first call of all, which later ones need.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn begin(&self) -> Result<(), super::CallError> {
+        // SAFETY: the only flags that there are; a second time it does nothing.
+        unsafe { self.init(0) }
+    }
+
     /// Version of the newest CUDA that it can run: 1000 major + 10 minor.
     ///
     /// # Errors

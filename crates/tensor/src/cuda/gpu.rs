@@ -161,9 +161,7 @@ impl Gpu {
         let mut context = std::ptr::null_mut();
         // SAFETY: `context` outlives the call, `device` is the driver's.
         unsafe { driver.primary_context(&raw mut context, device) }?;
-        // SAFETY: the context just given.
-        unsafe { driver.use_context(context) }?;
-        CURRENT.set(context as usize);
+        enter(&driver, Token::new(context))?;
         let work = stream(&driver)?;
         let products = Products::new(&driver, &libraries.blas, options.tf32)?;
         let transfers = Mutex::new(Transfers::new(&driver, stream(&driver)?)?);
@@ -184,12 +182,7 @@ impl Gpu {
 
     /// Makes the GPU's context this thread's.
     pub(crate) fn here(&self) -> &Driver {
-        if CURRENT.get() != self.context.0 {
-            // SAFETY: a context that lives as long as this.
-            let told = unsafe { self.driver.use_context(self.context.handle()) };
-            self.note(told);
-            CURRENT.set(self.context.0);
-        }
+        self.note(enter(&self.driver, self.context));
         &self.driver
     }
 
@@ -350,7 +343,17 @@ impl Drop for Gpu {
     }
 }
 
-fn stream(driver: &Driver) -> Result<Token, CallError> {
+/// Makes a context this thread's.
+pub(super) fn enter(driver: &Driver, context: Token) -> Result<(), CallError> {
+    if CURRENT.get() == context.0 {
+        return Ok(());
+    }
+    CURRENT.set(context.0);
+    // SAFETY: a context of the driver's that its owner keeps.
+    unsafe { driver.use_context(context.handle()) }
+}
+
+pub(super) fn stream(driver: &Driver) -> Result<Token, CallError> {
     let mut stream = std::ptr::null_mut();
     // SAFETY: `stream` outlives the call.
     unsafe { driver.create_stream(&raw mut stream, flag::STREAM_NON_BLOCKING, 0) }?;

@@ -52,8 +52,7 @@ impl Libraries {
             Err(missing) => return Err(missing.into()),
         };
         let path = driver.library().path().display().to_string();
-        // SAFETY: the first call, as it must be.
-        let counted = unsafe { driver.init(0) }.and_then(|()| driver.count());
+        let counted = driver.begin().and_then(|()| driver.count());
         match counted {
             Ok(0) => return Ok(None),
             Err(error) if error.code == code::NO_DEVICE => return Ok(None),
