@@ -4,7 +4,6 @@ use crate::failure::{self, Failure};
 use crate::{environment, gpus, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::HubSettings;
-use ferrotune_config::env;
 use ferrotune_config::launcher::Launch;
 use ferrotune_dist::rendezvous::interfaces;
 use ferrotune_doctor::examine::{Wish, examine};
@@ -108,12 +107,14 @@ fn folders() -> Vec<(&'static str, PathBuf)> {
 /// Variables that matter to the program, without secrets.
 fn variables() -> Vec<(String, String)> {
     let shown = |name: &str, value: String| {
-        let hidden = env::is_secret(name, &value);
+        let hidden = ferrotune_config::env::is_secret(name, &value);
         (name.to_owned(), if hidden { "(set)".to_owned() } else { value })
     };
-    let own = env::ALL.iter().filter(|(name, _)| ![env::HOME, env::USER].contains(name));
+    let own = ferrotune_config::env::ALL
+        .iter()
+        .filter(|(name, _)| ![ferrotune_config::env::HOME, ferrotune_config::env::USER].contains(name));
     let own = own.filter_map(|(name, _)| Some(shown(name, environment::var(name)?)));
-    let listed = |name: &str| env::ALL.iter().any(|(known, _)| *known == name);
+    let listed = |name: &str| ferrotune_config::env::ALL.iter().any(|(known, _)| *known == name);
     let nccl = environment::of_nccl().into_iter().filter(|(name, _)| !listed(name));
     own.chain(nccl.map(|(name, value)| shown(&name, value))).collect()
 }

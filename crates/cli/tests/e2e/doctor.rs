@@ -135,7 +135,7 @@ fn copies_that_corrupt_and_products_that_are_wrong_are_told() {
         &run,
         &[
             "       0        -    WRONG",
-            "GPU 0 to 1: wrong values: 64 of 16777216 bytes differ, the first at 5592405",
+            " of 16777216 bytes differ, the first at 5592405\n",
             "problem: direct copies from GPU 0 to 1 arrive with other bytes",
             "cure: NCCL_P2P_DISABLE=1 avoids them (over the host these copies are right). The cause may be ACS, which is on at \
              0000:16:01.0 and 0000:16:03.0: switch ACS off",

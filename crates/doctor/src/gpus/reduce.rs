@@ -111,6 +111,10 @@ fn sum(communicator: &Communicator, tensor: &Tensor) -> Result<f64, String> {
     ready(communicator)?;
     let mark: Mark = communicator.mark(launched).map_err(words)?;
     while !mark.passed().map_err(words)? {
+        // A sum that failed never passes.
+        if let State::Failed(error) = communicator.state() {
+            return Err(words(error));
+        }
         std::thread::sleep(PAUSE);
     }
     mark.hold_work();
