@@ -143,7 +143,7 @@ impl Exchange {
 
     /// The more of what is read and what is written.
     pub(crate) fn bytes(&self) -> usize {
-        let (read, written) = self.sizes();
+        let [read, written] = self.places().map(|places| places.iter().map(|(_, bytes)| bytes).sum::<usize>());
         read.max(written)
     }
 
