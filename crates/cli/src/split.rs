@@ -13,7 +13,7 @@ use ferrotune_tensor::Profile;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::save::split_before;
 use ferrotune_train::{
-    Circumstances, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_step, longest_batch,
+    Circumstances, Error, Limit, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_step, longest_batch,
     longest_evaluation, middle_batch, step_options, widest_answers,
 };
 use serde_json::Value;
@@ -25,6 +25,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(600);
 /// A run's split, and what is foretold of it.
 pub(crate) struct Planned {
     pub(crate) split: Split,
+    /// Rows of the longest micro-batch, in tokens, and how many rows one may have.
+    pub(crate) longest: (Vec<usize>, Limit),
     pub(crate) foretold: Foretold,
 }
 
@@ -54,7 +56,8 @@ pub(crate) fn split(
     let ranks = world.comm.world();
     let of_a_step = world.ranks_of_a_step.unwrap_or(ranks);
     check_rows(plan, of_a_step).inspect_err(|_| world.all_know())?;
-    let load = Load {
+    let saved = (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config));
+    let mut load = Load {
         model: fitted.model(),
         options: &options,
         recompute: plan.model.recompute,
@@ -62,7 +65,7 @@ pub(crate) fn split(
         evaluated: &evaluated,
         answers: widest_answers(&looked_at, plan),
         micro_batches: plan.train.accumulation * of_a_step,
-        saved: (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config)),
+        saved,
     };
     // A GPU is one process's; the processes of a machine share its memory.
     let shared = || environment::available_memory().map(|free| free / world.per_node as u64);
@@ -71,15 +74,28 @@ pub(crate) fn split(
     let device = &world.device;
     let probe = Probe::new(&*world.comm, device, per_node)?;
     let batch = if rows.is_empty() { None } else { middle_batch(&rows, plan) }.unwrap_or_else(|| lengths.clone());
-    let rates = measure_rates(load.model, device, &batch, &*world.comm, PATIENCE)?;
+    let rates = measure_rates(fitted.model(), device, &batch, &*world.comm, PATIENCE)?;
     let earlier = split_before(&*world.comm, plan, world.local_rank == 0)?;
     let room = match device.profile() {
         Profile::Cpu => Room::Shared(available),
         Profile::Cuda => Room::Free(available),
     };
     let among = Circumstances { world: ranks, per_node, room, links: probe.links, rates, before: earlier.as_ref() };
-    let split = divide(&load, &plan.parallel, &among).inspect_err(|_| world.all_know());
-    let split = split.map_err(|error| resolved.place(error))?;
+    let shrinks = plan.parallel.fits_micro_batch;
+    let mut limit = Limit { written: plan.train.micro_batch, rows: None, shrinks };
+    let split = loop {
+        let most = load.lengths.len();
+        match divide(&load, &plan.parallel, &among) {
+            // Where ranks fill micro-batches by tokens, they'd be cut into different numbers.
+            Err(Error::DoesNotFit { .. }) if shrinks && most > 1 && (ranks == 1 || budget.is_none()) => {
+                load.lengths = &lengths[..most.div_ceil(2)];
+                limit.rows = Some(load.lengths.len());
+            }
+            other => break other,
+        }
+    };
+    let split = split.inspect_err(|_| world.all_know()).map_err(|error| resolved.place(error))?;
+    tell_limit(world, limit);
     tell(plan, world, &probe, &rates, &split);
     let way = split.ways.first().filter(|_| !rows.is_empty());
     let step = way.map(|way| expected_step(&load, plan, (&rows, of_a_step), &among, way)).transpose()?;
@@ -90,7 +106,18 @@ pub(crate) fn split(
     // What lies on a GPU isn't the process's memory.
     let before = before.filter(|_| !room.has_own_host());
     let resident = before.map(|before| resident(before, &split.memory, device.track().peak) + mapped);
-    Ok(Planned { split, foretold: Foretold { resident, step } })
+    Ok(Planned { split, longest: (load.lengths.to_vec(), limit), foretold: Foretold { resident, step } })
+}
+
+/// Says that micro-batches have fewer rows than are written.
+fn tell_limit(world: &World, limit: Limit) {
+    if let Some(rows) = limit.rows.filter(|_| world.is_first()) {
+        ui::warning(&format!(
+            "auto_find_batch_size: {} rows at a time don't fit into memory, {rows} do; steps keep their rows, so the result is \
+             the same",
+            limit.written
+        ));
+    }
 }
 
 /// Most bytes of a process that had `now` of them, and at most `most`, before it measured and trains. The heap gives nothing

@@ -343,6 +343,10 @@ pub struct ParallelPlan {
     pub overlap: bool,
     /// A step's rows are laid into micro-batches of at most so many tokens, instead of so many rows.
     pub max_tokens_per_micro_batch: Option<usize>,
+    /// Micro-batches of fewer rows where memory doesn't suffice (`auto_find_batch_size`).
+    pub fits_micro_batch: bool,
+    /// A GPU runs the longest micro-batch before the first step.
+    pub rehearses: bool,
     /// How long nothing may be heard of a rank before it counts as dead.
     pub peer_timeout: Duration,
     /// How long missing ranks are waited for at the start.
@@ -391,6 +395,8 @@ impl Default for ParallelPlan {
             offload_parameters: false,
             overlap: true,
             max_tokens_per_micro_batch: None,
+            fits_micro_batch: false,
+            rehearses: true,
             peer_timeout: Duration::from_secs(10),
             join_timeout: Duration::from_secs(15 * 60),
             save_on_each_node: false,

@@ -138,6 +138,8 @@ const OTHER: &[(&str, &str)] = &[
     ("offload_parameters", "true"),
     ("overlap_communication", "false"),
     ("max_tokens_per_micro_batch", "4096"),
+    ("rehearse_longest_batch", "false"),
+    ("auto_find_batch_size", "true"),
     ("peer_timeout", "5"),
     ("rendezvous_timeout", "60"),
     ("deepspeed", "{zero_optimization: {stage: 2}}"),

@@ -51,8 +51,19 @@ pub enum Error {
         reason: String,
     },
     /// The device gave up.
-    #[error("{0}; take a smaller per_device_train_batch_size or cutoff_len, or gradient_checkpointing: true")]
+    #[error("{0}{cure}", cure = cure_of_fault(.0))]
     Device(#[from] ferrotune_tensor::Fault),
+    /// Memory ran out.
+    #[error("{fault}. What cures it: {}", cures.join("; "))]
+    OutOfMemory {
+        /// What was asked for, and what was held.
+        fault: ferrotune_tensor::Fault,
+        /// Settings, the one that costs least first; never empty.
+        cures: Vec<String>,
+    },
+    /// Memory ran out while weights were being changed, so that the step can't be made again.
+    #[error("{0}, in the middle of an update; go on from the last checkpoint, with more room")]
+    HalfUpdated(ferrotune_tensor::Fault),
     /// Tensors that the model's files lack or have with another shape than its configuration says; never empty.
     #[error(
         "the model's files don't hold what its config.json says:{}\nIs a shard missing, or a file of another model?",
@@ -140,7 +151,7 @@ pub enum Error {
         datasets: Vec<String>,
     },
     /// More memory than there is, known before the run.
-    #[error("the longest batch needs {needed} bytes and {available} can be had{}", if *recompute { ", even with gradient_checkpointing; lower per_device_train_batch_size or cutoff_len" } else { "; set gradient_checkpointing: true or auto" })]
+    #[error("the longest batch needs {needed} bytes and {available} can be had{}", if *recompute { ", even with gradient_checkpointing; set auto_find_batch_size: true for micro-batches of fewer rows, or lower cutoff_len" } else { "; set gradient_checkpointing: true or auto" })]
     DoesNotFit {
         /// Bytes needed.
         needed: u64,
@@ -232,6 +243,18 @@ fn list_of_unfit(tensors: &[UnfitTensor]) -> String {
     match tensors.len().saturating_sub(SHOWN) {
         0 => lines,
         more => format!("{lines}\n  and {more} more"),
+    }
+}
+
+/// What helps where there is no plan to look at.
+fn cure_of_fault(fault: &ferrotune_tensor::Fault) -> &'static str {
+    match fault {
+        ferrotune_tensor::Fault::OutOfMemory { .. } => {
+            "; end what else takes memory there, or take a smaller per_device_train_batch_size or cutoff_len, or \
+             gradient_checkpointing: true"
+        }
+        ferrotune_tensor::Fault::NoKernel(_) => "; use_cpu: true computes it on the processor",
+        _ => "",
     }
 }
 

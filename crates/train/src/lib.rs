@@ -12,7 +12,9 @@ mod evaluated;
 mod event;
 mod fit;
 mod forecast;
+mod gauge;
 mod intervals;
+mod limit;
 mod machine;
 mod memory;
 mod order;
@@ -47,6 +49,7 @@ pub use forecast::{
     Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_step, forecast, is_meant, meant, measured,
     middle_batch,
 };
+pub use limit::{Limit, rehearse, step_within};
 pub use machine::Machine;
 pub use memory::{Bytes, MemoryPlan, Shape, plan_memory, predict};
 pub use order::{Order, Share, longest_batch};

@@ -135,23 +135,24 @@ fn count(
     Ok(Bytes { device: device.track(), host, owned, moment: engine.fullest() })
 }
 
-fn samples(rows: &[Flat]) -> Vec<Sample<'_>> {
+/// Rows as a step takes them.
+pub(crate) fn samples(rows: &[Flat]) -> Vec<Sample<'_>> {
     rows.iter().enumerate().map(|(index, row)| Sample { row: row.row(), index }).collect()
 }
 
 /// A row of so many tokens with a label on each: the most a row of that length can cost.
-struct Flat {
+pub(crate) struct Flat {
     ids: Vec<u32>,
     labels: Vec<i32>,
     segments: [u32; 1],
 }
 
 impl Flat {
-    fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         Self { ids: vec![0; len], labels: vec![0; len], segments: [len as u32] }
     }
 
-    fn row(&self) -> Row<'_> {
+    pub(crate) fn row(&self) -> Row<'_> {
         Row { input_ids: &self.ids, labels: &self.labels, segments: &self.segments, isolated: false, source: (0, 0) }
     }
 }

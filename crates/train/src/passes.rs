@@ -14,6 +14,7 @@
 
 use crate::Result;
 use crate::engine::Engine;
+use crate::gauge::Gauge;
 use crate::router_loss::RouterLoss;
 use crate::step::{Sample, batch};
 use ferrotune_dist::Ticket;
@@ -42,15 +43,14 @@ struct Flight<'t> {
 }
 
 impl Passes<'_> {
-    /// Adds the gradients of all micro-batches and returns this rank's share of the loss, which is 0 on all stages but
-    /// the last. The losses stay on the device until all work is begun: nobody waits for it in between.
+    /// Adds the gradients of all micro-batches and leaves this rank's shares of the loss, which are 0 on all stages but the last,
+    /// in `gauge`: nobody waits for the device.
     ///
     /// # Errors
     /// If memory runs out or a rank is lost.
-    pub(crate) fn run(&self, micro_batches: &[Vec<Sample<'_>>]) -> Result<f64> {
+    pub(crate) fn run(&self, micro_batches: &[Vec<Sample<'_>>], gauge: &Gauge) -> Result<()> {
         let behind = self.engine.division().spans.len() - 1 - self.engine.division().mesh.place().stage;
         let recompute = |segment: Segment| self.recompute && self.model.is_block(segment);
-        let losses = self.engine.device().zeros([micro_batches.len()], DType::F32, Kind::Act);
         let (mut flying, mut sent) = (VecDeque::new(), Vec::new());
         let mut done = 0;
         if micro_batches.len() > 1 {
@@ -58,7 +58,7 @@ impl Passes<'_> {
         }
         for (number, samples) in micro_batches.iter().enumerate() {
             let tape = Tape::new(self.engine.device(), self.engine, &recompute);
-            flying.push_back(self.forward(tape, samples, &mut sent, &losses.view(4 * number, [1], DType::F32))?);
+            flying.push_back(self.forward(tape, samples, &mut sent, &gauge.loss(number))?);
             if number >= behind {
                 done += 1;
                 self.backward(flying.pop_front(), done == micro_batches.len(), &mut sent)?;
@@ -69,7 +69,7 @@ impl Passes<'_> {
             self.backward(flying.pop_front(), done == micro_batches.len(), &mut sent)?;
         }
         sent.into_iter().try_for_each(Ticket::wait)?;
-        Ok(losses.to_f32().into_iter().fold(0.0, |sum, loss| sum + f64::from(loss)))
+        Ok(())
     }
 
     /// Runs all micro-batches forward, the head left out, so that their routers count.

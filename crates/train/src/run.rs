@@ -7,6 +7,7 @@ use crate::error::name_rows;
 use crate::evaluate::{EvaluateOptions, evaluate};
 use crate::event::{Event, Start};
 use crate::intervals::{self, Intervals};
+use crate::limit::{Limit, rehearse, step_within, with_cures};
 use crate::memory::MemoryPlan;
 use crate::order::{Order, Share};
 use crate::outputs::Outputs;
@@ -18,7 +19,7 @@ use crate::report::{LogRow, Summary, TrainerState, When};
 use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
 use crate::save::{Pending, RunState, Saver, Snapshots};
 use crate::schedule::LearningRate;
-use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step, step_options};
+use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step_options};
 use crate::track::BestTracker;
 use crate::{Error, Result};
 use ferrotune_config::plan::{Interval, Plan, Precision, ProfilePlan, Resume, Tuning};
@@ -47,6 +48,8 @@ pub struct Job<'a> {
     pub answering: Option<Answering<'a>>,
     /// Memory as predicted, and whether blocks are recomputed.
     pub memory: MemoryPlan,
+    /// Rows of the longest micro-batch, in tokens, and how many rows one may have.
+    pub longest: (Vec<usize>, Limit),
     /// The recipe with its overrides, without access tokens.
     pub recipe: &'a str,
     /// How many ranks' rows make a step, where that isn't the number of those present: ranks of an elastic run come and go,
@@ -122,6 +125,8 @@ struct Session<'a, 'h> {
     job: &'a Job<'a>,
     hear: &'h mut dyn FnMut(Event),
     options: StepOptions,
+    /// Rows of a micro-batch.
+    limit: Limit,
     order: Order,
     every: Intervals,
     rates: LearningRate,
@@ -208,6 +213,7 @@ impl<'a, 'h> Session<'a, 'h> {
             job,
             hear,
             options,
+            limit: job.longest.1,
             order,
             every,
             rates,
@@ -230,6 +236,9 @@ impl<'a, 'h> Session<'a, 'h> {
 
     fn train(mut self) -> Result<Finished> {
         let total = self.order.shape().total_steps();
+        if self.run.step < total {
+            self.rehearse()?;
+        }
         if self.job.plan.eval.on_start && self.run.step == 0 {
             self.evaluate()?;
         }
@@ -260,6 +269,28 @@ impl<'a, 'h> Session<'a, 'h> {
         self.finish(total)
     }
 
+    /// The longest micro-batch, where a GPU's memory could run out in the middle of the run.
+    fn rehearse(&mut self) -> Result<()> {
+        let (job, before) = (self.job, self.limit);
+        if !job.plan.parallel.rehearses || job.engine.device().gpu().is_none() {
+            return Ok(());
+        }
+        let done = rehearse(job.model, job.engine, &self.options, &job.longest.0, &mut self.limit);
+        self.tell_limit(before);
+        done.map_err(|error| with_cures(error, job.plan, &self.options))
+    }
+
+    /// Says that micro-batches have become smaller.
+    fn tell_limit(&mut self, before: Limit) {
+        if let Some(rows) = self.limit.rows.filter(|_| self.limit != before) {
+            (self.hear)(Event::Warning(format!(
+                "memory doesn't suffice for micro-batches of {} rows: they have {rows} from here, which changes no result; \
+                 per_device_train_batch_size: {rows} with as many more gradient_accumulation_steps begins with it",
+                before.rows.unwrap_or(before.written)
+            )));
+        }
+    }
+
     /// One optimiser step.
     fn step(&mut self) -> Result<(Outcome, f64)> {
         let number = self.run.step + 1;
@@ -278,14 +309,15 @@ impl<'a, 'h> Session<'a, 'h> {
         };
         let work = Work { step: number, rate, micro_batches: &micro_batches, scale, votes: &votes };
         self.profiler.iter_mut().for_each(|profiler| profiler.step_begins(number));
-        let start = Instant::now();
-        let outcome = step(self.job.model, self.job.engine, &self.options, &work);
+        let (start, limit) = (Instant::now(), self.limit);
+        let outcome = step_within(self.job.model, self.job.engine, &self.options, &work, &mut self.limit);
+        self.tell_limit(limit);
         let names = &self.job.plan.data.datasets;
         let outcome = outcome.map_err(|error| match error {
             Error::NotFinite { step, loss, grad_norm, place, rows, .. } => {
                 Error::NotFinite { step, loss, grad_norm, place, rows, datasets: names.clone() }
             }
-            other => other,
+            other => with_cures(other, self.job.plan, &self.options),
         })?;
         self.weigh(number, &outcome);
         if !(outcome.updated || outcome.overflowed) {

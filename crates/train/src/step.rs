@@ -5,6 +5,7 @@
 //! before the first backward pass. So the same data gives the same curve however it is split.
 
 use crate::engine::{Engine, Update};
+use crate::gauge::Gauge;
 use crate::passes::{Passes, pass_on, receive};
 use crate::router_loss::{RouterLoss, router_aux_loss};
 use crate::scale::LossScale;
@@ -14,8 +15,8 @@ use ferrotune_data::rows::Row;
 use ferrotune_dist::Activity;
 use ferrotune_dist::trace::Lane;
 use ferrotune_model::{Batch, Config, LossOptions, Model, NoiseSettings, Sequence};
-use ferrotune_tensor::Tape;
-use ferrotune_tensor::ops::Balance;
+use ferrotune_tensor::ops::{self, Balance};
+use ferrotune_tensor::{Fault, Tape};
 use std::rc::Rc;
 
 /// What stays the same over the steps of a run.
@@ -132,29 +133,77 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
     let router = RouterLoss::new(model, engine, options.router_aux_loss * scale, tokens);
     let passes = Passes { model, engine, loss, noise, recompute: options.recompute, router: router.as_ref() };
-    outcome.loss = passes.run(work.micro_batches)? / scale;
+    let gauge = Gauge::new(engine.device(), work.micro_batches.len());
+    passes.run(work.micro_batches, &gauge)?;
     world.pulse().does(Activity::Updating);
     let span = world.pulse().trace().begin();
-    tally(engine, work, &mut outcome)?;
-    if let Some((value, weighted)) = router.as_ref().map(RouterLoss::value) {
-        outcome.router_loss = Some(value);
-        outcome.loss += weighted / scale;
+    engine.reduce_grads(&gauge.squares())?;
+    let measured = Measured { gauge: &gauge, router: router.as_ref(), scale };
+    // Several ranks add up loss and norm on their hosts. One leaves both to its device, which updates nothing where they aren't
+    // finite; the host is told when all of the step has been begun.
+    let alone = world.world() == 1;
+    if !alone {
+        measured.tell(engine, work, &mut outcome)?;
     }
-    outcome.grad_norm = engine.reduce_grads()? / scale;
+    if alone || outcome.is_finite() {
+        let taken = work.step - work.scale.map_or(0, |scale| scale.skipped);
+        let update = Update { rate: work.rate, step: taken, scale, plus: options.plus };
+        let clip = ops::clip_factor(&gauge.squares(), &gauge.losses(), 1.0 / scale, options.max_norm);
+        engine.check()?;
+        engine.update(&options.optimizer, &update, &clip).map_err(|error| match error {
+            Error::Device(fault @ Fault::OutOfMemory { .. }) => Error::HalfUpdated(fault),
+            other => other,
+        })?;
+    }
+    if alone {
+        measured.tell(engine, work, &mut outcome)?;
+    }
+    world.pulse().trace().end(span, Lane::Computing, 0, || "update");
     if !outcome.grad_norm.is_finite() && work.scale.is_some_and(|scale| scale.may_shrink()) {
         outcome.overflowed = true;
         return Ok(outcome);
     }
-    if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
+    if !outcome.is_finite() {
         return Err(not_finite(model, engine, work, &outcome)?);
     }
-    let taken = work.step - work.scale.map_or(0, |scale| scale.skipped);
-    let update = Update { rate: work.rate, step: taken, scale, max_norm: options.max_norm, plus: options.plus };
-    engine.update(&options.optimizer, &update, outcome.grad_norm)?;
-    engine.check()?;
-    world.pulse().trace().end(span, Lane::Computing, 0, || "update");
     outcome.updated = true;
     Ok(outcome)
+}
+
+/// What a step measured, on its way to the host.
+struct Measured<'a> {
+    gauge: &'a Gauge,
+    router: Option<&'a RouterLoss>,
+    /// Of the loss, and so of the gradients.
+    scale: f64,
+}
+
+impl Measured<'_> {
+    /// Reads loss and norm, and adds them up over the ranks. A GPU is waited for.
+    fn tell(&self, engine: &Engine, work: &Work<'_>, outcome: &mut Outcome) -> Result<()> {
+        let (loss, squares) = self.gauge.read();
+        engine.check()?;
+        outcome.loss = loss / self.scale;
+        tally(engine, work, outcome)?;
+        if let Some((value, weighted)) = self.router.map(RouterLoss::value) {
+            outcome.router_loss = Some(value);
+            outcome.loss += weighted / self.scale;
+        }
+        let (mesh, mut squares) = (&engine.division().mesh, [squares]);
+        mesh.shard.sum(&mut squares)?;
+        mesh.pipe.sum(&mut squares)?;
+        if engine.comm().world() > 1 {
+            self.gauge.put_squares(squares[0]);
+        }
+        outcome.grad_norm = squares[0].sqrt() / self.scale;
+        Ok(())
+    }
+}
+
+impl Outcome {
+    fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
 }
 
 /// Sums the loss over all ranks and counts their votes.

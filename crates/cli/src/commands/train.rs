@@ -28,7 +28,7 @@ use ferrotune_model::{Model, expert_name};
 use ferrotune_train::engine::Engine;
 use ferrotune_train::report::{LogRow, Phase, Reached, StatusKeeper};
 use ferrotune_train::save::Saver;
-use ferrotune_train::{Event, Finished, Job, MemoryPlan, Split, run};
+use ferrotune_train::{Event, Finished, Job, Limit, MemoryPlan, Split, run};
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let closer = || world::claims_on_each_file(&located.path, &prepared);
     world.agree(&world::claims_on_files(&located.path, &prepared), closer)?;
     check_vocabulary(fitted.model(), &tokenizer, &prepared)?;
-    let Planned { split, foretold } = split(resolved, world, &fitted, &files.config, &prepared)?;
+    let Planned { split, longest, foretold } = split(resolved, world, &fitted, &files.config, &prepared)?;
     let first = world.is_first();
     let served = first.then(|| review(resolved, (&tokenizer, &prepared), (&fitted, &located.name), &split, &foretold));
     let division = split.shape.division(world.comm.clone());
@@ -109,6 +109,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         engine: &engine,
         tokenizer: &tokenizer,
         memory: split.memory,
+        longest,
         foretold,
         served: served.flatten(),
         first: world.is_first(),
@@ -153,6 +154,8 @@ struct Session<'a> {
     tokenizer: &'a Tokenizer,
     /// What the run takes of the fullest rank.
     memory: MemoryPlan,
+    /// Rows of the longest micro-batch, and how many rows one may have.
+    longest: (Vec<usize>, Limit),
     /// What was foretold of the run.
     foretold: Foretold,
     /// How a server is to write prompts; the first rank's.
@@ -181,6 +184,7 @@ impl Session<'_> {
             eval,
             answering: plan.eval.generate.then(|| self.answering()),
             memory: self.memory.clone(),
+            longest: self.longest.clone(),
             recipe: &recipe,
             ranks_of_a_step: self.ranks_of_a_step,
             stop: interrupts.stop(),

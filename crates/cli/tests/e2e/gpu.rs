@@ -2,7 +2,9 @@
 
 use crate::common::{Place, curve, trainable};
 use crate::golden_train::check_as;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 /// The folder with the fake driver and cublasLt.
 fn libraries(place: &Place) -> PathBuf {
@@ -22,7 +24,12 @@ fn train(place: &Place, libraries: &Path, fake: &str, more: &[&str]) -> crate::c
 fn golden_runs_on_a_gpu() {
     let place = Place::new();
     let folder = libraries(&place);
-    for (case, fake) in [("qwen3_lora_bs2", "gpu=L20,seed=1"), ("llama_full", "gpu=H200,seed=8")] {
+    for (case, fake) in [
+        ("qwen3_lora_bs2", "gpu=L20,seed=1"),
+        ("llama_full", "gpu=H200,seed=8"),
+        ("qwen3moe_lora", "gpu=H100,seed=2"),
+        ("qwen3_dora", "gpu=A100,seed=5"),
+    ] {
         let environment = [("FERROTUNE_CUDA_LIBRARIES", folder.to_str().unwrap()), ("FERROTUNE_FAKE_CUDA", fake)];
         check_as(case, &[], &environment);
     }
@@ -42,6 +49,72 @@ fn a_run_is_the_processors_and_goes_on_after_a_stop() {
     assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 1e-4 * w), "{got:?} {want:?}");
     let on_cpu = train(&gpu, &folder, "", &["use_cpu=true", "output_dir=other", "max_steps=1"]).ok();
     assert!(!on_cpu.err.contains("NVIDIA"), "{}", on_cpu.err);
+}
+
+/// In half of the bits, with heads that matrix instructions don't have: as near as rounding allows.
+#[test]
+fn narrow_runs_are_the_processors() {
+    let mixture = format!("model_name_or_path={}", crate::common::model("tiny-qwen3moe").display());
+    for options in [&["bf16=true", &mixture, "moe_aux_loss_coef=0.01"][..], &["bf16=true", "finetuning_type=full"]] {
+        let short = "max_steps: 2\nsave_strategy: 'no'\ncutoff_len: 48\nlora_rank: 8\nlearning_rate: 0.0001\n";
+        let (cpu, gpu) = (trainable(short), trainable(short));
+        cpu.run(&[&["train", "train.yaml"], options].concat()).ok();
+        train(&gpu, &libraries(&gpu), "seed=3", options).ok();
+        let losses = |place: &Place| curve(&place.json("output/trainer_state.json"), "loss");
+        let (want, got) = (losses(&cpu), losses(&gpu));
+        assert_eq!(want.len(), 2);
+        assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 2e-3 * w), "{options:?}: {got:?} {want:?}");
+    }
+}
+
+/// Adapters merged on the device (DoRA among them), keys and values kept there, tokens drawn there: word for word.
+#[test]
+fn a_conversation_is_the_processors() {
+    let place = trainable("use_dora: true\nlearning_rate: 0.02\nmax_steps: 6\nsave_strategy: 'no'\n");
+    place.run(&["train", "train.yaml"]).ok();
+    let folder = libraries(&place);
+    for drawn in [&["do_sample=false"][..], &["temperature=0.9", "top_p=0.9", "top_k=40", "repetition_penalty=1.3"]] {
+        let args = ["chat", "train.yaml", "adapter_name_or_path=output", "max_new_tokens=5"];
+        let talk = |environment: &[(&str, &str)]| {
+            let mut command = place.command(&[&args[..], drawn].concat());
+            command.envs(environment.iter().copied());
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(b"Say 1 and 1\nSay 2 and 4\n").unwrap();
+            place.read(child.wait_with_output().unwrap()).ok()
+        };
+        let (cpu, gpu) = (talk(&[]), talk(&[("FERROTUNE_CUDA_LIBRARIES", folder.to_str().unwrap())]));
+        assert!(gpu.err.contains("device: NVIDIA") && !cpu.err.contains("NVIDIA"), "{} {}", gpu.err, cpu.err);
+        assert_eq!(gpu.out, cpu.out, "{drawn:?}");
+    }
+}
+
+/// A card that the recipe's micro-batches don't fit into: told with what cures it, and with `auto_find_batch_size` cured, to the
+/// losses of a large card. What the plan didn't know is told by what holds the memory.
+#[test]
+fn a_small_card_takes_fewer_rows_at_a_time() {
+    let short = "max_steps: 2\nsave_strategy: 'no'\nper_device_train_batch_size: 8\ngradient_accumulation_steps: 1\n";
+    let (large, small) = (trainable(short), trainable(short));
+    let folder = libraries(&large);
+    train(&large, &folder, "seed=1", &[]).ok();
+    // Beside tensors there is the workspace of products.
+    let card = |tensors: u64| format!("seed=1,memory={}", (32 << 20) + tensors);
+    let refused = train(&small, &folder, &card(100_000), &[]);
+    let (_, needed) = refused.err.split_once("the longest batch needs ").unwrap_or_else(|| panic!("{}", refused.err));
+    let needed: u64 = needed.split(' ').next().unwrap().parse().unwrap();
+    let refused = train(&small, &folder, &card(needed - 1), &[]);
+    assert!(refused.error().contains("set auto_find_batch_size: true"), "{}", refused.err);
+    let run = train(&small, &folder, &card(needed - 1), &["auto_find_batch_size=true"]).ok();
+    assert!(run.err.contains("8 rows at a time don't fit into memory, 4 do"), "{}", run.err);
+    let losses = |place: &Place| curve(&place.json("output/trainer_state.json"), "loss");
+    let (want, got) = (losses(&large), losses(&small));
+    assert_eq!(want.len(), 2);
+    assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 1e-5 * w), "{got:?} {want:?}");
+    // Somebody else took the memory between the plan and the run.
+    let taken = train(&small, &folder, "fail=cuMemAlloc_v2:2:2,fail=cuMemAlloc_v2:3:2", &["output_dir=other"]);
+    assert_eq!(taken.code, Some(1), "{}", taken.err);
+    assert!(taken.error().contains("out of memory: "), "{}", taken.err);
+    assert!(taken.error().contains("end what else takes memory there"), "{}", taken.err);
 }
 
 /// What is there but can't be used is an error with every place, never a run on the processor instead.

@@ -48,6 +48,12 @@ pub(super) const KEYS: &[Key] = &[
         "null",
         "lay a step's rows into micro-batches of so many tokens; the result is the same",
     ),
+    works(
+        "rehearse_longest_batch",
+        Bool,
+        "true",
+        "a GPU runs the longest micro-batch before the first step, so that memory runs out then or never; nothing of it stays",
+    ),
     works("peer_timeout", Float(Range::Positive), "10", "seconds after which a rank of which nothing is heard is dead"),
     works(
         "rendezvous_timeout",

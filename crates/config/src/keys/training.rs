@@ -162,11 +162,11 @@ pub(super) const KEYS: &[Key] = &[
     no_effect("liger_kernel_config", Any, "null", "fused kernels are always on; there is nothing to choose"),
     no_effect("use_cache", Bool, "false", "training keeps no cache of keys and values, generation always does"),
     no_effect("torch_empty_cache_steps", Int(1), "null", "memory is planned, not cached"),
-    no_effect(
+    works(
         "auto_find_batch_size",
         Bool,
         "false",
-        "memory is fitted by `gradient_checkpointing: auto`; the batch stays as written",
+        "where memory doesn't suffice, micro-batches of half as many rows, again and again; the result is the same",
     ),
     no_effect(
         "average_tokens_across_devices",

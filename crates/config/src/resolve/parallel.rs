@@ -16,6 +16,8 @@ pub(super) fn parallel(s: &mut Settings<'_>) -> ParallelPlan {
         offload_parameters: s.bool("offload_parameters") || foreign.offload_parameters,
         overlap: s.bool("overlap_communication") && foreign.overlap.unwrap_or(true),
         max_tokens_per_micro_batch: s.opt_count("max_tokens_per_micro_batch"),
+        fits_micro_batch: s.bool("auto_find_batch_size"),
+        rehearses: s.bool("rehearse_longest_batch"),
         peer_timeout: seconds(s, "peer_timeout"),
         join_timeout: seconds(s, "rendezvous_timeout"),
         save_on_each_node: s.bool("save_on_each_node"),

@@ -210,6 +210,12 @@ impl Engine {
         }
     }
 
+    /// Lets the devices work again that ran out of memory: what they were asked for since is gone, what they had is as it was.
+    pub fn recover(&self) {
+        self.device.recover();
+        self.host.recover();
+    }
+
     /// What went wrong since the run began: a lost rank, or no memory.
     ///
     /// # Errors

@@ -25,8 +25,6 @@ pub struct Update {
     pub step: u64,
     /// What the loss was multiplied by, and so the gradients are.
     pub scale: f64,
-    /// Largest gradient norm; 0 for no limit.
-    pub max_norm: f64,
     /// LoRA+.
     pub plus: Option<LoraPlus>,
 }
@@ -121,11 +119,11 @@ impl Engine {
         self.land_parts(None);
     }
 
-    /// Ends the reductions of a step and returns the norm of all gradients.
+    /// Ends the reductions of a step and adds the squares of this rank's part of all gradients to `squares`, `[1]` in f64.
     ///
     /// # Errors
     /// If a rank is lost.
-    pub fn reduce_grads(&self) -> Result<f64> {
+    pub fn reduce_grads(&self, squares: &Tensor) -> Result<()> {
         let mesh = &self.division.mesh;
         for (group, training) in self.trained().filter(|(group, _)| group.class.twin) {
             self.heed(mesh.ends.all_reduce(&training.grads).wait());
@@ -140,18 +138,15 @@ impl Engine {
         // A tied embedding is counted by the first stage alone.
         let counted = self.trained().filter(|(group, _)| !group.class.twin || self.division.is_first());
         let grads: Vec<_> = counted.map(|(group, training)| group.own_of(&training.grads)).collect();
-        let mut squares = [ops::sum_of_squares(self.device(), &grads)];
-        mesh.shard.sum(&mut squares)?;
-        mesh.pipe.sum(&mut squares)?;
-        Ok(squares[0].sqrt())
+        ops::add_squares(squares, &grads);
+        Ok(())
     }
 
-    /// One step of AdamW with gradients of the global norm `norm` (without the scale), clipped as torch's `clip_grad_norm_` does.
+    /// One step of AdamW with gradients times `clip`, as [`ops::clip_factor`] gives it: none where it isn't finite.
     ///
     /// # Errors
     /// If a rank is lost.
-    pub fn update(&self, plan: &AdamWPlan, update: &Update, norm: f64) -> Result<()> {
-        let clip = if update.max_norm > 0.0 { (update.max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    pub fn update(&self, plan: &AdamWPlan, update: &Update, clip: &Tensor) -> Result<()> {
         for (group, training) in self.trained() {
             let Some(trained) = group.class.trained else { continue };
             let ratio = match (trained.rate, update.plus) {
@@ -165,9 +160,9 @@ impl Engine {
                 eps: plan.eps,
                 weight_decay: if trained.decays { plan.weight_decay } else { 0.0 },
                 step: update.step,
-                grad_scale: (clip / update.scale) as f32,
+                grad_scale: (1.0 / update.scale) as f32,
             };
-            update_part(group, training, &step);
+            update_part(group, training, &step, clip);
             self.spread(group);
         }
         self.land();
@@ -190,11 +185,11 @@ impl Engine {
 }
 
 /// Updates this rank's part where its moments lie.
-fn update_part(group: &Group, training: &Training, step: &ops::AdamW) {
+fn update_part(group: &Group, training: &Training, step: &ops::AdamW, clip: &Tensor) {
     let at = training.m.device();
     let (weights, grads) = (group.own_of(&group.weights), group.own_of(&training.grads));
-    let (there, gradients) = (brought(at, &weights), brought(at, &grads));
-    ops::adamw(&there, training.master.as_ref(), (&gradients, None), (&training.m, &training.v), step);
+    let (there, gradients, clip) = (brought(at, &weights), brought(at, &grads), brought(at, clip));
+    ops::adamw(&there, training.master.as_ref(), (&gradients, Some(&clip)), (&training.m, &training.v), step);
     if !there.same_bytes(&weights) {
         ops::copy(&weights, &there);
     }
