@@ -86,10 +86,11 @@ pub(crate) fn split(
     let split = loop {
         let most = load.lengths.len();
         match divide(&load, &plan.parallel, &among) {
-            // Where ranks fill micro-batches by tokens, they'd be cut into different numbers.
+            // Where several ranks fill micro-batches by tokens, they'd cut them into different numbers.
             Err(Error::DoesNotFit { .. }) if shrinks && most > 1 && (ranks == 1 || budget.is_none()) => {
                 load.lengths = &lengths[..most.div_ceil(2)];
                 limit.rows = Some(load.lengths.len());
+                load.micro_batches = limit.pieces() * plan.train.accumulation * of_a_step;
             }
             other => break other,
         }

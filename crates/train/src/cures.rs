@@ -1,9 +1,13 @@
-//! Single changes that make a run fit that doesn't, each tried on `meta`.
+//! Single changes that let a run take less memory: each tried on `meta` where it is planned, named where it is under way.
 
-use crate::Result;
+use crate::engine::Engine;
 use crate::forecast::{Cure, RowLengths, Subject, fitting};
 use crate::machine::Machine;
-use ferrotune_config::plan::{LoraPlan, LoraTargets, Precision, Recompute, Tuning};
+use crate::step::StepOptions;
+use crate::{Error, Result};
+use ferrotune_config::plan::{LoraPlan, LoraTargets, Plan, Precision, Recompute, Tuning};
+use ferrotune_model::Model;
+use ferrotune_tensor::Fault;
 use ferrotune_tensor::cards::CARDS;
 
 /// Lengths are looked for in steps of so many tokens.
@@ -17,8 +21,16 @@ const MOST_NODES: usize = 4;
 /// # Errors
 /// If a step can't be counted.
 pub(crate) fn cures(subject: &Subject<'_>) -> Result<Vec<Cure>> {
+    let place = Place {
+        experts: subject.config.moe.is_some(),
+        several: subject.machine.circumstances(false).world > 1,
+        // On a processor host memory is the same memory.
+        apart: matches!(subject.machine, Machine::Cards { .. }),
+        evaluates: !subject.evaluated.is_empty(),
+    };
     let mut found = Vec::new();
-    for (change, changed) in changes(subject) {
+    for (change, plan) in changes(&subject.plan, place) {
+        let changed = Subject { plan, ..subject.clone() };
         // A change that this model can't take is none.
         if let Ok(Some(way)) = fitting(&changed) {
             found.push(Cure { change, way });
@@ -30,61 +42,101 @@ pub(crate) fn cures(subject: &Subject<'_>) -> Result<Vec<Cure>> {
     Ok(found)
 }
 
-/// Changes of the recipe that leave its rows as they are.
-fn changes<'a>(subject: &Subject<'a>) -> Vec<(String, Subject<'a>)> {
+/// Where a plan is to run, as far as changes of it depend on that.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// The model has experts.
+    experts: bool,
+    /// There are several ranks.
+    several: bool,
+    /// Host memory is another memory than the device's.
+    apart: bool,
+    /// Rows are evaluated on.
+    evaluates: bool,
+}
+
+/// The error with what cures it, if memory ran out in a run of `plan`, whose micro-batches have at most `rows` rows by now.
+pub(crate) fn with_cures(
+    error: Error,
+    plan: &Plan,
+    options: &StepOptions,
+    run: (&Model, &Engine, Option<usize>),
+) -> Error {
+    let Error::Device(fault @ Fault::OutOfMemory { .. }) = error else { return error };
+    let (model, engine, rows) = run;
+    let mut plan = plan.clone();
+    plan.model.recompute = if options.recompute { Recompute::On } else { Recompute::Off };
+    if rows == Some(1) {
+        plan.train.micro_batch = 1;
+    }
+    let place = Place {
+        experts: model.config().moe.is_some(),
+        several: engine.comm().world() > 1,
+        apart: engine.device().gpu().is_some(),
+        // It was a step that had no room.
+        evaluates: false,
+    };
+    let mut cures: Vec<String> = changes(&plan, place).into_iter().map(|(change, _)| change).collect();
+    if plan.train.micro_batch > 1 && !plan.parallel.fits_micro_batch {
+        cures.push("auto_find_batch_size: true".to_owned());
+    }
+    cures.push("a smaller cutoff_len".to_owned());
+    Error::OutOfMemory { fault, cures }
+}
+
+/// Changes of a recipe that leave its rows as they are.
+fn changes(plan: &Plan, place: Place) -> Vec<(String, Plan)> {
     let mut list = Vec::new();
-    let mut push = |change: &str, edit: &dyn Fn(&mut Subject<'a>)| {
-        let mut changed = subject.clone();
+    let mut push = |change: &str, edit: &dyn Fn(&mut Plan)| {
+        let mut changed = plan.clone();
         edit(&mut changed);
         list.push((change.to_owned(), changed));
     };
-    let plan = &subject.plan;
     if plan.model.recompute == Recompute::Off {
-        push("gradient_checkpointing: true", &|s| s.plan.model.recompute = Recompute::On);
+        push("gradient_checkpointing: true", &|p| p.model.recompute = Recompute::On);
     }
-    if plan.parallel.strategy.is_some() && subject.machine.circumstances(false).world > 1 {
-        push("strategy: auto (and no `deepspeed` or `fsdp`)", &|s| s.plan.parallel.strategy = None);
+    if plan.parallel.strategy.is_some() && place.several {
+        push("strategy: auto (and no `deepspeed` or `fsdp`)", &|p| p.parallel.strategy = None);
     }
     if plan.train.micro_batch > 1 {
         let steps = plan.train.accumulation * plan.train.micro_batch;
         let change = format!("per_device_train_batch_size: 1, gradient_accumulation_steps: {steps}");
-        push(&change, &|s| {
-            s.plan.train.accumulation = steps;
-            s.plan.train.micro_batch = 1;
+        push(&change, &|p| {
+            p.train.accumulation = steps;
+            p.train.micro_batch = 1;
         });
     }
-    if plan.eval.batch > 1 && !subject.evaluated.is_empty() {
-        push("per_device_eval_batch_size: 1", &|s| s.plan.eval.batch = 1);
+    if plan.eval.batch > 1 && place.evaluates {
+        push("per_device_eval_batch_size: 1", &|p| p.eval.batch = 1);
     }
-    if plan.parallel.max_tokens_per_micro_batch.is_some() {
-        push("max_tokens_per_micro_batch: 1024", &|s| s.plan.parallel.max_tokens_per_micro_batch = Some(1024));
+    if plan.parallel.max_tokens_per_micro_batch.is_some_and(|most| most > 1024) {
+        push("max_tokens_per_micro_batch: 1024", &|p| p.parallel.max_tokens_per_micro_batch = Some(1024));
     }
     if plan.model.precision == Precision::F32 {
-        push("bf16: true", &|s| s.plan.model.precision = Precision::Bf16);
+        push("bf16: true", &|p| p.model.precision = Precision::Bf16);
     }
     match &plan.tuning {
-        Tuning::Lora(lora) if subject.config.moe.is_some() && lora.targets == LoraTargets::All => {
+        Tuning::Lora(lora) if place.experts && lora.targets == LoraTargets::All => {
             let names = ferrotune_model::ATTENTION_LINEARS.map(str::to_owned).to_vec();
             let tuning = Tuning::Lora(LoraPlan { targets: LoraTargets::Modules(names), ..lora.clone() });
-            push("lora_target: attention", &|s| s.plan.tuning = tuning.clone());
+            push("lora_target: attention", &|p| p.tuning = tuning.clone());
         }
         Tuning::Lora(_) => {}
         Tuning::Full | Tuning::Freeze(_) => {
-            push("finetuning_type: lora", &|s| s.plan.tuning = Tuning::Lora(PLAIN_LORA.clone()));
+            push("finetuning_type: lora", &|p| p.tuning = Tuning::Lora(PLAIN_LORA.clone()));
             if !plan.train.pure_bf16 {
-                push("pure_bf16: true", &|s| {
-                    (s.plan.train.pure_bf16, s.plan.model.precision) = (true, Precision::Bf16);
+                push("pure_bf16: true", &|p| {
+                    (p.train.pure_bf16, p.model.precision) = (true, Precision::Bf16);
                 });
             }
         }
     }
-    // On a processor host memory is the same memory.
-    if matches!(subject.machine, Machine::Cards { .. }) {
+    if place.apart {
         if !plan.parallel.offload_optimizer && !matches!(plan.tuning, Tuning::Lora(_)) {
-            push("offload_optimizer: true", &|s| s.plan.parallel.offload_optimizer = true);
+            push("offload_optimizer: true", &|p| p.parallel.offload_optimizer = true);
         }
         if !plan.parallel.offload_parameters {
-            push("offload_parameters: true", &|s| s.plan.parallel.offload_parameters = true);
+            push("offload_parameters: true", &|p| p.parallel.offload_parameters = true);
         }
     }
     list

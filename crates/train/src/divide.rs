@@ -92,7 +92,11 @@ pub enum Levels {
 pub fn divide(load: &Load<'_>, plan: &ParallelPlan, among: &Circumstances<'_>) -> Result<Split> {
     let ways = ways(load, plan, among, Levels::AsNeeded)?;
     let first = ways.first().ok_or_else(|| Error::NoSplit { wish: words(plan), world: among.world, segments: 0 })?;
-    let (shape, memory) = (Shape::new(first.choice.candidate.clone(), plan), first.memory.clone().checked()?);
+    let (shape, memory) = (Shape::new(first.choice.candidate.clone(), plan), first.memory.clone());
+    if !memory.fits() {
+        let (needed, available) = (memory.needed(), memory.room.device().unwrap_or_default());
+        return Err(Error::DoesNotFit { needed, available, cure: cure(load, plan, memory.recompute) });
+    }
     Ok(Split { shape, memory, ways })
 }
 
@@ -196,6 +200,19 @@ pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circ
         Some(Strategy::Hybrid { shards }) => flat(Sharding::Weights) && layout.shards == shards.unwrap_or(per_node),
         Some(Strategy::Expert { shards }) => flat(Sharding::Experts) && layout.shards == among.expert_ranks(shards),
         Some(Strategy::Pipeline { stages }) => layout.stages == stages.unwrap_or(per_node.max(2)),
+    }
+}
+
+/// What is tried next where a load doesn't fit.
+fn cure(load: &Load<'_>, plan: &ParallelPlan, recompute: bool) -> &'static str {
+    if !recompute {
+        "set gradient_checkpointing: true or auto"
+    } else if plan.max_tokens_per_micro_batch.is_some() && load.lengths.len() > 1 {
+        "lower max_tokens_per_micro_batch or cutoff_len"
+    } else if load.lengths.len() > 1 && !plan.fits_micro_batch {
+        "set auto_find_batch_size: true for micro-batches of fewer rows, or lower cutoff_len"
+    } else {
+        "lower cutoff_len, or ask `ferrotune plan` what else makes it fit"
     }
 }
 

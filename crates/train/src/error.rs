@@ -151,14 +151,14 @@ pub enum Error {
         datasets: Vec<String>,
     },
     /// More memory than there is, known before the run.
-    #[error("the longest batch needs {needed} bytes and {available} can be had{}", if *recompute { ", even with gradient_checkpointing; set auto_find_batch_size: true for micro-batches of fewer rows, or lower cutoff_len" } else { "; set gradient_checkpointing: true or auto" })]
+    #[error("the longest batch needs {needed} bytes and {available} can be had; {cure}")]
     DoesNotFit {
         /// Bytes needed.
         needed: u64,
         /// Bytes that could be had.
         available: u64,
-        /// Whether recomputation was counted on.
-        recompute: bool,
+        /// What is tried next.
+        cure: &'static str,
     },
     /// A checkpoint that this run can't go on from.
     #[error("cannot resume from {}: {reason}", path.display())]

@@ -11,7 +11,6 @@ use crate::passes::Passes;
 use crate::router_loss::RouterLoss;
 use crate::step::{Outcome, Sample, StepOptions, Work, step};
 use crate::{Error, Result};
-use ferrotune_config::plan::{Plan, Tuning};
 use ferrotune_model::{LossOptions, Model, NoiseSettings};
 use ferrotune_tensor::{Fault, ops};
 
@@ -31,11 +30,16 @@ impl Limit {
     fn cut<'a>(&self, micro_batches: &[Vec<Sample<'a>>]) -> Vec<Vec<Sample<'a>>> {
         let Some(rows) = self.rows else { return micro_batches.to_vec() };
         let pieces = |samples: &Vec<Sample<'a>>| {
-            let count = samples.len().div_ceil(rows).max(self.written.div_ceil(rows));
+            let count = samples.len().div_ceil(rows).max(self.pieces());
             let piece = |i: usize| samples.iter().skip(i * rows).take(rows).copied().collect();
             (0..count).map(piece).collect::<Vec<_>>()
         };
         micro_batches.iter().flat_map(pieces).collect()
+    }
+
+    /// Micro-batches that one as written is cut into.
+    pub fn pieces(&self) -> usize {
+        self.rows.map_or(1, |rows| self.written.div_ceil(rows))
     }
 
     /// Halves `most` rows if that may help after this error, and lets the device work again.
@@ -98,28 +102,6 @@ pub fn rehearse(
             other => return other,
         }
     }
-}
-
-/// The error with what cures it, if memory ran out: the settings of this plan that take less, the one that costs least first.
-pub(crate) fn with_cures(error: Error, plan: &Plan, options: &StepOptions) -> Error {
-    let Error::Device(fault @ Fault::OutOfMemory { .. }) = error else { return error };
-    let mut cures = Vec::new();
-    let mut cure = |helps: bool, text: &str| {
-        if helps {
-            cures.push(text.to_owned());
-        }
-    };
-    let Plan { train, parallel, tuning, .. } = plan;
-    cure(!options.recompute, "gradient_checkpointing: true");
-    cure(train.micro_batch > 1 && !parallel.fits_micro_batch, "auto_find_batch_size: true");
-    cure(parallel.max_tokens_per_micro_batch.is_some(), "a smaller max_tokens_per_micro_batch");
-    let whole = !matches!(tuning, Tuning::Lora(_));
-    cure(whole && !train.pure_bf16, "pure_bf16: true");
-    cure(whole && !parallel.offload_optimizer, "offload_optimizer: true");
-    cure(!parallel.offload_parameters, "offload_parameters: true");
-    cure(whole, "finetuning_type: lora");
-    cure(true, "a smaller cutoff_len");
-    Error::OutOfMemory { fault, cures }
 }
 
 fn once(model: &Model, engine: &Engine, options: &StepOptions, samples: &[Sample<'_>]) -> Result<()> {

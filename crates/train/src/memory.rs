@@ -1,6 +1,7 @@
 //! What a run will take: the very training step, run on the `meta` device, for the longest batch in the data, by a rank
 //! that only imagines the others.
 
+use crate::Result;
 use crate::divide::Load;
 use crate::engine::{Division, Engine, Offload};
 use crate::evaluate::evaluate_batch;
@@ -9,7 +10,6 @@ use crate::plan::Candidate;
 use crate::room::Room;
 use crate::router_loss::RouterLoss;
 use crate::step::{Sample, StepOptions, Votes, Work, step};
-use crate::{Error, Result};
 use ferrotune_config::plan::ParallelPlan;
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Comm, Imagined, Mesh, Place};
@@ -192,18 +192,6 @@ impl MemoryPlan {
     pub fn fits(&self) -> bool {
         let within = |bytes: u64, limit: Option<u64>| limit.is_none_or(|limit| bytes <= limit);
         within(self.needed(), self.room.device()) && within(self.needed_of_host(), self.room.host())
-    }
-
-    /// Itself, if it fits.
-    ///
-    /// # Errors
-    /// [`Error::DoesNotFit`].
-    pub fn checked(self) -> Result<Self> {
-        if self.fits() {
-            return Ok(self);
-        }
-        let (needed, available) = (self.needed(), self.room.device().unwrap_or_default());
-        Err(Error::DoesNotFit { needed, available, recompute: self.recompute })
     }
 }
 

@@ -5,7 +5,9 @@
 
 use crate::event::Event;
 use crate::order::Order;
+use crate::report::TrainerState;
 use crate::report::state::TRAINER_STATE;
+use crate::run::{Finished, Job, order_of};
 use crate::save::{Found, RunState, Snapshots, holds_model};
 use crate::track::BestState;
 use crate::{Error, Result};
@@ -13,6 +15,7 @@ use ferrotune_checkpoint::{FoundSnapshot, SnapshotState, list_snapshots};
 use ferrotune_config::plan::{Plan, Resume, TrainPlan};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Duration;
 
 /// What decides which rows a step trains on, and at what rate.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -170,6 +173,40 @@ pub(crate) fn replaced(plan: &Plan, snapshots: &Snapshots, step: u64, hear: &mut
         )));
     }
     Ok(replaced)
+}
+
+/// How the run in the output folder ended, if it went to its end and this recipe asks for no more.
+pub(crate) fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finished>> {
+    let plan = job.plan;
+    let dir = &plan.output.dir;
+    if plan.output.resume != Resume::Auto {
+        return Ok(None);
+    }
+    let has_checkpoint = snapshots.newest()?.is_some();
+    let total = order_of(job).shape().total_steps();
+    // The first rank has the logs; what it finds in them goes for all.
+    let look = || -> Result<Option<(u64, f64)>> {
+        if !has_checkpoint || !dir.join(TRAINER_STATE).exists() {
+            return Ok(None);
+        }
+        let state = TrainerState::read(dir)?;
+        let stale = state.stateful_callbacks.early_stopping.as_ref();
+        let stale = stale.map_or(0, |c| c.attributes.early_stopping_patience_counter);
+        let enough = plan.eval.early_stopping.is_some_and(|patience| stale >= patience);
+        let train_loss = state.log_history.iter().rev().find_map(|row| row.get("train_loss"));
+        Ok(train_loss.filter(|_| enough || state.global_step >= total).map(|loss| (state.global_step, loss)))
+    };
+    let found = snapshots.first_tells(look)?;
+    Ok(found.map(|(steps, train_loss)| Finished {
+        steps,
+        total,
+        train_loss,
+        runtime: Duration::ZERO,
+        tokens_per_second: 0.0,
+        step: None,
+        peak: 0,
+        interrupted: false,
+    }))
 }
 
 #[cfg(test)]

@@ -2,27 +2,27 @@
 //! [`Event`]s.
 
 use crate::clock::Pace;
+use crate::cures::with_cures;
 use crate::engine::Engine;
 use crate::error::name_rows;
 use crate::evaluate::{EvaluateOptions, evaluate};
 use crate::event::{Event, Start};
 use crate::intervals::{self, Intervals};
-use crate::limit::{Limit, rehearse, step_within, with_cures};
+use crate::limit::{Limit, rehearse, step_within};
 use crate::memory::MemoryPlan;
 use crate::order::{Order, Share};
 use crate::outputs::Outputs;
 use crate::plan::Candidate;
 use crate::predict::{Answering, predict};
 use crate::profile::{Profile, Profiler};
-use crate::report::state::TRAINER_STATE;
 use crate::report::{LogRow, Summary, TrainerState, When};
-use crate::resume::{Pacing, changes, position, replaced, to_resume, with_best};
+use crate::resume::{Pacing, changes, finished_before, position, replaced, to_resume, with_best};
 use crate::save::{Pending, RunState, Saver, Snapshots};
 use crate::schedule::LearningRate;
 use crate::step::{Outcome, Sample, StepOptions, Votes, Work, step_options};
 use crate::track::BestTracker;
 use crate::{Error, Result};
-use ferrotune_config::plan::{Interval, Plan, Precision, ProfilePlan, Resume, Tuning};
+use ferrotune_config::plan::{Interval, Plan, Precision, ProfilePlan, Tuning};
 use ferrotune_data::rows::Rows;
 use ferrotune_dist::Activity;
 use ferrotune_model::Model;
@@ -81,7 +81,7 @@ pub struct Finished {
 }
 
 /// The order of a job's rows, as this rank sees it.
-fn order_of(job: &Job<'_>) -> Order {
+pub(crate) fn order_of(job: &Job<'_>) -> Order {
     let mesh = &job.engine.division().mesh;
     // However ranks share the work, each counts for a step's rows, as it does where ranks are replicas.
     let of_a_step = job.ranks_of_a_step.unwrap_or(mesh.world.world());
@@ -277,18 +277,22 @@ impl<'a, 'h> Session<'a, 'h> {
         }
         let done = rehearse(job.model, job.engine, &self.options, &job.longest.0, &mut self.limit);
         self.tell_limit(before);
-        done.map_err(|error| with_cures(error, job.plan, &self.options))
+        done.map_err(|error| self.with_cures(error))
     }
 
     /// Says that micro-batches have become smaller.
     fn tell_limit(&mut self, before: Limit) {
         if let Some(rows) = self.limit.rows.filter(|_| self.limit != before) {
             (self.hear)(Event::Warning(format!(
-                "memory doesn't suffice for micro-batches of {} rows: they have {rows} from here, which changes no result; \
-                 per_device_train_batch_size: {rows} with as many more gradient_accumulation_steps begins with it",
+                "memory doesn't suffice for micro-batches of {} rows: auto_find_batch_size makes them {rows} from here on; steps \
+                 keep their rows, so the result is the same",
                 before.rows.unwrap_or(before.written)
             )));
         }
+    }
+
+    fn with_cures(&self, error: Error) -> Error {
+        with_cures(error, self.job.plan, &self.options, (self.job.model, self.job.engine, self.limit.rows))
     }
 
     /// One optimiser step.
@@ -317,7 +321,7 @@ impl<'a, 'h> Session<'a, 'h> {
             Error::NotFinite { step, loss, grad_norm, place, rows, .. } => {
                 Error::NotFinite { step, loss, grad_norm, place, rows, datasets: names.clone() }
             }
-            other => with_cures(other, self.job.plan, &self.options),
+            other => self.with_cures(other),
         })?;
         self.weigh(number, &outcome);
         if !(outcome.updated || outcome.overflowed) {
@@ -578,40 +582,6 @@ impl<'a, 'h> Session<'a, 'h> {
 /// Whether a row of the log is of an evaluation.
 fn is_evaluation(row: &LogRow) -> bool {
     row.values().any(|(name, _)| name.starts_with("eval_"))
-}
-
-/// How the run in the output folder ended, if it went to its end and this recipe asks for no more.
-fn finished_before(job: &Job<'_>, snapshots: &Snapshots) -> Result<Option<Finished>> {
-    let plan = job.plan;
-    let dir = &plan.output.dir;
-    if plan.output.resume != Resume::Auto {
-        return Ok(None);
-    }
-    let has_checkpoint = snapshots.newest()?.is_some();
-    let total = order_of(job).shape().total_steps();
-    // The first rank has the logs; what it finds in them goes for all.
-    let look = || -> Result<Option<(u64, f64)>> {
-        if !has_checkpoint || !dir.join(TRAINER_STATE).exists() {
-            return Ok(None);
-        }
-        let state = TrainerState::read(dir)?;
-        let stale = state.stateful_callbacks.early_stopping.as_ref();
-        let stale = stale.map_or(0, |c| c.attributes.early_stopping_patience_counter);
-        let enough = plan.eval.early_stopping.is_some_and(|patience| stale >= patience);
-        let train_loss = state.log_history.iter().rev().find_map(|row| row.get("train_loss"));
-        Ok(train_loss.filter(|_| enough || state.global_step >= total).map(|loss| (state.global_step, loss)))
-    };
-    let found = snapshots.first_tells(look)?;
-    Ok(found.map(|(steps, train_loss)| Finished {
-        steps,
-        total,
-        train_loss,
-        runtime: Duration::ZERO,
-        tokens_per_second: 0.0,
-        step: None,
-        peak: 0,
-        interrupted: false,
-    }))
 }
 
 fn fresh_state(plan: &Plan, order: &Order, every: Intervals) -> TrainerState {
