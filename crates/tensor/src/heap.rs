@@ -43,6 +43,8 @@ pub(crate) struct Heap {
 
 struct Arena {
     range: Range,
+    /// Of the range, those that blocks are made of.
+    bytes: usize,
     /// Offset to size of each free block; neighbours are always merged.
     by_offset: BTreeMap<usize, usize>,
     /// The same blocks as (size, offset), for best fit.
@@ -85,8 +87,12 @@ impl Heap {
         Some(self.arenas[arena].cut(arena, offset, size))
     }
 
-    /// Takes a range of at least `bytes` at once, so that blocks up to that sum lie side by side; false if there is none.
+    /// Takes a range of at least `bytes` at once, so that blocks up to that sum lie side by side; false if there is none. Ranges that
+    /// nobody uses any more go back first: there may be no room for both.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
+        while self.arenas.last().is_some_and(Arena::is_free) {
+            self.arenas.pop();
+        }
         let align = self.ranges.align();
         let Some(range) = self.ranges.range(bytes) else { return false };
         self.arenas.push(Arena::new(range, align));
@@ -126,9 +132,13 @@ impl Ranges for HostRanges {
 impl Arena {
     fn new(range: Range, align: usize) -> Self {
         let bytes = range.bytes / align * align;
-        let mut arena = Self { range, by_offset: BTreeMap::new(), by_size: BTreeSet::new() };
+        let mut arena = Self { range, bytes, by_offset: BTreeMap::new(), by_size: BTreeSet::new() };
         arena.insert(0, bytes);
         arena
+    }
+
+    fn is_free(&self) -> bool {
+        self.by_offset.get(&0) == Some(&self.bytes)
     }
 
     fn best(&self, size: usize) -> Option<usize> {

@@ -38,6 +38,16 @@ fn the_planned_memory_is_taken_at_once_and_more_is_found_piece_by_piece() {
     assert!(tensors.iter().all(|tensor| tensor.to_f32().iter().all(|x| *x == 0.0)));
 }
 
+/// What a run measures before it knows its plan isn't in the way of the plan.
+#[test]
+fn memory_that_nobody_uses_any_more_is_there_for_the_plan() {
+    let gpu = open(&Options { device: fresh("memory=150000000"), ..Options::default() });
+    drop(gpu.zeros([15_000_000], DType::F32, Kind::Act));
+    gpu.reserve(100_000_000);
+    assert_eq!(gpu.check(), Ok(()));
+    assert_eq!(gpu.zeros([25_000_000], DType::F32, Kind::Act).to_f32().len(), 25_000_000);
+}
+
 fn fails(settings: &str, work: impl Fn(&Device)) -> Fault {
     let gpu = strict(settings);
     work(&gpu);
