@@ -12,7 +12,7 @@ use crate::router_loss::RouterLoss;
 use crate::step::{Outcome, Sample, StepOptions, Work, step};
 use crate::{Error, Result};
 use ferrotune_model::{LossOptions, Model, NoiseSettings};
-use ferrotune_tensor::{Fault, ops};
+use ferrotune_tensor::Fault;
 
 /// Rows of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,10 +113,11 @@ fn once(model: &Model, engine: &Engine, options: &StepOptions, samples: &[Sample
     // As many micro-batches as a pipe holds at once.
     let micro_batches = vec![samples.to_vec(); engine.division().spans.len()];
     let passes = Passes { model, engine, loss, noise, recompute: options.recompute, router: router.as_ref() };
-    let gauge = Gauge::new(engine.device(), micro_batches.len());
+    let mesh = &engine.division().mesh;
+    let gauge = Gauge::new(engine.device(), mesh, micro_batches.len());
     passes.run(&micro_batches, &gauge)?;
     engine.reduce_grads(&gauge.squares())?;
-    ops::clip_factor(&gauge.squares(), &gauge.losses(), 1.0, options.max_norm);
+    gauge.clip(mesh, 1.0, options.max_norm)?;
     gauge.read();
     engine.check()
 }

@@ -34,10 +34,8 @@ pub(crate) struct RouterLoss {
     coefficient: f64,
     /// Blocks with experts times tokens.
     choosers: f64,
-    /// Whether the census has ended; where one rank counted alone, the counts are still where they were made.
+    /// Whether the census has ended.
     settled: Cell<bool>,
-    /// The loss before its coefficient, once it is known.
-    value: Cell<Option<f64>>,
 }
 
 impl RouterLoss {
@@ -47,8 +45,7 @@ impl RouterLoss {
         let blocks = moe.sparse.iter().filter(|sparse| **sparse).count();
         let balance = Rc::new(Balance::new(engine.device(), moe.experts));
         let choosers = blocks as f64 * tokens;
-        let (settled, value) = (Cell::default(), Cell::default());
-        (choosers > 0.0).then_some(Self { balance, coefficient, choosers, settled, value })
+        (choosers > 0.0).then_some(Self { balance, coefficient, choosers, settled: Cell::default() })
     }
 
     /// What a batch is given, so that its routers count and are priced.
@@ -56,25 +53,16 @@ impl RouterLoss {
         self.balance.clone()
     }
 
-    /// Ends the census over the ranks of `comm`, which are all that counted; only the first call does something.
+    /// Ends the census over the ranks of `comm`, which are all that counted; only the first call does something. Nobody waits
+    /// for a device.
     ///
     /// # Errors
     /// If a rank is lost.
     pub(crate) fn settle(&self, comm: &dyn Comm) -> Result<()> {
-        if self.settled.replace(true) {
-            return Ok(());
-        }
-        if comm.world() == 1 {
-            // Nobody waits for the device.
+        if !self.settled.replace(true) {
+            comm.all_reduce(self.balance.counted()).wait()?;
             self.balance.close_at(self.coefficient * self.scale());
-            return Ok(());
         }
-        let mut census = self.balance.census();
-        comm.sum(&mut census)?;
-        let price = self.coefficient * self.scale();
-        let choices = &census[..self.balance.experts()];
-        self.balance.close(&choices.iter().map(|count| (price * count) as f32).collect::<Vec<_>>());
-        self.value.set(Some(self.of(&census)));
         Ok(())
     }
 
@@ -83,16 +71,14 @@ impl RouterLoss {
         self.balance.experts() as f64 / self.choosers.powi(2)
     }
 
-    /// The loss that a census makes.
-    fn of(&self, census: &[f64]) -> f64 {
-        let (choices, sums) = census.split_at(self.balance.experts());
-        self.scale() * choices.iter().zip(sums).map(|(count, sum)| count * sum).sum::<f64>()
-    }
-
-    /// The loss before its coefficient, and what it adds to the step's; 0 before it is settled. A GPU may be waited for.
+    /// The loss before its coefficient, and what it adds to the step's; 0 before it is settled. A GPU is waited for.
     pub(crate) fn value(&self) -> (f64, f64) {
-        let here = || self.settled.get().then(|| self.of(&self.balance.census()));
-        let value = self.value.get().or_else(here).unwrap_or(0.0);
+        if !self.settled.get() {
+            return (0.0, 0.0);
+        }
+        let census = self.balance.census();
+        let (choices, sums) = census.split_at(self.balance.experts());
+        let value = self.scale() * choices.iter().zip(sums).map(|(count, sum)| count * sum).sum::<f64>();
         (value, self.coefficient * value)
     }
 }

@@ -101,6 +101,54 @@ pub struct Outcome {
 /// # Errors
 /// If the loss or a gradient isn't finite and a smaller scale of the loss can't help (nothing is updated then), if memory runs out, or if a rank is lost.
 pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'_>) -> Result<Outcome> {
+    let mut outcome = counted(engine, work)?;
+    if outcome.label_tokens == 0 {
+        tally(engine, work, &mut outcome)?;
+        return Ok(outcome);
+    }
+    engine.zero_grads();
+    let scale = work.scale.map_or(1.0, |scale| f64::from(scale.scale));
+    let loss = LossOptions { scale: (scale / outcome.label_tokens as f64) as f32, smoothing: options.smoothing };
+    let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
+    let router = RouterLoss::new(model, engine, options.router_aux_loss * scale, outcome.tokens as f64);
+    let passes = Passes { model, engine, loss, noise, recompute: options.recompute, router: router.as_ref() };
+    let (mesh, pulse) = (&engine.division().mesh, engine.comm().pulse());
+    let gauge = Gauge::new(engine.device(), mesh, work.micro_batches.len());
+    passes.run(work.micro_batches, &gauge)?;
+    pulse.does(Activity::Updating);
+    let span = pulse.trace().begin();
+    engine.reduce_grads(&gauge.squares())?;
+    // Nothing is updated where this isn't finite; hosts are told when all of the step has been begun.
+    let clip = gauge.clip(mesh, 1.0 / scale, options.max_norm)?;
+    engine.check()?;
+    let taken = work.step - work.scale.map_or(0, |scale| scale.skipped);
+    let update = Update { rate: work.rate, step: taken, scale, plus: options.plus };
+    engine.update(&options.optimizer, &update, &clip).map_err(|error| match error {
+        Error::Device(fault @ Fault::OutOfMemory { .. }) => Error::HalfUpdated(fault),
+        other => other,
+    })?;
+    let (loss, squares) = gauge.read();
+    engine.check()?;
+    (outcome.loss, outcome.grad_norm) = (loss / scale, squares.sqrt() / scale);
+    if let Some((value, weighted)) = router.as_ref().map(RouterLoss::value) {
+        outcome.router_loss = Some(value);
+        outcome.loss += weighted / scale;
+    }
+    tally(engine, work, &mut outcome)?;
+    pulse.trace().end(span, Lane::Computing, 0, || "update");
+    if !outcome.grad_norm.is_finite() && work.scale.is_some_and(|scale| scale.may_shrink()) {
+        outcome.overflowed = true;
+        return Ok(outcome);
+    }
+    if !(outcome.loss.is_finite() && outcome.grad_norm.is_finite()) {
+        return Err(not_finite(model, engine, work, &outcome)?);
+    }
+    outcome.updated = true;
+    Ok(outcome)
+}
+
+/// The outcome of a step that has yet to be made: its tokens, over all ranks.
+fn counted(engine: &Engine, work: &Work<'_>) -> Result<Outcome> {
     let count = |row: &Row<'_>| row.labels.iter().filter(|&&l| l >= 0).count() as u64;
     let samples = || work.micro_batches.iter().flatten();
     let mut sums = [
@@ -112,7 +160,7 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
     world.sum(&mut sums)?;
     // The stages of a pipe see the same rows, and each has counted them.
     let [labels, tokens] = sums.map(|sum| sum / engine.division().spans.len() as f64);
-    let mut outcome = Outcome {
+    Ok(Outcome {
         loss: 0.0,
         router_loss: None,
         grad_norm: 0.0,
@@ -122,98 +170,16 @@ pub fn step(model: &Model, engine: &Engine, options: &StepOptions, work: &Work<'
         overflowed: false,
         stop: false,
         ready: false,
-    };
-    if labels == 0.0 {
-        tally(engine, work, &mut outcome)?;
-        return Ok(outcome);
-    }
-    engine.zero_grads();
-    let scale = work.scale.map_or(1.0, |scale| f64::from(scale.scale));
-    let loss = LossOptions { scale: (scale / labels) as f32, smoothing: options.smoothing };
-    let noise = NoiseSettings { seed: options.seed, step: work.step, embedding_alpha: options.embedding_alpha };
-    let router = RouterLoss::new(model, engine, options.router_aux_loss * scale, tokens);
-    let passes = Passes { model, engine, loss, noise, recompute: options.recompute, router: router.as_ref() };
-    let gauge = Gauge::new(engine.device(), work.micro_batches.len());
-    passes.run(work.micro_batches, &gauge)?;
-    world.pulse().does(Activity::Updating);
-    let span = world.pulse().trace().begin();
-    engine.reduce_grads(&gauge.squares())?;
-    let measured = Measured { gauge: &gauge, router: router.as_ref(), scale };
-    // Several ranks add up loss and norm on their hosts. One leaves both to its device, which updates nothing where they aren't
-    // finite; the host is told when all of the step has been begun.
-    let alone = world.world() == 1;
-    if !alone {
-        measured.tell(engine, work, &mut outcome)?;
-    }
-    if alone || outcome.is_finite() {
-        let taken = work.step - work.scale.map_or(0, |scale| scale.skipped);
-        let update = Update { rate: work.rate, step: taken, scale, plus: options.plus };
-        let clip = ops::clip_factor(&gauge.squares(), &gauge.losses(), 1.0 / scale, options.max_norm);
-        engine.check()?;
-        engine.update(&options.optimizer, &update, &clip).map_err(|error| match error {
-            Error::Device(fault @ Fault::OutOfMemory { .. }) => Error::HalfUpdated(fault),
-            other => other,
-        })?;
-    }
-    if alone {
-        measured.tell(engine, work, &mut outcome)?;
-    }
-    world.pulse().trace().end(span, Lane::Computing, 0, || "update");
-    if !outcome.grad_norm.is_finite() && work.scale.is_some_and(|scale| scale.may_shrink()) {
-        outcome.overflowed = true;
-        return Ok(outcome);
-    }
-    if !outcome.is_finite() {
-        return Err(not_finite(model, engine, work, &outcome)?);
-    }
-    outcome.updated = true;
-    Ok(outcome)
+    })
 }
 
-/// What a step measured, on its way to the host.
-struct Measured<'a> {
-    gauge: &'a Gauge,
-    router: Option<&'a RouterLoss>,
-    /// Of the loss, and so of the gradients.
-    scale: f64,
-}
-
-impl Measured<'_> {
-    /// Reads loss and norm, and adds them up over the ranks. A GPU is waited for.
-    fn tell(&self, engine: &Engine, work: &Work<'_>, outcome: &mut Outcome) -> Result<()> {
-        let (loss, squares) = self.gauge.read();
-        engine.check()?;
-        outcome.loss = loss / self.scale;
-        tally(engine, work, outcome)?;
-        if let Some((value, weighted)) = self.router.map(RouterLoss::value) {
-            outcome.router_loss = Some(value);
-            outcome.loss += weighted / self.scale;
-        }
-        let (mesh, mut squares) = (&engine.division().mesh, [squares]);
-        mesh.shard.sum(&mut squares)?;
-        mesh.pipe.sum(&mut squares)?;
-        if engine.comm().world() > 1 {
-            self.gauge.put_squares(squares[0]);
-        }
-        outcome.grad_norm = squares[0].sqrt() / self.scale;
-        Ok(())
-    }
-}
-
-impl Outcome {
-    fn is_finite(&self) -> bool {
-        self.loss.is_finite() && self.grad_norm.is_finite()
-    }
-}
-
-/// Sums the loss over all ranks and counts their votes.
+/// Counts the votes of all ranks.
 fn tally(engine: &Engine, work: &Work<'_>, outcome: &mut Outcome) -> Result<()> {
     let votes = (work.votes)();
-    let mut sums = [outcome.loss, f64::from(u8::from(votes.stop)), f64::from(u8::from(votes.ready))];
+    let mut sums = [votes.stop, votes.ready].map(|vote| f64::from(u8::from(vote)));
     engine.comm().sum(&mut sums)?;
-    outcome.loss = sums[0];
-    outcome.stop = sums[1] > 0.0;
-    outcome.ready = sums[2] >= engine.comm().world() as f64;
+    outcome.stop = sums[0] > 0.0;
+    outcome.ready = sums[1] >= engine.comm().world() as f64;
     Ok(())
 }
 

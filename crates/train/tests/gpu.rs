@@ -4,15 +4,20 @@
 
 #[path = "../../tensor/tests/devices/gpus.rs"]
 mod gpus;
+#[expect(dead_code, reason = "shared with tests that need more of it")]
+#[path = "../../dist/tests/nccl/gpus.rs"]
+mod ranks;
 
 use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
 use ferrotune_data::rows::Row;
+use ferrotune_dist::{Comm, Layout, Mesh};
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::cuda::Options;
 use ferrotune_tensor::{DType, Device};
-use ferrotune_train::engine::{Division, Engine, Offload};
+use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
 use ferrotune_train::{Error, Fresh, Limit, LossScale, Sample, StepOptions, Votes, Work, rehearse, step_within};
 use std::cell::RefCell;
+use std::rc::Rc;
 
 /// Calls that make the host wait.
 const WAITS: [&str; 4] = ["cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize", "cuMemcpyDtoHAsync_v2"];
@@ -76,7 +81,19 @@ impl Case {
         limit: &mut Limit,
         rehearsed: &[usize],
     ) -> Result<(Vec<f64>, Vec<f32>), Error> {
-        let division = Division { offload: self.offload, ..Division::solo(&self.model) };
+        self.run_as(Division::solo(&self.model), (device, votes), limit, rehearsed)
+    }
+
+    /// The same by one of several ranks, each of which has its share of the micro-batches.
+    fn run_as(
+        &self,
+        division: Division,
+        (device, votes): (&Device, &dyn Fn() -> Votes),
+        limit: &mut Limit,
+        rehearsed: &[usize],
+    ) -> Result<(Vec<f64>, Vec<f32>), Error> {
+        let (rank, ranks) = (division.mesh.data_rank(), division.mesh.layout().data_ranks());
+        let division = Division { offload: self.offload, ..division };
         let engine = Engine::new(device, &self.model, division, false);
         engine.load(&Fresh::new(&self.model, 0.2, 7), &[], None, 7)?;
         let options = StepOptions {
@@ -104,7 +121,8 @@ impl Case {
         }
         let mut numbers = Vec::new();
         for number in 1..=3 {
-            let (micro_batches, scale) = (&micro_batches[..], self.scale);
+            let own = micro_batches.chunks(micro_batches.len() / ranks).nth(rank).unwrap();
+            let (micro_batches, scale) = (own, self.scale);
             let work = Work { step: number, rate: 1e-3, micro_batches, scale, votes };
             let outcome = step_within(&self.model, &engine, &options, &work, limit)?;
             assert!(outcome.updated);
@@ -181,6 +199,45 @@ fn nobody_waits_inside_a_step() {
         // A step's launches are those of the one before, none of them behind the read: the first of a run loads kernels.
         let launches: Vec<u64> = told.windows(2).map(|steps| steps[1][0] - steps[0][0]).collect();
         assert_eq!(all(&["cuLaunchKernel"]), told[2][0], "{launches:?}");
+    }
+}
+
+/// The same on several GPUs: what ranks tell each other in a step goes from device to device, and comes to the same numbers.
+#[test]
+fn nobody_waits_inside_a_step_of_several_ranks() {
+    let mixture = || Case { router_aux_loss: 0.1, ..Case::new(&config(true), DType::F32, &adapters(false)) };
+    let full = || Case::new(&config(false), DType::F32, &Tuning::Full);
+    let cases: [(&dyn Fn() -> Case, _, _, _); 3] = [
+        (&mixture, [1, 1, 2], Sharding::Whole, 2),
+        (&full, [2, 1, 1], Sharding::Weights, 1),
+        (&full, [1, 2, 1], Sharding::Whole, 1),
+    ];
+    for (case, [shards, stages, replicas], sharding, reads) in cases {
+        let (want, _) = case().run(&gpus::pooled("seed=2"), &silent);
+        let layout = Layout { shards, stages, replicas };
+        let found = ranks::run(&["seed=3", "seed=4"], ranks::PATIENCE, |ranks::Rank { comm, device, number }| {
+            let case = case();
+            let comm: Rc<dyn Comm> = Rc::new(comm);
+            let all = case.model.segments();
+            let spans = (0..stages).map(|stage| stage * all / stages..(stage + 1) * all / stages).collect();
+            let solo = Division::solo(&case.model);
+            let division = Division { mesh: Mesh::new(comm.clone(), layout), sharding, spans, ..solo };
+            let waits = RefCell::new(Vec::new());
+            let votes = || {
+                waits.borrow_mut().push(WAITS.iter().map(|name| ranks::calls(number, name)).sum::<u64>());
+                Votes::default()
+            };
+            let (numbers, _) = case.run_as(division, (&device, &votes), &mut { LIMIT }, &[]).unwrap();
+            comm.barrier().unwrap();
+            (numbers, waits.into_inner())
+        });
+        for (numbers, waits) in found {
+            let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-5 * b.abs();
+            assert!(numbers.iter().zip(&want).all(near), "{layout:?}: {numbers:?} {want:?}");
+            let each: Vec<u64> = waits.windows(2).map(|steps| steps[1] - steps[0]).collect();
+            // Each read is a copy and a wait for it.
+            assert_eq!(each, [2 * reads; 2], "waits of a step of {layout:?}");
+        }
     }
 }
 

@@ -33,7 +33,7 @@ pub use gated::add_gated;
 pub use linear::{Linear, Lora, linear, merge_embedding_lora, merge_lora};
 pub use noise::{Noise, embedding_noise, fill_uniform};
 pub use norm_rope::norm_rope;
-pub use optimizer::{AdamW, adamw, add_squares, all_finite, clip_factor, sum_of_squares};
+pub use optimizer::{AdamW, adamw, add_all, add_squares, all_finite, clip_factor, sum_of_squares};
 pub use rmsnorm::rmsnorm;
 pub use rope::{Rotary, rope};
 pub use rounds::expert_share;

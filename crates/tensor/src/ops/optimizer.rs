@@ -48,6 +48,16 @@ pub fn add_squares(sum: &Tensor, parts: &[Tensor]) {
     }
 }
 
+/// Adds all of `parts`, f64, to `sum`, `[1]` in f64, in a fixed order.
+pub fn add_all(sum: &Tensor, parts: &Tensor) {
+    assert!(sum.device().is(parts.device()), "numbers of one device");
+    match sum.runs_on() {
+        None => {}
+        Some(On::Cpu) => parts.f64_mut().iter().for_each(|part| sum.f64_mut()[0] += part),
+        Some(On::Cuda(gpu)) => gpu.add_all(sum, parts),
+    }
+}
+
 /// Sum of the squares of all elements of all `parts`, which lie on `device`. A GPU is waited for.
 pub fn sum_of_squares(device: &Device, parts: &[Tensor]) -> f64 {
     let sum = device.zeros([1], DType::F64, Kind::Work);

@@ -49,6 +49,11 @@ impl Balance {
         if counted.is_empty() { vec![0.0; self.census.numel()] } else { counted.into_iter().map(f64::from).collect() }
     }
 
+    /// The same as a tensor, f32 `[2, experts]`, to be summed over ranks.
+    pub fn counted(&self) -> &Tensor {
+        &self.census
+    }
+
     /// Ends the census. `prices`: what the probability of each expert adds to the loss.
     ///
     /// # Panics

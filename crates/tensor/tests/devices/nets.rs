@@ -252,6 +252,9 @@ fn the_optimiser_and_what_is_asked_of_gradients() {
         // Once more by a factor that nobody sees, and not at all where a loss isn't finite.
         let total = device.zeros([1], DType::F64, Kind::Work);
         ops::add_squares(&total, std::slice::from_ref(&grad));
+        let ranks = device.zeros([3], DType::F64, Kind::Work);
+        ops::add_squares(&ranks.view(16, [1], DType::F64), std::slice::from_ref(&m));
+        ops::add_all(&total, &ranks);
         for loss in [0.5, f32::INFINITY, f32::NAN] {
             let losses = Tensor::from_f32(device, &[1.0, loss], [2], Kind::Act);
             let factor = ops::clip_factor(&total, &losses, 0.5, 1.5);

@@ -110,8 +110,6 @@ impl Links {
 pub(super) enum Axis {
     Shard,
     Replica,
-    /// All stages.
-    Pipe,
     /// First and last stage.
     Ends,
     /// All ranks.
@@ -119,14 +117,13 @@ pub(super) enum Axis {
 }
 
 impl Axis {
-    pub(super) const ALL: [Self; 5] = [Self::Shard, Self::Replica, Self::Pipe, Self::Ends, Self::World];
+    pub(super) const ALL: [Self; 4] = [Self::Shard, Self::Replica, Self::Ends, Self::World];
 
     /// Ranks of a group.
     pub(super) fn len(self, layout: Layout) -> usize {
         match self {
             Self::Shard => layout.shards,
             Self::Replica => layout.replicas,
-            Self::Pipe => layout.stages,
             Self::Ends => layout.stages.min(2),
             Self::World => layout.world(),
         }
@@ -138,7 +135,6 @@ impl Axis {
         match self {
             Self::Shard => place.shard,
             Self::Replica => place.replica,
-            Self::Pipe => place.stage,
             Self::Ends => usize::from(place.stage > 0),
             Self::World => rank,
         }
@@ -150,7 +146,6 @@ impl Axis {
         layout.rank(match self {
             Self::Shard => Place { shard: (place.shard + 1) % layout.shards, ..place },
             Self::Replica => Place { replica: (place.replica + 1) % layout.replicas, ..place },
-            Self::Pipe => Place { stage: (place.stage + 1) % layout.stages, ..place },
             Self::Ends if place.stage == 0 => Place { stage: layout.stages - 1, ..place },
             Self::Ends if place.stage == layout.stages - 1 => Place { stage: 0, ..place },
             Self::Ends => place,

@@ -3,7 +3,7 @@
 
 use super::demand::FULLEST;
 use super::links::Axis;
-use super::traffic::{LABELS, LOSS, NORM, choices, counts, tied_ends, uses};
+use super::traffic::{LABELS, NORM, VOTES, choices, counts, losses, tied_ends, uses};
 use super::{Candidate, Demand, Group, GroupKind, Rows, Trips};
 use crate::engine::Sharding;
 use ferrotune_tensor::Phase;
@@ -90,10 +90,11 @@ impl<'a> Builder<'a> {
             let split = if micro_batches > 1 { 0 } else { visits.partition_point(|v| v.phase == Phase::Forward) };
             self.run(&self.counting_visits(micro_batches));
             self.run(&visits[..split]);
-            self.sum(choices(self.demand));
+            let choices = self.begin(Transfer::Whole(Axis::World, choices(self.demand)));
+            self.wait(choices);
             self.run(&visits[split..]);
         }
-        self.finish();
+        self.finish(micro_batches);
         self.program
     }
 
@@ -312,12 +313,11 @@ impl<'a> Builder<'a> {
         self.begin_flying(Transfer::Whole(Axis::Replica, gradient / layout.shards as u64));
     }
 
-    /// The loss, what is left to reduce, the norm, the update, and the new weights.
-    fn finish(&mut self) {
+    /// What is left to reduce, norm and losses, the update, and the new weights.
+    fn finish(&mut self, micro_batches: usize) {
         let (layout, sharded) = (self.candidate.layout, self.candidate.sharded);
         let shards = layout.shards;
         std::mem::take(&mut self.program.sent).into_iter().for_each(|message| self.wait(message));
-        self.sum(LOSS);
         let trained: Vec<&Group> = self.groups().filter(|group| group.kind != GroupKind::Frozen).collect();
         for group in trained.iter().filter(|group| tied_ends(group, self.candidate)) {
             let gradient = group.gradient(shards);
@@ -335,7 +335,10 @@ impl<'a> Builder<'a> {
             }
         }
         self.land();
-        NORM.into_iter().for_each(|part| self.sum(part));
+        self.sum(NORM);
+        let told = losses(micro_batches as u64) * layout.world() as u64;
+        let told = self.begin(Transfer::Half(Axis::World, told));
+        self.wait(told);
         let all: u64 = self.demand.groups.iter().map(|group| group.gradient(1)).sum();
         for group in trained {
             let share = group.gradient(1) as f64 / all as f64 / shards as f64;
@@ -347,5 +350,6 @@ impl<'a> Builder<'a> {
             }
         }
         self.land();
+        self.sum(VOTES);
     }
 }

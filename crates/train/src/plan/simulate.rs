@@ -167,7 +167,7 @@ impl<'a> Machine<'a> {
         let members = match axis {
             Axis::Shard | Axis::Replica => 1,
             Axis::Ends => 2.min(last + 1),
-            Axis::Pipe | Axis::World => last + 1,
+            Axis::World => last + 1,
         };
         if members == 1 {
             return Some((start + seconds, start + seconds));

@@ -13,10 +13,10 @@ use std::ops::Range;
 
 /// The sums of a few f64 in a step, each an all-gather. Label tokens and tokens.
 pub(super) const LABELS: (Axis, u64) = (Axis::World, 2);
-/// The loss, the wish to stop, and the word that a checkpoint is written.
-pub(super) const LOSS: (Axis, u64) = (Axis::World, 3);
+/// The wish to stop, and the word that a checkpoint is written.
+pub(super) const VOTES: (Axis, u64) = (Axis::World, 2);
 /// The gradient's squared norm.
-pub(super) const NORM: [(Axis, u64); 2] = [(Axis::Shard, 1), (Axis::Pipe, 1)];
+pub(super) const NORM: (Axis, u64) = (Axis::World, 1);
 
 /// Bytes that `rank` sends to each rank in a step of `all` micro-batches.
 ///
@@ -64,9 +64,11 @@ pub fn traffic(demand: &Demand, candidate: &Candidate, all: usize, rank: usize) 
         }
     }
     sent.borders(demand, span, [if counts_first { 2 } else { 1 }, 1].map(|passes| passes * micro_batches));
-    for (axis, numbers) in [LABELS, LOSS, choices(demand)].into_iter().chain(NORM) {
+    for (axis, numbers) in [LABELS, NORM, VOTES] {
         sent.add(axis, 8 * numbers * (axis.len(layout) as u64 - 1));
     }
+    sent.add(Axis::World, losses(micro_batches) * (layout.world() as u64 - 1));
+    sent.sums(Axis::World, choices(demand));
     sent.bytes
 }
 
@@ -91,9 +93,14 @@ fn counting_gathers(demand: &Demand, group: &Group, span: &Range<usize>) -> u64 
     group.visits.iter().filter(|(segment, phase)| body.contains(segment) && *phase == Phase::Forward).count() as u64
 }
 
-/// What routers chose, and the sums of their probabilities.
-pub(super) fn choices(demand: &Demand) -> (Axis, u64) {
-    (Axis::World, 2 * demand.counted_experts)
+/// Bytes of what routers chose, and the sums of their probabilities: summed over all ranks.
+pub(super) fn choices(demand: &Demand) -> u64 {
+    8 * demand.counted_experts
+}
+
+/// Bytes of a rank's losses, which all are told.
+pub(super) fn losses(micro_batches: u64) -> u64 {
+    4 * micro_batches
 }
 
 /// Bytes that each rank tells the others before rows go: where each expert's rows begin, and where the last one's end.

@@ -43,8 +43,13 @@ impl Gpu {
         let args = [work.into(), x.into(), (x.numel() as u64).into()];
         let shape = Shape::new([blocks(parts), 1, 1], [256, 1, 1]);
         self.launch(Image::Optimizer, &format!("squares_{}", name(x)), shape, &args);
-        let args = [sum.into(), work.into(), (parts as u64).into()];
-        let shape = Shape::new([u32::from(parts > 0), 1, 1], [256, 1, 1]);
+        self.add_all(sum, work);
+    }
+
+    /// `sum += ` all of `parts`.
+    pub(crate) fn add_all(&self, sum: &Tensor, parts: &Tensor) {
+        let args = [sum.into(), parts.into(), (parts.numel() as u64).into()];
+        let shape = Shape::new([u32::from(parts.numel() > 0), 1, 1], [256, 1, 1]);
         self.launch(Image::Optimizer, "sum_parts", shape, &args);
     }
 }
