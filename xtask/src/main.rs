@@ -6,6 +6,7 @@
 mod check;
 mod dist;
 mod fuzz;
+mod gpu;
 mod kernels;
 mod licences;
 mod mutants;
@@ -41,6 +42,11 @@ const TASKS: &[Task] = &[
         name: "mutants",
         about: "[COUNT] [SEED]: kernels made wrong a line at a time, which their tests must notice",
         run: mutants::task,
+    },
+    Task {
+        name: "gpu",
+        about: "[HOST]: tests and steps on a GPU, beside torch's there, and a record; --pack and --record FOLDER",
+        run: gpu::task,
     },
     Task {
         name: "peers",

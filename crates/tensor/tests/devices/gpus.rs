@@ -1,4 +1,5 @@
-//! GPUs of paper, each test's own.
+//! GPUs of paper, each test's own; or the machine's own GPU, where `FERROTUNE_TEST_GPU` is set: then nothing is imitated, so tests
+//! of what goes wrong with one aren't meant.
 
 use ferrotune_tensor::Device;
 use ferrotune_tensor::cuda::{Libraries, Options, Search, Surroundings};
@@ -23,8 +24,25 @@ static FAKES: LazyLock<Fakes> = LazyLock::new(|| {
     Fakes { libraries, control, count, _folder: folder }
 });
 
+/// The machine's libraries, where its own GPU is wanted.
+static REAL: LazyLock<Option<Libraries>> = LazyLock::new(|| {
+    let folder = |name| std::env::var_os(name).map(std::path::PathBuf::from);
+    folder("FERROTUNE_TEST_GPU")?;
+    let around = Surroundings {
+        chosen: folder("FERROTUNE_CUDA_LIBRARIES"),
+        conda: folder("CONDA_PREFIX"),
+        virtual_env: folder("VIRTUAL_ENV"),
+        program: None,
+        home: folder("HOME"),
+    };
+    Some(Libraries::find(&Search::new(&around)).expect("usable libraries").expect("FERROTUNE_TEST_GPU wants a GPU"))
+});
+
 /// Begins device `number` anew.
 pub(crate) fn set(number: usize, settings: &str) {
+    if REAL.is_some() {
+        return;
+    }
     // SAFETY: the address of the fake's control function; each test has devices of its own.
     unsafe { ferrotune_fake_cuda::set(FAKES.control as *mut c_void, number as i32, settings) };
 }
@@ -45,7 +63,11 @@ pub(crate) fn fresh(settings: &str) -> usize {
 }
 
 pub(crate) fn open(options: &Options) -> Device {
-    Device::cuda(&FAKES.libraries, options).expect("a GPU")
+    let device = match &*REAL {
+        Some(libraries) => Device::cuda(libraries, &Options { device: 0, ..*options }),
+        None => Device::cuda(&FAKES.libraries, options),
+    };
+    device.expect("a GPU")
 }
 
 /// A GPU whose tensors are allocations of their own, so that accesses beside them are found.

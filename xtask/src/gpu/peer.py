@@ -1,0 +1,87 @@
+"""The steps of results.jsonl by torch, transformers and peft, as LLaMA-Factory runs them: a line of JSON each.
+
+    python3 peer.py results.jsonl
+"""
+
+import json
+import statistics
+import sys
+import time
+
+import peft
+import torch
+import transformers
+
+WARMING, STEPS = 2, 5
+
+
+def attention():
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        return "sdpa"
+    return "flash_attention_2"
+
+
+def case(ours, recompute):
+    told = {key: ours[key] for key in ("shape", "layers", "tokens")}
+    told |= {"who": "peft", "recompute": recompute, "attention": attention()}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        kind = {"qwen3": transformers.Qwen3Config, "qwen3_moe": transformers.Qwen3MoeConfig}[ours["config"]["model_type"]]
+        config = kind(**{**ours["config"], "use_cache": False, "attn_implementation": told["attention"]})
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("cuda"):
+            model = transformers.AutoModelForCausalLM.from_config(config, torch_dtype=torch.bfloat16)
+        torch.set_default_dtype(torch.float32)
+        lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        model = peft.get_peft_model(model, lora).train()
+        weights = torch.cuda.memory_allocated()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.data = parameter.data.float()
+        optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+        ids = torch.tensor([[i * 7919 % config.vocab_size for i in range(ours["tokens"])]], device="cuda")
+        seconds = []
+        for number in range(WARMING + STEPS):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()
+            torch.cuda.synchronize()
+            if number >= WARMING:
+                seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        told |= {"seconds": median, "tokens_per_second": ours["tokens"] / median, "weights": weights}
+        told["peak"] = torch.cuda.max_memory_allocated()
+    except torch.cuda.OutOfMemoryError:
+        told["left_out"] = "out of memory"
+    return told
+
+
+def main():
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+    print(json.dumps({"who": "peers", **versions}), flush=True)
+    with open(sys.argv[1], encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    seen = set()
+    for ours in lines:
+        key = (ours.get("shape"), ours.get("tokens"), ours.get("layers"))
+        if ours["who"] != "ferrotune" or "config" not in ours or key in seen:
+            continue
+        seen.add(key)
+        for recompute in (True, False):
+            print(json.dumps(case(ours, recompute)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
