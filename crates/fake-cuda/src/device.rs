@@ -154,6 +154,12 @@ impl Device {
         self.calls.get(name).copied().unwrap_or(0)
     }
 
+    /// Bytes that may be in use.
+    pub(crate) fn room(&self) -> u64 {
+        let left = self.settings.left.as_ref().filter(|call| self.calls(&call.name) >= call.number);
+        left.map_or(self.settings.memory, |call| call.code as u64)
+    }
+
     /// Bytes in use.
     pub(crate) fn used(&self) -> u64 {
         self.sizes.values().map(|bytes| *bytes as u64).sum()

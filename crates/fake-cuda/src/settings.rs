@@ -6,6 +6,8 @@
 //! | `count` | number | how many there are |
 //! | `driver` | 12040 | newest CUDA of the driver, 1000 major + 10 minor |
 //! | `memory` | bytes | of a device |
+//! | `free` | bytes | what a device says is free, whatever there is |
+//! | `left` | `cuMemAlloc_v2:3:5000000` | from the third such call on, all that may be in use |
 //! | `seed` | number | of the order of work; each device adds its own number |
 //! | `fail` | `cuLaunchKernel:17`, or with a code `cuMemAlloc_v2:3:2` | the 17th such call of a device fails |
 //! | `nccl` | 22703 | NCCL's version, 10000 major + 100 minor + patch |
@@ -101,6 +103,8 @@ pub(crate) struct Settings {
     pub(crate) count: usize,
     pub(crate) driver: i32,
     pub(crate) memory: u64,
+    pub(crate) free: Option<u64>,
+    pub(crate) left: Option<Call>,
     pub(crate) seed: u64,
     pub(crate) fail: Vec<Call>,
     pub(crate) drop: Vec<Call>,
@@ -127,6 +131,8 @@ impl Default for Settings {
             count: 1,
             driver,
             memory,
+            free: None,
+            left: None,
             seed,
             fail,
             drop,
@@ -160,6 +166,8 @@ impl Settings {
                 "count" => found.count = number(value)?,
                 "driver" => found.driver = number(value)?,
                 "memory" => memory = Some(number(value)?),
+                "free" => found.free = Some(number(value)?),
+                "left" => found.left = Some(call(value)?),
                 "seed" => found.seed = number(value)?,
                 "fail" => found.fail.push(call(value)?),
                 "drop" => found.drop.push(call(value)?),
@@ -232,6 +240,8 @@ mod tests {
         assert_eq!(got.drop[0].number, 9);
         let got = Settings::parse("nccl=21003,hang=ncclSend:2,later=ncclAllReduce:3:6").unwrap();
         assert_eq!((got.nccl, got.hang[0].number, got.later[0].code), (21_003, 2, 6));
+        let got = Settings::parse("free=70,left=cuMemAlloc_v2:3:5000").unwrap();
+        assert_eq!((got.free, got.left.map(|call| (call.number, call.code))), (Some(70), Some((3, 5000))));
         assert_eq!(Settings::parse("").unwrap(), Settings::default());
         let got = Settings::parse("gpu=L20,count=3,peer=0-1:corrupt,peer=2-0:none,bus=0000:17:00.0").unwrap();
         assert_eq!((got.broken(0, 1), got.broken(1, 0)), (Some(Broken::Corrupt), None));

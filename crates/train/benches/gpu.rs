@@ -1,5 +1,6 @@
 //! LoRA steps of large models' shapes on the GPU of this machine: a line of JSON each.
-//! `cargo bench -p ferrotune-train --bench gpu -- [SHAPE] [TOKENS] [keep|recompute]`; `probe` says which GPU it is. `cargo xtask gpu`
+//! `cargo bench -p ferrotune-train --bench gpu -- [SHAPE] [TOKENS] [keep|recompute] [small]`; `small` takes
+//! small numbers in each shape, for a GPU of paper, and `probe` says which GPU it is. `cargo xtask gpu`
 //! carries it to machines that have one and makes a record of what it prints.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its figures")]
@@ -53,13 +54,13 @@ fn run(args: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     }
     let known = |arg: &String| {
         SHAPES.iter().any(|shape| shape.name == arg)
-            || ["keep", "recompute"].contains(&arg.as_str())
+            || ["keep", "recompute", "small"].contains(&arg.as_str())
             || arg.parse::<usize>().is_ok()
     };
     if let Some(arg) = args.iter().find(|arg| !known(arg)) {
         let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
         return Err(format!(
-            "`{arg}` is no shape, no number of tokens, and neither keep nor recompute; shapes: {}",
+            "`{arg}` is no shape, no number of tokens, and none of keep, recompute and small; shapes: {}",
             names.join(", ")
         )
         .into());
@@ -71,7 +72,8 @@ fn run(args: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     for shape in SHAPES.iter().filter(|shape| asked(shape.name) || !SHAPES.iter().any(|shape| asked(shape.name))) {
         for tokens in if numbers.is_empty() { &TOKENS[..] } else { &numbers[..] } {
             for (_, recompute) in modes.iter().filter(|(mode, _)| asked(mode) || !any(&["keep", "recompute"])) {
-                one(&libraries, Case { shape: *shape, tokens: *tokens, recompute: *recompute, steps: 5 })?;
+                let shape = if asked("small") { shape.reduced() } else { *shape };
+                one(&libraries, Case { shape, tokens: *tokens, recompute: *recompute, steps: 5 })?;
             }
         }
     }

@@ -15,7 +15,7 @@ use ferrotune_data::rows::Row;
 use ferrotune_dist::Activity;
 use ferrotune_dist::trace::Lane;
 use ferrotune_model::{Batch, Config, LossOptions, Model, NoiseSettings, Sequence};
-use ferrotune_tensor::ops::{self, Balance};
+use ferrotune_tensor::ops::Balance;
 use ferrotune_tensor::{Fault, Tape};
 use std::rc::Rc;
 

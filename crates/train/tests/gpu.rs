@@ -207,7 +207,7 @@ fn nobody_waits_inside_a_step() {
 fn nobody_waits_inside_a_step_of_several_ranks() {
     let mixture = || Case { router_aux_loss: 0.1, ..Case::new(&config(true), DType::F32, &adapters(false)) };
     let full = || Case::new(&config(false), DType::F32, &Tuning::Full);
-    let cases: [(&dyn Fn() -> Case, _, _, _); 3] = [
+    let cases: [(&(dyn Fn() -> Case + Sync), _, _, _); 3] = [
         (&mixture, [1, 1, 2], Sharding::Whole, 2),
         (&full, [2, 1, 1], Sharding::Weights, 1),
         (&full, [1, 2, 1], Sharding::Whole, 1),

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::{cargo, output, root, run as execute};
+use crate::{cargo, output, root};
 
 /// What is built: cargo's arguments, the target's name, and what it is called in the folder.
 const BUILT: [(&[&str], &str, &str); 4] = [
@@ -95,8 +95,8 @@ fn build(folder: &Path) -> Result<()> {
 /// The executable of a target among cargo's messages.
 fn executable(messages: &[u8], target: &str) -> Option<PathBuf> {
     let lines = messages.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok());
-    let of = lines.filter(|line| line["target"]["name"] == target && line["executable"].is_string());
-    of.last().and_then(|line| line["executable"].as_str().map(PathBuf::from))
+    let mut of = lines.filter(|line| line["target"]["name"] == target && line["executable"].is_string());
+    of.next_back().and_then(|line| line["executable"].as_str().map(PathBuf::from))
 }
 
 /// Carries the folder to `host`, runs it there and brings the results; whether all of it passed.

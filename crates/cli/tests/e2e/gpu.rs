@@ -89,32 +89,73 @@ fn a_conversation_is_the_processors() {
     }
 }
 
-/// A card that the recipe's micro-batches don't fit into: told with what cures it, and with `auto_find_batch_size` cured, to the
-/// losses of a large card. What the plan didn't know is told by what holds the memory.
-#[test]
-fn a_small_card_takes_fewer_rows_at_a_time() {
-    let short = "max_steps: 2\nsave_strategy: 'no'\nper_device_train_batch_size: 8\ngradient_accumulation_steps: 1\n";
-    let (large, small) = (trainable(short), trainable(short));
-    let folder = libraries(&large);
-    train(&large, &folder, "seed=1", &[]).ok();
-    // Beside tensors there is the workspace of products.
-    let card = |tensors: u64| format!("seed=1,memory={}", (32 << 20) + tensors);
-    let refused = train(&small, &folder, &card(100_000), &[]);
+/// Two steps of eight rows, all as long.
+fn eight_rows() -> Place {
+    let place = trainable(
+        "max_steps: 2\nsave_strategy: 'no'\nper_device_train_batch_size: 8\ngradient_accumulation_steps: 1\n",
+    );
+    let row = serde_json::json!({"instruction": "Say 1 and 1", "output": "It is 1."});
+    place.write("data/d.json", serde_json::Value::from(vec![row; 30]).to_string());
+    place
+}
+
+/// What the plan says that it needs.
+fn needed(place: &Place, folder: &Path) -> u64 {
+    let refused = train(place, folder, "seed=1,free=1000", &[]);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
     let (_, needed) = refused.err.split_once("the longest batch needs ").unwrap_or_else(|| panic!("{}", refused.err));
-    let needed: u64 = needed.split(' ').next().unwrap().parse().unwrap();
-    let refused = train(&small, &folder, &card(needed - 1), &[]);
-    assert!(refused.error().contains("set auto_find_batch_size: true"), "{}", refused.err);
-    let run = train(&small, &folder, &card(needed - 1), &["auto_find_batch_size=true"]).ok();
-    assert!(run.err.contains("8 rows at a time don't fit into memory, 4 do"), "{}", run.err);
-    let losses = |place: &Place| curve(&place.json("output/trainer_state.json"), "loss");
-    let (want, got) = (losses(&large), losses(&small));
+    needed.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// The losses are those of a large card.
+fn check_losses(large: &Place, small: &Place, output: &str) {
+    let losses = |place: &Place, output: &str| curve(&place.json(&format!("{output}/trainer_state.json")), "loss");
+    let (want, got) = (losses(large, "output"), losses(small, output));
     assert_eq!(want.len(), 2);
     assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() <= 1e-5 * w), "{got:?} {want:?}");
-    // Somebody else took the memory between the plan and the run.
-    let taken = train(&small, &folder, "fail=cuMemAlloc_v2:2:2,fail=cuMemAlloc_v2:3:2", &["output_dir=other"]);
+}
+
+/// A card that the recipe's micro-batches don't fit into, by the plan: told with what cures it, and with `auto_find_batch_size` cured.
+#[test]
+fn a_small_card_takes_fewer_rows_at_a_time() {
+    let (large, small) = (eight_rows(), eight_rows());
+    let folder = libraries(&large);
+    train(&large, &folder, "seed=1", &[]).ok();
+    let card = format!("seed=1,free={}", needed(&small, &folder) - 1);
+    let refused = train(&small, &folder, &card, &[]);
+    assert!(refused.error().contains("set auto_find_batch_size: true"), "{}", refused.err);
+    let run = train(&small, &folder, &card, &["auto_find_batch_size=true"]).ok();
+    assert!(run.err.contains("8 rows at a time don't fit into memory, 4 do"), "{}", run.err);
+    check_losses(&large, &small, "output");
+}
+
+/// Somebody else takes memory between the plan and the run. If what is left isn't what was planned, nothing is begun; if it is
+/// that and not a byte more, the first step finds it out, or the rehearsal before. The message says what was asked and held, and
+/// what cures it; `auto_find_batch_size` does by itself.
+#[test]
+fn memory_that_runs_out_under_way_is_told_and_cured() {
+    let (large, small) = (eight_rows(), eight_rows());
+    let folder = libraries(&large);
+    train(&large, &folder, "seed=1", &[]).ok();
+    // Beside tensors there is the workspace of products; the allocations before the third are that and what is measured with.
+    let planned = needed(&small, &folder);
+    let left = |tensors: u64| format!("seed=1,free={planned},left=cuMemAlloc_v2:3:{}", (32 << 20) + tensors);
+    let taken = train(&small, &folder, &left(planned / 2), &[]);
     assert_eq!(taken.code, Some(1), "{}", taken.err);
-    assert!(taken.error().contains("out of memory: "), "{}", taken.err);
-    assert!(taken.error().contains("end what else takes memory there"), "{}", taken.err);
+    for part in ["out of memory: ", "end what else takes memory there"] {
+        assert!(taken.error().contains(part), "{part} in {}", taken.err);
+    }
+    for rehearses in ["rehearse_longest_batch=true", "rehearse_longest_batch=false"] {
+        let refused = train(&small, &folder, &left(planned), &[rehearses]);
+        assert_eq!(refused.code, Some(1), "{}", refused.err);
+        for part in ["error: out of memory: ", " were refused; ", "What cures it: ", "auto_find_batch_size: true"] {
+            assert!(refused.error().contains(part), "{part} in {}", refused.err);
+        }
+        let output = format!("output_dir={rehearses}");
+        let run = train(&small, &folder, &left(planned), &["auto_find_batch_size=true", rehearses, &output]).ok();
+        assert!(run.err.contains("memory doesn't suffice for micro-batches of 8 rows"), "{}", run.err);
+        check_losses(&large, &small, rehearses);
+    }
 }
 
 /// What is there but can't be used is an error with every place, never a run on the processor instead.

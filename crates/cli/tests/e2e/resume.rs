@@ -196,6 +196,35 @@ fn a_checkpoint_can_be_chosen() {
     assert_eq!(not.error(), "error: output/checkpoint-7 is not a whole checkpoint: there is no such folder");
 }
 
+/// In half precision the scale of the loss goes on too, with the steps that it has skipped.
+#[test]
+fn the_scale_of_the_loss_goes_on() {
+    let place = trainable("fp16: true\nmax_steps: 4\nsave_total_limit: 9\nlr_scheduler_type: constant\n");
+    place.run(&["train", "train.yaml"]).ok();
+    let whole = outcome(&place);
+    let go_on = |output: &str| {
+        let output = format!("output_dir={output}");
+        place.run(&["train", "train.yaml", "resume_from_checkpoint=output/checkpoint-2", &output]).ok()
+    };
+    go_on("other");
+    assert_eq!(
+        history(&place.json("other/trainer_state.json"), "loss"),
+        history(&json!({"log_history": whole.0}), "loss")
+    );
+    // Of the scale in the checkpoint, not of a run's first one: with this, any gradient overflows.
+    let state = "output/checkpoint-2/ferrotune_state.json";
+    let mut saved = place.json(state);
+    assert!(saved["run"]["scale"]["scale"].as_f64().is_some_and(|scale| scale > 1.0), "{saved}");
+    saved["run"]["scale"]["scale"] = json!(2f64.powi(100));
+    place.write(state, saved.to_string());
+    let told = go_on("third").err;
+    let next = 2f32.powi(99);
+    let words = format!(
+        "step 3: a gradient overflowed in half precision; the step is skipped, and the loss is scaled by {next} from"
+    );
+    assert!(told.contains(&words), "{told}");
+}
+
 #[test]
 fn overwriting_replaces_checkpoints_of_the_other_run() {
     let place = trainable("save_total_limit: 1\n");

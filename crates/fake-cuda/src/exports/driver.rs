@@ -247,8 +247,9 @@ pub unsafe extern "C" fn cuCtxEnablePeerAccess(peer: Handle, flags: c_uint) -> c
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
     on("cuMemGetInfo_v2", |d| {
         let all = d.settings.memory;
+        let left = d.settings.free.unwrap_or(all.saturating_sub(d.used()));
         // SAFETY: the caller's pointers.
-        unsafe { give(free, all.saturating_sub(d.used()) as usize).and_then(|()| give(total, all as usize)) }
+        unsafe { give(free, left as usize).and_then(|()| give(total, all as usize)) }
     })
 }
 
@@ -256,7 +257,7 @@ fn allocate(d: &mut Device, address: *mut u64, bytes: usize) -> Result<(), i32> 
     if bytes == 0 {
         return Err(code::INVALID_VALUE);
     }
-    if d.used() + bytes as u64 > d.settings.memory {
+    if d.used() + bytes as u64 > d.room() {
         return Err(code::OUT_OF_MEMORY);
     }
     let at = d.memory.alloc(bytes);

@@ -105,7 +105,7 @@ impl Case {
             "who": "ferrotune", "shape": self.shape.name, "layers": self.shape.layers, "tokens": self.tokens,
             "recompute": self.recompute, "seconds": median, "tokens_per_second": self.tokens as f64 / median,
             "flops": work / median, "products": products(&model, self.tokens, device)?, "peak": track.peak,
-            "weights": weights, "planned": planned, "taken": taken, "same_bits": again, "loss": losses.last(),
+            "weights": weights, "planned": planned, "taken": taken, "same_bits": again, "loss": losses[losses.len() - 2],
             "config": self.shape.config(),
         }))
     }

@@ -132,8 +132,8 @@ fn latency_is_paid_for_each_hop() {
     let mut demand = lora();
     demand.segments = vec![Cost::default(); 6];
     let found = simulate(&demand, &split(1, 1, 4, Sharding::Whole), 4, &wires(f64::INFINITY, 0.5), true);
-    // Four all-reduces of 2 x 3 hops, two sums of 3.
-    near(found.step, (4.0 * 6.0 + 2.0 * 3.0) * 0.5);
+    // Four all-reduces of 2 x 3 hops; tokens, norm, losses and votes, of 3 each.
+    near(found.step, (4.0 * 6.0 + 4.0 * 3.0) * 0.5);
 }
 
 #[test]
@@ -162,8 +162,8 @@ fn borders_delay_only_what_waits_for_them() {
     assert!(many.communication < 0.2, "{many:?}");
 }
 
-/// Bytes of the sums of a few numbers that one of two ranks sends: two, three, and one.
-const SUMS: f64 = 48.0;
+/// Bytes of the few numbers that one of two ranks sends: two of tokens, a norm, two votes, and a micro-batch's loss.
+const SUMS: f64 = 44.0;
 
 #[test]
 fn overlap_hides_the_shorter_of_two() {
@@ -289,8 +289,9 @@ fn only_adapters_cross_nodes() {
     for candidate in [split(2, 1, 2, Sharding::Weights), split(1, 2, 2, Sharding::Whole)] {
         let out = |rank| across(&traffic(&demand, &candidate, 16, rank), rank, &links);
         // A node's two ranks hold one gradient together, which its ring of two passes on once there and once back. Of the
-        // four ranks' sums, three times five numbers leave the node.
-        assert_eq!(out(0) + out(1), adapters + 3 * 5 * 8, "{candidate}");
+        // four ranks' numbers, three times five leave the node, and the losses of three.
+        let losses = 4 * candidate.micro_batches(16) as u64;
+        assert_eq!(out(0) + out(1), adapters + 3 * (5 * 8 + losses), "{candidate}");
     }
     let zero3 = split(4, 1, 1, Sharding::Weights);
     assert!(across(&traffic(&demand, &zero3, 16, 1), 1, &links) > 100 * adapters);
