@@ -1,7 +1,5 @@
 //! The benchmark of steps on GPUs, on one of paper: each shape in small, so that it runs when a GPU is at hand.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
-
 #[path = "../benches/gpu/case.rs"]
 mod case;
 #[expect(dead_code, reason = "shared with tests that need more of it")]
