@@ -13,8 +13,8 @@ use ferrotune_tensor::Profile;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::save::split_before;
 use ferrotune_train::{
-    Circumstances, Error, Limit, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_step, longest_batch,
-    longest_evaluation, middle_batch, step_options, widest_answers,
+    Circumstances, Error, Limit, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_step,
+    longest_batch, longest_evaluation, middle_batch, step_options, widest_answers,
 };
 use serde_json::Value;
 use std::time::Duration;
