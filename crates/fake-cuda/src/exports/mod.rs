@@ -2,5 +2,6 @@
 
 mod blas;
 mod driver;
+mod module;
 mod nccl;
 mod nvml;
