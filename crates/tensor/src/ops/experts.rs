@@ -185,6 +185,9 @@ fn multiply(routes: &Routes, c: &Tensor, beta: f32, first: Term<'_>, second: Opt
         assert_eq!((c.shape().rows(), c.shape().last()), (m, n), "result of a grouped product");
         c.device().count_flops(2.0 * routes.seen as f64 * n as f64 * k as f64);
     }
+    if beta == 0.0 {
+        routes.zero_unseen(c);
+    }
     if c.device().profile() == Profile::Cuda {
         return on_gpu(routes, (c, beta), first, second);
     }

@@ -145,6 +145,14 @@ impl Routes {
         ways
     }
 
+    /// Makes zeros of the rows of `x` that no expert sees.
+    pub(crate) fn zero_unseen(&self, x: &Tensor) {
+        let unseen = x.shape().rows() - self.seen;
+        if unseen > 0 {
+            x.rows(self.seen, unseen).zero();
+        }
+    }
+
     /// Rows that experts see.
     pub fn rows(&self) -> usize {
         self.sources.numel()

@@ -7,7 +7,7 @@
 //!
 //! What the first round made is kept for the backward pass, as a tape of its own; later rounds are run before it, keep nothing,
 //! and are run again on the way back. So no number of rounds needs more memory than one. Rows beyond those that came in are
-//! undefined wherever they stand, and nobody reads them: grouped products look at an expert's own rows only.
+//! zeros, since what goes over all rows reads them; grouped products look at an expert's own rows only.
 //!
 //! ```text
 //! forward    x --sort--> rows --round--> experts' ranks --experts--> --round--> rows
@@ -132,6 +132,7 @@ impl Visit<'_> {
             Some(On::Cpu) => cpu::gather_rows(staged.data(), self.order().u32(), to.data_mut(), shape[1]),
             Some(On::Cuda(gpu)) => gpu.gather_rows(&staged, &self.order(), &to),
         }
+        self.routes.zero_unseen(&sorted);
         sorted
     }
 
