@@ -213,7 +213,7 @@ fn the_scale_of_the_loss_goes_on() {
     );
     // Of the scale in the checkpoint, not of a run's first one: with this, any gradient overflows.
     let state = "output/checkpoint-2/ferrotune_state.json";
-    let saved = std::fs::read_to_string(place.path(state)).unwrap();
+    let saved = fs::read_to_string(place.path(state)).unwrap();
     let (scale, other) = (r#""scale": 65536.0"#, r#""scale": 1e30   "#);
     assert!(saved.contains(scale), "{saved}");
     // As many bytes as before, which the checkpoint's list says.

@@ -65,8 +65,11 @@ fn a_rank_that_ends_is_named_though_nccl_says_nothing() {
             rank.comm.fail("the disk is full");
             return String::new();
         }
-        rank.comm.barrier().unwrap();
-        reduce_for_ever(rank)
+        // Rank 1 may be through it, and its end known, before this rank has left it.
+        match rank.comm.barrier() {
+            Ok(()) => reduce_for_ever(rank),
+            Err(error) => error.to_string(),
+        }
     });
     for rank in [0, 2] {
         assert!(told[rank].starts_with("rank 1 (host-1) stopped: the disk is full"), "{told:?}");
