@@ -155,6 +155,23 @@ pub struct LoraPlan {
     pub create_new: bool,
 }
 
+impl LoraPlan {
+    /// LLaMA-Factory's adapter of this rank: on every linear layer, alpha twice the rank, and nothing else.
+    pub fn plain(rank: usize) -> Self {
+        Self {
+            rank,
+            alpha: 2.0 * rank as f64,
+            dropout: 0.0,
+            targets: LoraTargets::All,
+            additional_targets: Vec::new(),
+            rslora: false,
+            dora: false,
+            plus: None,
+            create_new: false,
+        }
+    }
+}
+
 /// Modules that get an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoraTargets {

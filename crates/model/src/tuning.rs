@@ -238,17 +238,7 @@ mod tests {
     fn with_targets(targets: LoraTargets, additional: &str) -> Result<Trainables, ModelError> {
         let config = json!({"model_type": "qwen3", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
                             "num_attention_heads": 4, "vocab_size": 100, "tie_word_embeddings": true});
-        let plan = LoraPlan {
-            rank: 8,
-            alpha: 16.0,
-            dropout: 0.0,
-            targets,
-            additional_targets: vec![additional.to_owned()],
-            rslora: false,
-            dora: false,
-            plus: None,
-            create_new: false,
-        };
+        let plan = LoraPlan { targets, additional_targets: vec![additional.to_owned()], ..LoraPlan::plain(8) };
         Trainables::resolve(&Tuning::Lora(plan), &Config::from_json(&config).unwrap(), &NAMES.map(String::from))
     }
 

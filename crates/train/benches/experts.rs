@@ -76,15 +76,8 @@ impl Trained {
     fn new(config: &Config, dtype: DType, all: bool) -> Self {
         let attention = ATTENTION_LINEARS.map(String::from).to_vec();
         let tuning = Tuning::Lora(LoraPlan {
-            rank: 8,
-            alpha: 16.0,
-            dropout: 0.0,
             targets: if all { LoraTargets::All } else { LoraTargets::Modules(attention) },
-            additional_targets: Vec::new(),
-            rslora: false,
-            dora: false,
-            plus: None,
-            create_new: false,
+            ..LoraPlan::plain(8)
         });
         let model = Model::new(config, dtype, Some(&tuning), false).expect("a model");
         let engine = Engine::new(&Device::cpu(), &model, Division::solo(&model), false);

@@ -8,7 +8,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use ferrotune_checkpoint::{Dtype, Error, TensorInfo, TensorSource};
-use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::cpu::{self, Data, DataMut, Gemm, Mat, Product};
@@ -83,17 +83,7 @@ impl TensorSource for Noise {
 fn case(dtype: &str, shape: &str, mode: &str) {
     let (rows, tokens) = shape.split_once('x').expect("rows x tokens");
     let (rows, tokens): (usize, usize) = (rows.parse().expect("rows"), tokens.parse().expect("tokens"));
-    let tuning = Tuning::Lora(LoraPlan {
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
-    });
+    let tuning = Tuning::Lora(LoraPlan::plain(8));
     let element = if dtype == "bf16" { DType::Bf16 } else { DType::F32 };
     let model = Model::new(&config(), element, Some(&tuning), false).expect("a model");
     let engine = Engine::new(&Device::cpu(), &model, Division::solo(&model), false);

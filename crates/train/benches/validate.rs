@@ -12,7 +12,7 @@ mod network;
 #[path = "validate/share.rs"]
 mod share;
 
-use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Abort, Comm, Layout, Mesh, Pulse, Ranks, TcpSettings, TcpTransport};
 use ferrotune_model::{Config, Model};
@@ -199,17 +199,7 @@ fn model(lora: bool) -> Model {
         "max_position_embeddings": 1024
     }))
     .expect("a configuration of ours");
-    let plan = LoraPlan {
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
-    };
+    let plan = LoraPlan::plain(8);
     let tuning = if lora { Tuning::Lora(plan) } else { Tuning::Full };
     Model::new(&config, DType::F32, Some(&tuning), false).expect("a model of ours")
 }

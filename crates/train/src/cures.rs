@@ -123,7 +123,7 @@ fn changes(plan: &Plan, place: Place) -> Vec<(String, Plan)> {
         }
         Tuning::Lora(_) => {}
         Tuning::Full | Tuning::Freeze(_) => {
-            push("finetuning_type: lora", &|p| p.tuning = Tuning::Lora(PLAIN_LORA.clone()));
+            push("finetuning_type: lora", &|p| p.tuning = Tuning::Lora(LoraPlan::plain(8)));
             if !plan.train.pure_bf16 {
                 push("pure_bf16: true", &|p| {
                     (p.train.pure_bf16, p.model.precision) = (true, Precision::Bf16);
@@ -196,16 +196,3 @@ fn machines(subject: &Subject<'_>) -> Result<Vec<Cure>> {
     }
     Ok(found)
 }
-
-/// LLaMA-Factory's adapter.
-static PLAIN_LORA: LoraPlan = LoraPlan {
-    rank: 8,
-    alpha: 16.0,
-    dropout: 0.0,
-    targets: LoraTargets::All,
-    additional_targets: Vec::new(),
-    rslora: false,
-    dora: false,
-    plus: None,
-    create_new: false,
-};

@@ -72,15 +72,8 @@ fn gap(got: &[f32], want: &[f32]) -> f32 {
 fn lora(name: &str) -> Tuning {
     let attention = LoraTargets::Modules(ATTENTION_LINEARS.map(String::from).to_vec());
     Tuning::Lora(LoraPlan {
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
         targets: if name.ends_with("moe") { attention } else { LoraTargets::All },
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
+        ..LoraPlan::plain(8)
     })
 }
 

@@ -8,7 +8,7 @@ mod gpus;
 #[path = "../../dist/tests/nccl/gpus.rs"]
 mod ranks;
 
-use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Comm, Layout, Mesh};
 use ferrotune_model::{Config, Model};
@@ -39,17 +39,7 @@ fn config(experts: bool) -> Config {
 }
 
 fn adapters(dora: bool) -> Tuning {
-    Tuning::Lora(LoraPlan {
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.1,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora,
-        plus: None,
-        create_new: false,
-    })
+    Tuning::Lora(LoraPlan { dropout: 0.1, dora, ..LoraPlan::plain(8) })
 }
 
 struct Case {

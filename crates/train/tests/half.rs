@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
 
-use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Comm, Layout, Mesh, threads};
 use ferrotune_model::{Config, Model};
@@ -20,17 +20,7 @@ fn model(dtype: DType) -> Model {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 101,
         "max_position_embeddings": 64, "tie_word_embeddings": true,
     });
-    let lora = LoraPlan {
-        rank: 3,
-        alpha: 8.0,
-        dropout: 0.0,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
-    };
+    let lora = LoraPlan { alpha: 8.0, ..LoraPlan::plain(3) };
     Model::new(&Config::from_json(&json).unwrap(), dtype, Some(&Tuning::Lora(lora)), false).unwrap()
 }
 

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where a value is missing")]
 
-use ferrotune_config::plan::{AdamWPlan, FreezePlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, FreezePlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_dist::{Comm, Layout, Mesh, threads};
 use ferrotune_model::{Config, Model};
@@ -32,17 +32,7 @@ fn lora() -> Tuning {
 }
 
 fn dropping(dropout: f64) -> Tuning {
-    Tuning::Lora(LoraPlan {
-        rank: 3,
-        alpha: 8.0,
-        dropout,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
-    })
+    Tuning::Lora(LoraPlan { alpha: 8.0, dropout, ..LoraPlan::plain(3) })
 }
 
 impl Case {

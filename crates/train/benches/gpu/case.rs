@@ -7,7 +7,7 @@
 
 use super::shapes::Shape;
 use ferrotune_checkpoint::{Dtype, TensorInfo, TensorSource};
-use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::ops::{self, Linear};
@@ -41,17 +41,7 @@ type Any<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Case {
     fn model(&self) -> Any<Model> {
-        let lora = LoraPlan {
-            rank: 16,
-            alpha: 32.0,
-            dropout: 0.0,
-            targets: LoraTargets::All,
-            additional_targets: Vec::new(),
-            rslora: false,
-            dora: false,
-            plus: None,
-            create_new: false,
-        };
+        let lora = LoraPlan::plain(16);
         Ok(Model::new(&Config::from_json(&self.shape.config())?, DType::Bf16, Some(&Tuning::Lora(lora)), false)?)
     }
 

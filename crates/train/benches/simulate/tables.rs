@@ -1,6 +1,6 @@
 //! The tables of `docs/strategies.md`, by the plan's model.
 
-use ferrotune_config::plan::{AdamWPlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_dist::Layout;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Profile};
@@ -254,17 +254,7 @@ fn demand(config: &Config, tokens: usize, flops: f64) -> Demand {
 
 /// LoRA of rank 8 on all linear layers, those of experts among them, bf16.
 fn model(config: &Config) -> Model {
-    let plan = LoraPlan {
-        rank: 8,
-        alpha: 16.0,
-        dropout: 0.0,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
-    };
+    let plan = LoraPlan::plain(8);
     Model::new(config, DType::Bf16, Some(&Tuning::Lora(plan)), false).expect("a model of ours")
 }
 

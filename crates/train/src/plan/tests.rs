@@ -4,7 +4,7 @@ use super::links::Axis;
 use super::program::{Builder, Transfer};
 use super::*;
 use crate::engine::Sharding;
-use ferrotune_config::plan::{LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{LoraPlan, Tuning};
 use ferrotune_dist::{Layout, Place};
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Phase};
@@ -304,17 +304,7 @@ fn tiny(lora: bool) -> Model {
         "tie_word_embeddings": true
     }))
     .expect("a configuration of ours");
-    let plan = LoraPlan {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.0,
-        targets: LoraTargets::All,
-        rslora: false,
-        dora: false,
-        plus: None,
-        additional_targets: Vec::new(),
-        create_new: false,
-    };
+    let plan = LoraPlan::plain(4);
     let tuning = if lora { Tuning::Lora(plan) } else { Tuning::Full };
     Model::new(&config, DType::Bf16, Some(&tuning), false).expect("a model of ours")
 }

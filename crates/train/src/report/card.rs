@@ -273,17 +273,7 @@ mod tests {
     }
 
     fn lora() -> Tuning {
-        Tuning::Lora(LoraPlan {
-            rank: 8,
-            alpha: 16.0,
-            dropout: 0.05,
-            targets: LoraTargets::All,
-            additional_targets: Vec::new(),
-            rslora: false,
-            dora: true,
-            plus: None,
-            create_new: false,
-        })
+        Tuning::Lora(LoraPlan { dropout: 0.05, dora: true, ..LoraPlan::plain(8) })
     }
 
     fn card<'a>(

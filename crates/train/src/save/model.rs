@@ -399,17 +399,7 @@ mod tests {
         }))
         .unwrap();
         let names = |targets: LoraTargets| {
-            let tuning = Tuning::Lora(LoraPlan {
-                rank: 4,
-                alpha: 8.0,
-                dropout: 0.0,
-                targets,
-                additional_targets: Vec::new(),
-                rslora: false,
-                dora: false,
-                plus: None,
-                create_new: false,
-            });
+            let tuning = Tuning::Lora(LoraPlan { targets, ..LoraPlan::plain(4) });
             let model = Model::new(&config, DType::F32, Some(&tuning), false).unwrap();
             target_names(model.parameters())
         };

@@ -8,7 +8,7 @@
 mod memory;
 mod split;
 
-use ferrotune_config::plan::{FreezePlan, LoraPlan, LoraTargets, Tuning};
+use ferrotune_config::plan::{FreezePlan, LoraPlan, Tuning};
 use ferrotune_train::engine::{Offload, Sharding};
 use split::{Case, Curve, Experts, Family, Split, curve};
 
@@ -16,17 +16,7 @@ use split::{Case, Curve, Experts, Family, Split, curve};
 const LIMIT: f64 = 1e-5;
 
 fn lora() -> Tuning {
-    Tuning::Lora(LoraPlan {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.1,
-        targets: LoraTargets::All,
-        additional_targets: Vec::new(),
-        rslora: false,
-        dora: false,
-        plus: None,
-        create_new: false,
-    })
+    Tuning::Lora(LoraPlan { dropout: 0.1, ..LoraPlan::plain(4) })
 }
 
 /// Adapters on a model without experts.
