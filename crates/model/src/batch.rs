@@ -57,7 +57,6 @@ impl Batch {
     pub fn new(device: &Device, config: &Config, sequences: &[Sequence<'_>], noise: Option<NoiseSettings>) -> Self {
         let mut flat = Flat::default();
         sequences.iter().for_each(|sequence| flat.push(sequence));
-        let (cos, sin) = config.rope.tables(config.head_dim, &flat.positions);
         let noise = noise.map(|settings| {
             Rc::new(Noise {
                 seed: settings.seed,
@@ -71,7 +70,7 @@ impl Batch {
         Self {
             ids: Tensor::from_u32(device, &flat.ids, Kind::Input),
             spans: Rc::new(Spans::causal(flat.bounds)),
-            rotary: Rotary::new(device, &cos, &sin, config.head_dim),
+            rotary: rotary(device, config, &flat.positions),
             targets: Targets::new(device, &flat.rows, &flat.labels),
             noise,
             cache: None,
@@ -107,6 +106,15 @@ impl Batch {
     pub fn tokens(&self) -> usize {
         self.ids.numel()
     }
+}
+
+/// cos and sin of these positions. A plan takes thousands of steps on a device that only counts: no angle is computed for it.
+fn rotary(device: &Device, config: &Config, positions: &[u32]) -> Rotary {
+    if !device.executes() {
+        return Rotary::uncomputed(device, positions.len(), config.head_dim);
+    }
+    let (cos, sin) = config.rope.tables(config.head_dim, positions);
+    Rotary::new(device, &cos, &sin, config.head_dim)
 }
 
 #[derive(Default)]

@@ -6,7 +6,7 @@
 
 use crate::cpu;
 use crate::device::On;
-use crate::{Device, Kind, Tape, Tensor, Var};
+use crate::{DType, Device, Kind, Tape, Tensor, Var};
 
 /// cos and sin of each token's position.
 #[derive(Clone)]
@@ -21,6 +21,12 @@ impl Rotary {
         let half = head_dim / 2;
         let upload = |table: &[f32]| Tensor::from_f32(device, table, [table.len() / half, half], Kind::Input);
         Self { cos: upload(cos), sin: upload(sin) }
+    }
+
+    /// Tables of `t` tokens that nobody filled, for devices that only count.
+    pub fn uncomputed(device: &Device, tokens: usize, head_dim: usize) -> Self {
+        let table = || device.empty([tokens, head_dim / 2], DType::F32, Kind::Input);
+        Self { cos: table(), sin: table() }
     }
 
     /// # Panics
