@@ -40,7 +40,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "mutants",
-        about: "[COUNT] [SEED]: kernels made wrong a line at a time, which their tests must notice",
+        about: "[COUNT] [SEED] | --again FILE: kernels made wrong a line at a time, which their tests must notice",
         run: mutants::task,
     },
     Task {

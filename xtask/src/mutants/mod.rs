@@ -2,13 +2,16 @@
 //! What survives changes nothing, or is a test that is missing; the task lists it and fails only if a whole kind of mistake
 //! goes unnoticed more often than not, or if a kernel has no test at all.
 //!
+//! `cargo xtask mutants --again FILE` tries those once more that FILE, the output of an earlier run, lists as survivors: whether
+//! a new test notices them. Lines of PTX that have changed since are no survivors any more.
+//!
 //! A mutant is tried on the tests that launch its kernel, the fastest first, until one fails; as many mutants at a time as
 //! there are processors.
 
 mod mutate;
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,6 +21,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::root;
 use mutate::Mutation;
 use tests::Tests;
+
+/// How the line of a survivor begins.
+const SURVIVED: &str = "survived: ";
 
 /// A file of PTX as it was when the task began.
 struct Source {
@@ -42,44 +48,61 @@ impl Mutant {
 }
 
 pub(crate) fn task(arguments: &[String]) -> Result<()> {
-    let number = |at: usize, otherwise: u64| match arguments.get(at) {
-        None => Ok(otherwise),
-        Some(text) => text.parse().with_context(|| format!("{text} is no number")),
-    };
-    let (count, seed) = (number(0, 300)? as usize, number(1, 1)?);
     let mut files = Vec::new();
     for entry in std::fs::read_dir(root().join("kernels/ptx"))? {
         let path = entry?.path();
         files.push(Source { name: name_of(&path).to_owned(), text: std::fs::read_to_string(&path)? });
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
+    let chosen = match arguments {
+        [word, file] if word == "--again" => again(&files, &std::fs::read_to_string(file)?)?,
+        _ => {
+            let number = |at: usize, otherwise: u64| match arguments.get(at) {
+                None => Ok(otherwise),
+                Some(text) => text.parse().with_context(|| format!("{text} is no number")),
+            };
+            chosen(&files, number(0, 300)? as usize, number(1, 1)?)
+        }
+    };
     let tests = Tests::find()?;
     for file in &files {
         for kernel in kernels(&file.text) {
             ensure!(tests.of(&kernel).next().is_some(), "no test launches {kernel}");
         }
     }
-    println!("{} tests launch the kernels of {} files", tests.len(), files.len());
-    let chosen = chosen(&files, count, seed);
-    let results = all(&tests, &files, &chosen)?;
-    println!("\nkind of mistake   noticed");
-    for (kind, (all, dead)) in &results {
-        println!("{kind:16} {dead:4} of {all}");
-    }
-    let (all, dead) = results.values().fold((0, 0), |sum, (all, dead)| (sum.0 + all, sum.1 + dead));
-    println!("{:16} {dead:4} of {all}", "all");
-    if let Some((kind, _)) = results.iter().find(|(_, (all, dead))| dead * 2 < *all) {
+    println!("{} tests launch the kernels of {} files; {} mutants", tests.len(), files.len(), chosen.len());
+    let Results { kinds, files, .. } = all(&tests, &files, &chosen)?;
+    table("file", &files);
+    table("kind of mistake", &kinds);
+    let drawn = !arguments.iter().any(|word| word == "--again");
+    if let Some((kind, _)) = kinds.iter().find(|(_, (all, dead))| drawn && dead * 2 < *all) {
         bail!("most mistakes of the kind `{kind}` went unnoticed");
     }
     Ok(())
 }
 
-/// By kind: how many there were, and how many were noticed.
-type Results = BTreeMap<&'static str, (usize, usize)>;
+/// By name: how many there were, and how many were noticed.
+type Counts<'a> = BTreeMap<&'a str, (usize, usize)>;
+
+#[derive(Default)]
+struct Results<'a> {
+    tried: usize,
+    kinds: Counts<'a>,
+    files: Counts<'a>,
+}
+
+fn table(title: &str, counts: &Counts) {
+    println!("\n{title:20} noticed");
+    for (name, (all, dead)) in counts {
+        println!("{name:20} {dead:4} of {all}");
+    }
+    let (all, dead) = counts.values().fold((0, 0), |sum, (all, dead)| (sum.0 + all, sum.1 + dead));
+    println!("{:20} {dead:4} of {all}", "all");
+}
 
 /// Tries all mutants, on as many threads as there are processors, each with a copy of the PTX.
-fn all(tests: &Tests, files: &[Source], mutants: &[Mutant]) -> Result<Results> {
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Results::new()));
+fn all<'a>(tests: &Tests, files: &'a [Source], mutants: &[Mutant]) -> Result<Results<'a>> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Results::default()));
     let work = || -> Result<()> {
         let folder = tempfile::tempdir()?;
         for file in files {
@@ -88,9 +111,17 @@ fn all(tests: &Tests, files: &[Source], mutants: &[Mutant]) -> Result<Results> {
         while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
             let killed = try_one(tests, &files[mutant.file], mutant, folder.path())?;
             let mut results = results.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (all, dead) = results.entry(mutant.mutation.kind).or_default();
-            *all += 1;
-            *dead += usize::from(killed);
+            results.tried += 1;
+            if results.tried % 20 == 0 {
+                println!("tried {} of {}", results.tried, mutants.len());
+            }
+            let Results { kinds, files: of_files, .. } = &mut *results;
+            for counts in
+                [kinds.entry(mutant.mutation.kind).or_default(), of_files.entry(&files[mutant.file].name).or_default()]
+            {
+                counts.0 += 1;
+                counts.1 += usize::from(killed);
+            }
         }
         Ok(())
     };
@@ -115,9 +146,9 @@ fn kernels(ptx: &str) -> Vec<String> {
     ptx.lines().filter_map(entry).map(str::to_owned).collect()
 }
 
-/// `count` mutants: a kind is drawn, then a place, so that rare kinds aren't drowned.
-fn chosen(files: &[Source], count: usize, seed: u64) -> Vec<Mutant> {
-    let mut kinds: BTreeMap<&str, Vec<Mutant>> = BTreeMap::new();
+/// All mutants of all files.
+fn possible(files: &[Source]) -> Vec<Mutant> {
+    let mut found = Vec::new();
     for (file, Source { text, .. }) in files.iter().enumerate() {
         let mut kernel = "";
         let of_line: Vec<&str> = text
@@ -128,20 +159,47 @@ fn chosen(files: &[Source], count: usize, seed: u64) -> Vec<Mutant> {
             })
             .collect();
         for mutation in mutate::all(text) {
-            let kernel = of_line[mutation.line].to_owned();
-            kinds.entry(mutation.kind).or_default().push(Mutant { file, kernel, mutation });
+            found.push(Mutant { file, kernel: of_line[mutation.line].to_owned(), mutation });
         }
     }
-    let (mut kinds, mut state, mut chosen) = (kinds.into_values().collect::<Vec<_>>(), seed, Vec::new());
+    found
+}
+
+/// `count` mutants: a kind is drawn, then a file, then a place, so that neither rare kinds nor short files are drowned.
+fn chosen(files: &[Source], count: usize, seed: u64) -> Vec<Mutant> {
+    let mut kinds: BTreeMap<&str, BTreeMap<usize, Vec<Mutant>>> = BTreeMap::new();
+    for mutant in possible(files) {
+        kinds.entry(mutant.mutation.kind).or_default().entry(mutant.file).or_default().push(mutant);
+    }
+    let lists = |files: BTreeMap<usize, Vec<Mutant>>| files.into_values().collect::<Vec<_>>();
+    let mut kinds: Vec<_> = kinds.into_values().map(lists).collect();
+    let (mut state, mut chosen) = (seed, Vec::new());
     while chosen.len() < count && !kinds.is_empty() {
         let kind = below(&mut state, kinds.len());
-        let place = below(&mut state, kinds[kind].len());
-        chosen.push(kinds[kind].swap_remove(place));
+        let file = below(&mut state, kinds[kind].len());
+        let places = &mut kinds[kind][file];
+        chosen.push(places.swap_remove(below(&mut state, places.len())));
+        if places.is_empty() {
+            kinds[kind].swap_remove(file);
+        }
         if kinds[kind].is_empty() {
             kinds.swap_remove(kind);
         }
     }
     chosen
+}
+
+/// The mutants that an earlier run's output lists as survivors.
+fn again(files: &[Source], told: &str) -> Result<Vec<Mutant>> {
+    let listed: BTreeSet<&str> = told.lines().filter_map(|line| line.trim().strip_prefix(SURVIVED)).collect();
+    let mut found = possible(files);
+    found.retain(|mutant| {
+        let Source { name, text } = &files[mutant.file];
+        let before = text.lines().nth(mutant.mutation.line).unwrap_or_default();
+        listed.contains(mutant.describe(name, before).as_str())
+    });
+    ensure!(!found.is_empty(), "no line of that file says `{SURVIVED}` of a mutant of today's PTX");
+    Ok(found)
 }
 
 /// A number below `n`: splitmix64.
@@ -162,7 +220,7 @@ fn try_one(tests: &Tests, file: &Source, mutant: &Mutant, folder: &Path) -> Resu
     std::fs::write(&place, lines.join("\n") + "\n")?;
     let killed = tests.notice(&mutant.kernel, folder)?;
     if !killed {
-        println!("survived: {}", mutant.describe(&file.name, before));
+        println!("{SURVIVED}{}", mutant.describe(&file.name, before));
     }
     std::fs::write(place, &file.text)?;
     Ok(killed)

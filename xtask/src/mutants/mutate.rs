@@ -99,14 +99,18 @@ fn other_function(opcode: &str) -> Option<String> {
 }
 
 fn swapped(opcode: &str, operands: &[String]) -> Option<Vec<String>> {
+    // Of equal operands, or where order says nothing, it would be no mistake.
+    let unordered = ["eq", "ne", "equ", "neu"].iter().any(|test| opcode.split('.').nth(1) == Some(test));
     let (a, b) = match opcode.split('.').next()? {
+        "setp" if unordered => return None,
         "sub" | "div" | "rem" | "selp" | "setp" | "shl" | "shr" => (1, 2),
         "fma" | "mad" => (1, 3),
         "cvt" if opcode.contains("x2") => (1, 2),
         _ => return None,
     };
     let mut swapped = operands.to_vec();
-    (swapped.len() > b && swapped[a].starts_with('%') && swapped[b].starts_with('%')).then(|| {
+    let registers = swapped.len() > b && swapped[a].starts_with('%') && swapped[b].starts_with('%');
+    (registers && swapped[a] != swapped[b]).then(|| {
         swapped.swap(a, b);
         swapped
     })
@@ -194,6 +198,8 @@ mod tests {
     fn each_kind_of_mistake() {
         let (comparison, swap) = ("setp.le.s32 %p1, %r1, %r2;", "setp.lt.s32 %p1, %r2, %r1;");
         assert_eq!(of("\tsetp.lt.s32 \t%p1, %r1, %r2;"), [("comparison", comparison.into()), ("swap", swap.into())]);
+        assert_eq!(of("setp.eq.s32 \t%p1, %r1, %r2;"), [("comparison", "setp.ne.s32 %p1, %r1, %r2;".into())]);
+        assert_eq!(of("fma.rn.f32 \t%f1, %f2, %f3, %f2;"), []);
         assert_eq!(of("@%p1 bra $L;"), [("guard", "@!%p1 bra $L;".into())]);
         assert_eq!(of("bar.sync 0;"), [("dropped", String::new())]);
         assert_eq!(of("add.s32 %r1, %r2, 7;")[1], ("immediate", "add.s32 %r1, %r2, 8;".into()));
