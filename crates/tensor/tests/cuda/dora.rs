@@ -39,7 +39,7 @@ fn columns_rescaled_and_their_gradient() {
         (Type::F16, Type::F32),
     ];
     for (of, bias_of) in pairs {
-        for (rows, width, step) in [(1usize, 1usize, 1usize), (5, 300, 2), (11, 33, 9)] {
+        for (rows, width, step) in [(1usize, 1usize, 1usize), (5, 300, 2), (11, 33, 9), (15, 20, 4)] {
             let (x, z) = (values(rows * width, 1, 2.0), values(rows * width, 2, 2.0));
             let (f, b) = (values(width, 3, 1.0), values(width, 4, 0.5));
             let (norms, parts) = (vec![0.7; width], rows.div_ceil(step));

@@ -52,11 +52,13 @@ fn every_edge_of_a_tile() {
         for beta in [0.0, 0.5] {
             for columns in [128, 32] {
                 check((of, of, columns), Case { trans, beta, ..case });
+                check((of, of, columns), Case { trans, beta, n: columns, rank: 8, ..case });
                 for n in (8..=columns).step_by(8) {
                     check((of, of, columns), Case { counts: &[9], n, trans, beta, ..case });
                 }
             }
             check((of, Type::F32, 32), Case { trans, beta, ..case });
+            check((of, Type::F32, 32), Case { trans, beta, n: 32, rank: 8, ..case });
             for n in (8..=32).step_by(8) {
                 check((of, Type::F32, 32), Case { counts: &[9], n, trans, beta, ..case });
             }

@@ -87,13 +87,15 @@ fn losses_are_the_cpus() {
 
 #[test]
 fn the_largest_logit_may_be_anywhere() {
-    const ROWS: usize = 8;
-    const VOCAB: usize = 300;
-    // Beyond what exp bears if another one were taken off: one in each warp.
-    let z: Vec<f64> = (0..ROWS * VOCAB).map(|i| if i % VOCAB == 32 * (i / VOCAB) + 5 { 200.0 } else { -1.0 }).collect();
+    const ROWS: usize = 16;
+    const VOCAB: usize = 600;
+    // Beyond what exp bears if another one were taken off: in each warp the lane that every step must hand on, on its first
+    // and on its second token.
+    let top = |row: usize| 32 * row + 31;
+    let z: Vec<f64> = (0..ROWS * VOCAB).map(|i| if i % VOCAB == top(i / VOCAB) { 200.0 } else { -1.0 }).collect();
     for of in TYPES {
         let got = on_gpu(|gpu| {
-            let (za, la, dz) = (gpu.array(Type::F32, &z), gpu.words(&[299; ROWS]), gpu.empty(of, ROWS * VOCAB));
+            let (za, la, dz) = (gpu.array(Type::F32, &z), gpu.words(&[599; ROWS]), gpu.empty(of, ROWS * VOCAB));
             let out = gpu.empty(Type::F32, 2 * ROWS);
             let args = [za.into(), dz.into(), la, out.into(), Arg::U32(VOCAB as u32), Arg::F32(1.0), Arg::F32(0.0)];
             gpu.launch(&format!("cross_entropy_{}", of.name()), [ROWS as u32, 1, 1], BLOCK, &args);
@@ -101,11 +103,29 @@ fn the_largest_logit_may_be_anywhere() {
         });
         assert_eq!(got[0], [201.0; 2 * ROWS], "{of:?}");
         let gradient = |i: usize| match i % VOCAB {
-            299 => -1.0,
-            at if at == 32 * (i / VOCAB) + 5 => 1.0,
+            599 => -1.0,
+            at if at == top(i / VOCAB) => 1.0,
             _ => 0.0,
         };
         assert_eq!(got[1], (0..ROWS * VOCAB).map(gradient).collect::<Vec<_>>(), "{of:?}");
+    }
+}
+
+#[test]
+fn a_sum_of_any_size_has_its_logarithm() {
+    const ROWS: usize = 24;
+    // Two tokens: sums from 1 to 2, so every part of the logarithm's polynomial.
+    let less = |row: usize| row as f64 / 8.0;
+    let z: Vec<f64> = (0..2 * ROWS).map(|i| if i % 2 == 0 { 0.0 } else { -less(i / 2) }).collect();
+    let want: Vec<f64> = (0..2 * ROWS).map(|i| (-less(i / 2)).exp().ln_1p() * [1.0, -1.0][i % 2]).collect();
+    for of in TYPES {
+        let got = on_gpu(|gpu| {
+            let (za, la, out) = (gpu.array(Type::F32, &z), gpu.words(&[0; ROWS]), gpu.empty(Type::F32, 2 * ROWS));
+            let args = [za.into(), NULL, la, out.into(), Arg::U32(2), Arg::F32(1.0), Arg::F32(0.0)];
+            gpu.launch(&format!("cross_entropy_{}", of.name()), [ROWS as u32, 1, 1], BLOCK, &args);
+            gpu.read(out)
+        });
+        assert_near("losses", Type::F32, &got, &want, 3e-7);
     }
 }
 

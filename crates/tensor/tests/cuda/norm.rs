@@ -40,7 +40,8 @@ fn reference(x: &[f64], w: &[f64], dy: &[f64]) -> Wanted {
 fn check((of, weight): (Type, Type), rows: usize, width: usize, per_row: u32) {
     let (x, w, dy) = (values(rows * width, 1, 4.0), values(width, 2, 2.0), values(rows * width, 3, 1.0));
     let name = format!("{}_{}", of.name(), weight.name());
-    let (step, columns) = (3, width.div_ceil(256) as u32);
+    // Kernels take four rows at once: parts of more, and of fewer.
+    let (step, columns) = (5, width.div_ceil(256) as u32);
     let parts = rows.div_ceil(step);
     let got = on_gpu(|gpu| {
         let (xa, wa, da) = (gpu.array(of, &x), gpu.array(weight, &w), gpu.array(of, &dy));

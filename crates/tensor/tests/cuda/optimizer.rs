@@ -78,21 +78,28 @@ fn adamw_has_the_bits_of_the_cpu() {
 #[test]
 fn a_clipping_factor_is_read_on_the_device() {
     let n = 300;
-    let g = values(n, 2, 1.0);
-    let one = |clip: Option<f64>, grad_scale: f32| {
-        on_gpu(|gpu| {
-            let [p, m, v] = [(); 3].map(|()| gpu.zeros(Type::F32, n));
-            let ga = gpu.array(Type::F32, &g);
-            let clip = clip.map_or(NULL, |c| gpu.array(Type::F32, &[c]).into());
-            let args = [p.into(), NULL, ga.into(), m.into(), v.into(), Arg::U64(n as u64)];
-            let s = AdamW { grad_scale, ..step(1) };
-            gpu.launch("adamw_f32", blocks(n, 1), BLOCK, &[&args[..], &[factors(&s), clip]].concat());
-            gpu.read(m)
-        })
-    };
-    assert_eq!(one(Some(0.5), 1.0), one(None, 0.5));
-    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        assert_eq!(one(Some(bad), 1.0), vec![0.0; n], "nothing is updated");
+    let (p, g) = (values(n, 1, 1.0), values(n, 2, 1.0));
+    // With a copy in f32 or without, each has a loop of its own for either.
+    for (of, has_master) in TYPES.into_iter().flat_map(|of| [(of, false), (of, true)]) {
+        let one = |clip: Option<f64>, grad_scale: f32| {
+            on_gpu(|gpu| {
+                let (pa, master, ga) = (gpu.array(of, &p), gpu.array(Type::F32, &p), gpu.array(Type::F32, &g));
+                let [m, v] = [(); 2].map(|()| gpu.zeros(Type::F32, n));
+                let clip = clip.map_or(NULL, |c| gpu.array(Type::F32, &[c]).into());
+                let copy = if has_master { master.into() } else { NULL };
+                let args = [pa.into(), copy, ga.into(), m.into(), v.into(), Arg::U64(n as u64)];
+                let s = AdamW { grad_scale, ..step(1) };
+                let name = format!("adamw_{}", of.name());
+                gpu.launch(&name, blocks(n, 1), BLOCK, &[&args[..], &[factors(&s), clip]].concat());
+                [pa, master, m, v].map(|a| gpu.read(a))
+            })
+        };
+        assert_eq!(one(Some(0.5), 1.0), one(None, 0.5), "{of:?} {has_master}");
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let [weight, master, m, v] = one(Some(bad), 1.0);
+            assert_eq!([weight, master], [&p, &p].map(Clone::clone), "nothing is updated");
+            assert_eq!([m, v], [vec![0.0; n], vec![0.0; n]], "nothing is updated");
+        }
     }
 }
 
@@ -147,6 +154,20 @@ fn norms_of_gradients() {
             let wanted = (1.0 / (want.sqrt() * 0.5 + 1e-6)).min(1.0);
             assert!((factor - wanted).abs() < 1e-7, "{factor} {wanted}");
         }
+    }
+}
+
+#[test]
+fn parts_are_added_to_a_sum_by_all_warps() {
+    for count in [1usize, 130, 255, 600] {
+        let words = |x: f64| [x.to_bits() as u32, (x.to_bits() >> 32) as u32];
+        let parts: Vec<u32> = (0..count).flat_map(|i| words((i * i + 1) as f64)).collect();
+        let sum = on_gpu(|gpu| {
+            let (total, parts) = (gpu.words(&words(0.5)), gpu.words(&parts));
+            gpu.launch("sum_parts", [1, 1, 1], BLOCK, &[total.clone(), parts, Arg::U64(count as u64)]);
+            f64::from_le_bytes(gpu.raw(&total, 8).try_into().expect("eight bytes"))
+        });
+        assert_eq!(sum, 0.5 + (0..count).map(|i| (i * i + 1) as f64).sum::<f64>(), "{count}");
     }
 }
 

@@ -108,6 +108,28 @@ fn equal_logits_are_taken_by_their_order() {
 }
 
 #[test]
+fn logits_a_step_apart_are_told_apart() {
+    // Neighbours among floats: a cut between two of them is above the one and below the other.
+    let near = |i: usize| 1.0 + f64::from((i as u32 * 7) % 4) * 2f64.powi(-23);
+    for top_k in [5, 10, 20, 30] {
+        for top_p in [0.5, 0.8, 1.0] {
+            check(40, Cuts { top_k, top_p, ..NONE }, near);
+        }
+    }
+}
+
+#[test]
+fn a_token_may_be_anywhere_in_a_threads_stretch() {
+    // Six tokens a thread, of which each row has another that is chosen: alone, and as the second of a thread's equals.
+    const VOCAB: usize = 6000;
+    check(VOCAB, NONE, |i| if i % VOCAB == 6 * 17 + i / VOCAB { 30.0 } else { -30.0 });
+    check(VOCAB, Cuts { top_k: 2, ..NONE }, |i| {
+        let place = (i % VOCAB).wrapping_sub(6 * 17);
+        if place == i / VOCAB || place == (i / VOCAB + 3) % 6 { 30.0 } else { -30.0 }
+    });
+}
+
+#[test]
 fn tokens_seen_are_penalised_once() {
     let (vocab, rows) = (300usize, 2usize);
     let z = values(rows * vocab, 7, 3.0);
