@@ -138,6 +138,10 @@ pub(crate) fn data(report: &Report) -> Section {
             let what = format!("{count} rows of {} are left out: {fault}", set.name);
             push(Weight::Warning, place, what, "correct the rows, or set `on_bad_row: error` to stop at them");
         }
+        for absent in &set.absent {
+            let cure = format!("name a column that the rows have, or remove `{}` from the entry's columns", absent.key);
+            push(Weight::Warning, set.name.clone(), absent.to_string(), &cure);
+        }
         if !set.unmapped.is_empty() {
             let names: Vec<String> = set.unmapped.iter().map(|column| format!("`{}`", column.column)).collect();
             let what = format!("nothing reads {} of {}", names.join(", "), set.name);

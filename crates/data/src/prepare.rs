@@ -276,10 +276,13 @@ struct Set {
 
 impl Run<'_> {
     fn encode(&self, mut datasets: Vec<Dataset>, mut notes: Vec<String>) -> Result<rows::Cached, DataError> {
-        notes.extend(encode::check_cutoff(self.plan, self.tokenizer, self.template)?);
+        let mut faults = Vec::new();
+        match encode::check_cutoff(self.plan, self.tokenizer, self.template) {
+            Ok(note) => notes.extend(note),
+            Err(error) => faults.push(error),
+        }
         let scratch = self.path.parent().unwrap_or(Path::new("."));
         let mut random = Legacy::new(self.plan.seed);
-        let mut faults = Vec::new();
         for dataset in &mut datasets {
             faults.extend(dataset.open(scratch, self.plan.max_samples, &mut random).err());
         }

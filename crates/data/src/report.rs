@@ -194,8 +194,30 @@ pub struct DatasetReport {
     pub columns_cure: Option<String>,
     /// Unusual rows.
     pub quirks: QuirkCounts,
+    /// Columns that the registry's entry names and no row has.
+    #[serde(default)]
+    pub absent: Vec<Absent>,
     /// What the registry's entry says that has no effect, and the like.
     pub notes: Vec<String>,
+}
+
+/// A column that an entry of the registry names and no row has: most likely a slip, which would leave out in silence
+/// what it was to bring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// Its key in `columns`.
+    pub key: String,
+    /// As the entry names it.
+    pub column: String,
+    /// The column of the rows that looks most like it, if one does.
+    pub like: Option<String>,
+}
+
+impl std::fmt::Display for Absent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`columns.{}` is `{}`, which no row has", self.key, self.column)?;
+        self.like.as_ref().map_or(Ok(()), |like| write!(f, "; did you mean `{like}`?"))
+    }
 }
 
 impl DatasetReport {

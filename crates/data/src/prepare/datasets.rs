@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::convert::is_empty;
-use crate::error::DataError;
+use crate::error::{DataError, nearest};
 use crate::numpy::Legacy;
 use crate::pyjson;
 use crate::read::{FileType, Source, data_files, one_type};
 use crate::registry::{DatasetEntry, Formatting, Registry};
-use crate::report::{DatasetReport, Dropped, QuirkCounts, Quirks, Reject, Unmapped};
+use crate::report::{Absent, DatasetReport, Dropped, QuirkCounts, Quirks, Reject, Unmapped};
 
 /// A dataset in use.
 pub(super) struct Dataset {
@@ -91,8 +91,20 @@ pub(super) fn find(plan: &DataPlan) -> Result<(Vec<Dataset>, Vec<String>), DataE
             told: 0,
         });
     }
+    if !faults.is_empty() {
+        faults.extend(unreadable(plan, &mut datasets)?);
+    }
     DataError::all(faults)?;
     Ok((datasets, notes))
+}
+
+/// What else is wrong with the datasets of a plan that can't be carried out, so that all is told at once.
+fn unreadable(plan: &DataPlan, datasets: &mut [Dataset]) -> Result<Vec<DataError>, DataError> {
+    let scratch =
+        tempfile::tempdir().map_err(|source| DataError::CacheFolder { path: std::env::temp_dir(), source })?;
+    let mut random = Legacy::new(plan.seed);
+    let mut open = |dataset: &mut Dataset| dataset.open(scratch.path(), plan.max_samples, &mut random).err();
+    Ok(datasets.iter_mut().filter_map(&mut open).collect())
 }
 
 /// The files of a dataset: those it names, or those that were brought here.
@@ -238,7 +250,8 @@ impl Dataset {
         let mapped = || self.entry.columns.read_by(self.entry.formatting);
         for (name, column) in mapped() {
             if self.entry.columns_given && !self.seen.contains_key(column) && self.report.rows_kept > 0 {
-                self.report.notes.push(format!("`columns.{name}` is `{column}`, which no row has"));
+                let like = nearest(column, self.seen.keys().map(String::as_str)).map(str::to_owned);
+                self.report.absent.push(Absent { key: name.to_owned(), column: column.to_owned(), like });
             }
         }
         let read: HashSet<&str> = mapped().map(|(_, column)| column).collect();
@@ -293,6 +306,9 @@ pub(super) fn reasons(datasets: &[Dataset]) -> String {
             columns.sort();
             columns.truncate(SHOWN);
             lines += &format!("\n  the rows of `{}` have the columns {}", report.name, columns.join(", "));
+        }
+        for note in report.notes.iter().filter(|_| report.rows_kept == 0) {
+            lines += &format!("\n  note on `{}`: {note}", report.name);
         }
     }
     lines

@@ -200,10 +200,43 @@ fn columns_that_nothing_reads_come_with_their_cure() {
 }
 
 #[test]
-fn a_mapped_column_that_no_row_has_is_noted() {
-    let columns = json!({"columns": {"prompt": "instruction", "response": "output", "query": "inputt"}});
+fn a_mapped_column_that_no_row_has_is_named() {
+    let columns = json!({"columns": {"prompt": "instructions", "response": "output", "query": "zz"}});
     let report = Bench::new(columns, &numbered("d", 2)).prepare().unwrap().report;
-    assert_eq!(report.datasets[0].notes, ["`columns.query` is `inputt`, which no row has"]);
+    let absent: Vec<String> = report.datasets[0].absent.iter().map(ToString::to_string).collect();
+    let told = [
+        "`columns.prompt` is `instructions`, which no row has; did you mean `instruction`?",
+        "`columns.query` is `zz`, which no row has",
+    ];
+    assert_eq!(absent, told);
+    assert!(report.render().contains(&format!("  warning: {}\n", told[0])), "{}", report.render());
+}
+
+#[test]
+fn what_an_entry_says_in_vain_stands_beside_what_it_leaves_out() {
+    let bench = Bench::new(json!({"columns": {"promt": "instruction"}}), &numbered("d", 2));
+    let message = bench.message();
+    assert!(message.contains("the dataset's `columns` map no `response`"), "{message}");
+    assert!(message.contains("note on `d`: `columns.promt` is unknown"), "{message}");
+}
+
+#[test]
+fn all_datasets_that_cannot_be_read_are_named_at_once() {
+    let mut bench = Bench::numbered(1);
+    bench.add("gone", json!({}), "gone.json", "[]");
+    fs::remove_file(bench.dir.path().join("gone.json")).unwrap();
+    bench.add("zeros", json!({}), "zeros.json", "[\0]");
+    bench.add("empty", json!({}), "empty.json", "[]");
+    bench.plan.datasets = ["d", "gone", "zeros", "empty"].map(str::to_owned).into();
+    let message = bench.message();
+    assert!(message.starts_with("3 things are wrong:"), "{message}");
+    for part in ["there is no DIR/gone.json", "DIR/zeros.json: holds zero bytes", "dataset `empty` is empty"] {
+        assert!(message.contains(part), "{part} is not in {message}");
+    }
+    bench.plan.datasets = ["d", "empty"].map(str::to_owned).into();
+    bench.plan.cutoff_len = 4;
+    let message = bench.message();
+    assert!(message.contains("`cutoff_len: 4` leaves no room") && message.contains("`empty` is empty"), "{message}");
 }
 
 #[test]

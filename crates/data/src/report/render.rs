@@ -55,6 +55,9 @@ impl DatasetReport {
                 writeln!(out, "    {}{colon}{}", dropped.place(), dropped.detail)?;
             }
         }
+        for absent in &self.absent {
+            writeln!(out, "  warning: {absent}")?;
+        }
         self.write_unmapped(out)?;
         self.write_quirks(out)?;
         for note in &self.notes {
@@ -178,6 +181,7 @@ mod tests {
                 unmapped: vec![Unmapped { column: "system".into(), rows: 8 }],
                 columns_cure: Some("{\"prompt\": \"instruction\"}".into()),
                 quirks: QuirkCounts { numbers_as_text: 2, ..QuirkCounts::default() },
+                absent: Vec::new(),
                 notes: vec!["`subset` has no effect on a dataset of local files".into()],
             }],
             sets: vec![SetReport {
