@@ -148,6 +148,10 @@ pub(crate) fn data(report: &Report) -> Section {
             let cure = set.columns_cure.as_ref().map(|columns| format!("write \"columns\": {columns} into its entry"));
             push(Weight::Warning, "dataset_info.json".into(), what, &cure.unwrap_or_default());
         }
+        for (rows, what, otherwise) in set.quirks.told() {
+            let weight = if otherwise { Weight::Warning } else { Weight::Note };
+            push(weight, set.name.clone(), format!("{rows} rows: {what}"), "");
+        }
         set.notes.iter().for_each(|note| push(Weight::Note, set.name.clone(), note.clone(), ""));
     }
     for set in &report.sets {

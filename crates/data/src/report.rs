@@ -143,10 +143,13 @@ pub(crate) struct Quirks {
     pub(crate) history_ignored: bool,
     pub(crate) trailing_results: bool,
     pub(crate) thinking_hint: bool,
+    pub(crate) text_beside_calls: bool,
+    pub(crate) calls_as_text: bool,
 }
 
 /// Rows of a dataset with something unusual about them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct QuirkCounts {
     /// A number was written as text.
     pub numbers_as_text: u64,
@@ -160,6 +163,10 @@ pub struct QuirkCounts {
     pub trailing_results: u64,
     /// "detailed thinking off" was added to the system prompt.
     pub thinking_hint: u64,
+    /// Text that stands beside tool calls was left out.
+    pub text_beside_calls: u64,
+    /// Arguments of tool calls are text, and were written as text inside of JSON.
+    pub calls_as_text: u64,
 }
 
 impl QuirkCounts {
@@ -170,6 +177,34 @@ impl QuirkCounts {
         self.history_ignored += u64::from(row.history_ignored);
         self.trailing_results += u64::from(row.trailing_results);
         self.thinking_hint += u64::from(row.thinking_hint);
+        self.text_beside_calls += u64::from(row.text_beside_calls);
+        self.calls_as_text += u64::from(row.calls_as_text);
+    }
+
+    /// What was unusual: in how many rows, what, and whether something else is trained on than a reader of the rows
+    /// would think.
+    pub fn told(&self) -> Vec<(u64, &'static str, bool)> {
+        let all = [
+            (self.numbers_as_text, "a number stands where text belongs and was written as text", false),
+            (self.json_written, "a structured value was written as JSON text", false),
+            (self.parts_joined, "content in parts was joined", false),
+            (self.history_ignored, "`history` is not a list and was not read, as in LLaMA-Factory", true),
+            (self.trailing_results, "results of tools at the end have no answer and were left out", true),
+            (self.text_beside_calls, "text beside `tool_calls` was left out, as in LLaMA-Factory", true),
+            (
+                self.calls_as_text,
+                "`arguments` of a tool call are text and were written as text inside of JSON, as LLaMA-Factory does; \
+                 write them as an object to have calls as chat templates and servers write them",
+                true,
+            ),
+            (
+                self.thinking_hint,
+                "formatting `openai` adds \"detailed thinking off\" to the system prompt of rows without tools, as \
+                 LLaMA-Factory does; `\"formatting\": \"sharegpt\"` with the same columns and tags does not",
+                true,
+            ),
+        ];
+        all.into_iter().filter(|(rows, ..)| *rows > 0).collect()
     }
 }
 

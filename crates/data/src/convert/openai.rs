@@ -48,6 +48,7 @@ fn message<'a>(entry: &DatasetEntry, row: &mut Row<'a>, turn: Turn<'a>, role: Ro
     if role.is_response()
         && let Some(calls) = turn.fields.get("tool_calls").filter(|calls| !is_empty(calls))
     {
+        row.quirks.text_beside_calls |= turns::content(&entry.tags, turn).is_some_and(|content| !is_empty(content));
         return Ok((Role::Function, tool_calls(row, turn.number, calls)?));
     }
     if let Some(Value::Array(parts)) = turns::content(&entry.tags, turn)
@@ -58,14 +59,17 @@ fn message<'a>(entry: &DatasetEntry, row: &mut Row<'a>, turn: Turn<'a>, role: Ro
     Ok((role, turns::content_text(&entry.tags, row, turn, role)?.into_owned()))
 }
 
-fn tool_calls(row: &Row<'_>, number: usize, calls: &Value) -> Result<String, Reject> {
+fn tool_calls(row: &mut Row<'_>, number: usize, calls: &Value) -> Result<String, Reject> {
     let Value::Array(calls) = calls else {
         return row.reject(Fault::ToolCalls, format!("`tool_calls` of turn {number} is {}, not a list", kind(calls)));
     };
     let mut functions = Vec::with_capacity(calls.len());
     for call in calls {
         match call.get("function") {
-            Some(function @ Value::Object(_)) => functions.push(function.clone()),
+            Some(function @ Value::Object(_)) => {
+                row.quirks.calls_as_text |= function.get("arguments").is_some_and(Value::is_string);
+                functions.push(function.clone());
+            }
             _ => {
                 let detail = format!("a tool call of turn {number} has no `function` object");
                 return row.reject(Fault::ToolCalls, detail);

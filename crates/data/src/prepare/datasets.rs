@@ -268,10 +268,33 @@ impl Dataset {
     }
 }
 
-/// The columns of a row, and which of them hold something.
-pub(super) fn columns_of(row: &Value) -> Vec<(String, bool)> {
+/// The columns of a row, and which of them hold something; also, as `messages[].weight`, what its turns hold that no
+/// format reads.
+pub(super) fn columns_of(row: &Value, entry: &DatasetEntry) -> Vec<(String, bool)> {
     let Value::Object(columns) = row else { return Vec::new() };
-    columns.iter().map(|(column, value)| (column.clone(), !is_empty(value))).collect()
+    let mut all: Vec<_> = columns.iter().map(|(column, value)| (column.clone(), !is_empty(value))).collect();
+    let messages = entry.columns.messages.as_ref().filter(|_| entry.formatting != Formatting::Alpaca);
+    if let Some((column, Value::Array(turns))) = messages.and_then(|column| columns.get_key_value(column)) {
+        let mut unread: Vec<&str> =
+            turns.iter().filter_map(Value::as_object).flat_map(|turn| unread(turn, entry)).collect();
+        unread.sort_unstable();
+        unread.dedup();
+        all.extend(unread.into_iter().map(|key| (format!("{column}[].{key}"), true)));
+    }
+    all
+}
+
+/// The keys of a turn that hold something and aren't read. Names and numbers of calls are left out: a conversation is
+/// complete without them.
+fn unread<'a>(turn: &'a Map<String, Value>, entry: &'a DatasetEntry) -> impl Iterator<Item = &'a str> {
+    const LABELS: [&str; 3] = ["id", "name", "tool_call_id"];
+    let read = |key: &str| {
+        let tags = &entry.tags;
+        [&tags.role_tag, &tags.content_tag].into_iter().any(|tag| tag.as_deref() == Some(key))
+            || LABELS.contains(&key)
+            || (entry.formatting == Formatting::OpenAi && key == "tool_calls")
+    };
+    turn.iter().filter(move |(key, value)| !read(key) && !is_empty(value)).map(|(key, _)| key.as_str())
 }
 
 /// The `columns` that map everything read so far and the unmapped columns named like known ones.

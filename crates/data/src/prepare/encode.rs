@@ -304,7 +304,7 @@ fn read_all<T: Send>(
         let dataset = &datasets[place.0 as usize];
         let row = dataset.row(place.1);
         let (value, line) = dataset.read(row);
-        let columns = value.as_ref().map(columns_of).unwrap_or_default();
+        let columns = value.as_ref().map(|value| columns_of(value, &dataset.entry)).unwrap_or_default();
         let result = value.and_then(|value| convert(Converter::new(&dataset.entry), &value, line));
         Outcome { place, row, columns, result }
     };

@@ -213,6 +213,35 @@ fn a_mapped_column_that_no_row_has_is_named() {
 }
 
 #[test]
+fn what_turns_hold_and_nobody_reads_is_named() {
+    let call = |arguments: Value| json!([{"id": "c", "function": {"name": "f", "arguments": arguments}}]);
+    let ask = |extra: &str, value: Value| json!({"role": "user", "content": "a", extra: value});
+    let rows = json!([
+        {"messages": [ask("weight", json!(0)), {"role": "assistant", "content": "b", "reasoning_content": "why"}]},
+        {"messages": [ask("name", json!("Eve")), {"role": "assistant", "content": "b", "reasoning_content": null}]},
+        {"messages": [ask("id", json!(1)), {"role": "assistant", "content": "Let me see.", "tool_calls": call(json!("{}"))}]},
+        {"messages": [ask("id", json!(1)), {"role": "assistant", "content": "", "tool_calls": call(json!({}))}]},
+    ])
+    .to_string();
+    let tags = json!({"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+        "observation_tag": "tool", "function_tag": "function", "system_tag": "system"});
+    let entry = |formatting: &str| json!({"formatting": formatting, "columns": {"messages": "messages"}, "tags": tags});
+    let unread = |bench: &Bench| {
+        let report = bench.prepare().unwrap().report.datasets.remove(0);
+        let unmapped: Vec<_> = report.unmapped.iter().map(|u| (u.column.clone(), u.rows)).collect();
+        (unmapped, report.quirks)
+    };
+    let named =
+        |names: &[(&str, u64)]| names.iter().map(|(name, rows)| ((*name).to_owned(), *rows)).collect::<Vec<_>>();
+    let (unmapped, quirks) = unread(&Bench::new(entry("openai"), &rows));
+    assert_eq!(unmapped, named(&[("messages[].reasoning_content", 1), ("messages[].weight", 1)]));
+    assert_eq!((quirks.text_beside_calls, quirks.calls_as_text), (1, 1));
+    let (unmapped, _) = unread(&Bench::new(entry("sharegpt"), &rows));
+    let all = [("messages[].tool_calls", 2), ("messages[].reasoning_content", 1), ("messages[].weight", 1)];
+    assert_eq!(unmapped, named(&all));
+}
+
+#[test]
 fn what_an_entry_says_in_vain_stands_beside_what_it_leaves_out() {
     let bench = Bench::new(json!({"columns": {"promt": "instruction"}}), &numbered("d", 2));
     let message = bench.message();

@@ -83,22 +83,8 @@ impl DatasetReport {
     }
 
     fn write_quirks(&self, out: &mut String) -> fmt::Result {
-        let quirks = &self.quirks;
-        for (rows, what) in [
-            (quirks.numbers_as_text, "a number stands where text belongs and was written as text"),
-            (quirks.json_written, "a structured value was written as JSON text"),
-            (quirks.parts_joined, "content in parts was joined"),
-            (quirks.history_ignored, "`history` is not a list and was not read, as in LLaMA-Factory"),
-            (quirks.trailing_results, "results of tools at the end have no answer and were left out"),
-            (
-                quirks.thinking_hint,
-                "formatting `openai` adds \"detailed thinking off\" to the system prompt of rows without tools, as \
-                 LLaMA-Factory does; `\"formatting\": \"sharegpt\"` with the same columns and tags does not",
-            ),
-        ] {
-            if rows > 0 {
-                writeln!(out, "  {rows} rows: {what}")?;
-            }
+        for (rows, what, _) in self.quirks.told() {
+            writeln!(out, "  {rows} rows: {what}")?;
         }
         Ok(())
     }
