@@ -172,7 +172,13 @@ impl<'a> Row<'a> {
     /// A value that must be text; `what` names it in a report.
     fn text(&mut self, value: &'a Value, what: impl FnOnce() -> String) -> Result<Cow<'a, str>, Reject> {
         match value {
-            Value::String(text) => Ok(Cow::Borrowed(text)),
+            Value::String(text) => match pyjson::whole(text) {
+                None => Ok(Cow::Borrowed(text)),
+                Some(digits) => {
+                    self.quirks.numbers_as_text += 1;
+                    Ok(Cow::Borrowed(digits))
+                }
+            },
             Value::Number(number) => {
                 self.quirks.numbers_as_text += 1;
                 Ok(Cow::Owned(number.to_string()))

@@ -6,7 +6,80 @@
 
 use std::fmt::Write as _;
 
+use std::borrow::Cow;
+
 use serde_json::{Number, Value};
+
+/// Begins a text that stands for a whole number beyond 64 bits, which [`Value`] would round. It is no character, so no
+/// text that means something begins with it.
+const WHOLE: char = '\u{10ffff}';
+/// The shortest number of digits that may be beyond 64 bits.
+const MANY: usize = 19;
+
+/// A value from JSON text, with all digits of whole numbers of any size: tracking numbers and the like have more than
+/// 64 bits hold, and Python keeps them.
+///
+/// # Errors
+/// If it isn't JSON.
+pub(crate) fn parse(text: &str) -> serde_json::Result<Value> {
+    let value = serde_json::from_str(text)?;
+    if !has_long_number(text.as_bytes()) {
+        return Ok(value);
+    }
+    match with_whole_numbers(text) {
+        Cow::Borrowed(_) => Ok(value),
+        Cow::Owned(marked) => serde_json::from_str(&marked),
+    }
+}
+
+/// Whether so many digits stand in a row. One of them stands at a multiple of their number, so few bytes are looked at.
+fn has_long_number(text: &[u8]) -> bool {
+    (0..text.len()).step_by(MANY).any(|at| {
+        let digits_after = text[at..].iter().take_while(|byte| byte.is_ascii_digit()).take(MANY).count();
+        let digits_before = text[..at].iter().rev().take_while(|byte| byte.is_ascii_digit()).take(MANY).count();
+        digits_after > 0 && digits_after + digits_before >= MANY
+    })
+}
+
+/// Sound JSON in which whole numbers beyond 64 bits are marked texts.
+fn with_whole_numbers(text: &str) -> Cow<'_, str> {
+    let (mut out, mut told) = (String::new(), 0);
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let rest = &bytes[at..];
+                let end = rest.iter().position(|byte| !matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E'));
+                let end = at + end.unwrap_or(rest.len());
+                let number = &text[at..end];
+                let whole = number.bytes().skip(1).all(|byte| byte.is_ascii_digit());
+                if number.len() >= MANY && whole && number.parse::<i64>().is_err() && number.parse::<u64>().is_err() {
+                    out += &text[told..at];
+                    out.extend(['"', WHOLE]);
+                    out += number;
+                    out.push('"');
+                    told = end;
+                }
+                at = end;
+            }
+            _ => at += 1,
+        }
+    }
+    if told == 0 { Cow::Borrowed(text) } else { Cow::Owned(out + &text[told..]) }
+}
+
+/// The digits of a whole number beyond 64 bits, if `text` stands for one.
+pub(crate) fn whole(text: &str) -> Option<&str> {
+    text.strip_prefix(WHOLE)
+}
 
 /// `value` as `json.dumps(value, ensure_ascii=False, indent=indent)` writes it: `", "` and `": "`
 /// between items on one line; with an indent, an item a line. Keys stay in their order.
@@ -40,7 +113,7 @@ pub(crate) struct Layout<'a> {
 /// `value` as `str(value)` writes it: a string as it stands, the rest in Python's spelling.
 pub(crate) fn text(value: &Value) -> String {
     match value {
-        Value::String(s) => s.clone(),
+        Value::String(s) => whole(s).unwrap_or(s).to_owned(),
         other => {
             let mut out = String::new();
             write_repr(&mut out, other);
@@ -67,7 +140,10 @@ fn write_json(out: &mut String, value: &Value, layout: &Layout<'_>, depth: usize
         Value::Null => out.push_str("null"),
         Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
         Value::Number(n) => out.push_str(&number(n)),
-        Value::String(s) => write_json_string(out, s),
+        Value::String(s) => match whole(s) {
+            Some(digits) => out.push_str(digits),
+            None => write_json_string(out, s),
+        },
         Value::Array(items) if items.is_empty() => out.push_str("[]"),
         Value::Object(items) if items.is_empty() => out.push_str("{}"),
         Value::Array(items) => {
@@ -157,7 +233,10 @@ fn write_repr(out: &mut String, value: &Value) {
         Value::Null => out.push_str("None"),
         Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
         Value::Number(n) => out.push_str(&number(n)),
-        Value::String(s) => write_repr_string(out, s),
+        Value::String(s) => match whole(s) {
+            Some(digits) => out.push_str(digits),
+            None => write_repr_string(out, s),
+        },
         Value::Array(items) => {
             out.push('[');
             for (i, item) in items.iter().enumerate() {
@@ -211,6 +290,18 @@ mod tests {
             "{\"a\": [1, 2.0, 1e-05, 1e+22, -0.0001, 1e+16, 123456.5], \"é\\u0001\\\"\": null, \"e\": [], \"o\": {}}"
         );
         assert_eq!(dumps(&json!({"a": [1, {}]}), Some(4)), "{\n    \"a\": [\n        1,\n        {}\n    ]\n}");
+    }
+
+    #[test]
+    fn whole_numbers_keep_their_digits() {
+        let written = r#"{"a": [92748999985493513042, -9223372036854775809, 18446744073709551615], "b": "92748999985493513042 \" 1"}"#;
+        let value = parse(written).unwrap();
+        assert_eq!(dumps(&value, None), written);
+        assert_eq!(text(&value["a"]), "[92748999985493513042, -9223372036854775809, 18446744073709551615]");
+        assert_eq!(text(&parse("92748999985493513042").unwrap()), "92748999985493513042");
+        let rounded = parse("[92748999985493513042.5, 9274899998549351304e2, 1e30]").unwrap();
+        assert_eq!(dumps(&rounded, None), "[9.27489999854935e+19, 9.274899998549351e+20, 1e+30]");
+        assert!(parse("[92748999985493513042").is_err());
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub(crate) use files::{data_files, one_type};
 use scan::{Layout, Span};
 
 use crate::error::DataError;
+use crate::pyjson;
 use crate::registry::{bare_message, kind};
 use crate::report::{Fault, Reject};
 
@@ -155,7 +156,7 @@ impl Source {
         if text.is_empty() {
             return reject(span.line, Fault::BrokenJson, "a comma without a row before it".to_owned());
         }
-        serde_json::from_str(text).map_err(|error| Reject {
+        pyjson::parse(text).map_err(|error| Reject {
             line: span.line + (error.line() as u64).saturating_sub(1),
             fault: Fault::BrokenJson,
             detail: format!("{}, column {}", bare_message(&error), error.column()),

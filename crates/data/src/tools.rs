@@ -84,7 +84,7 @@ impl ToolFormat {
     /// # Errors
     /// If it isn't a JSON list of descriptions.
     pub fn describe(self, tools: &str, now: Moment) -> Result<String, DropReason> {
-        let tools: Value = serde_json::from_str(tools).map_err(|e| bad_tools(format!("it isn't JSON: {e}")))?;
+        let tools = pyjson::parse(tools).map_err(|e| bad_tools(format!("it isn't JSON: {e}")))?;
         let Value::Array(tools) = tools else {
             return Err(bad_tools("a list of tool descriptions was expected"));
         };
@@ -107,7 +107,7 @@ impl ToolFormat {
 
 /// The calls in a function turn: one JSON object with `name` and `arguments`, or a list of them.
 pub(crate) fn parse_calls(json: &str) -> Result<Vec<Call>, DropReason> {
-    let parsed: Value = serde_json::from_str(json).map_err(|e| bad_call(format!("it isn't JSON: {e}")))?;
+    let parsed = pyjson::parse(json).map_err(|e| bad_call(format!("it isn't JSON: {e}")))?;
     let calls = match parsed {
         Value::Array(calls) => calls,
         single => vec![single],

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Call, ToolFormat, bad_call, gemma4, shorten};
 use crate::encode::DropReason;
-use crate::pyjson::{dumps, text};
+use crate::pyjson::{dumps, text, whole};
 
 pub(super) fn write(format: ToolFormat, calls: &[Call]) -> Result<String, DropReason> {
     let as_json = |call: &Call| dumps(&json!({"name": call.name, "arguments": call.arguments}), None);
@@ -90,7 +90,7 @@ fn each_argument(
     let mut out = start;
     for (key, value) in arguments(call)? {
         out += &match value {
-            Value::String(value) => write(key, value),
+            Value::String(value) if whole(value).is_none() => write(key, value),
             value => write(key, &dumps(value, None)),
         };
     }
@@ -101,7 +101,7 @@ fn lfm2(call: &Call) -> Result<String, DropReason> {
     let arguments: Vec<_> = arguments(call)?
         .iter()
         .map(|(key, value)| match value {
-            Value::String(value) => format!("{key}=\"{value}\""),
+            Value::String(value) if whole(value).is_none() => format!("{key}=\"{value}\""),
             value => format!("{key}={}", dumps(value, None)),
         })
         .collect();

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::Call;
 use super::prompt::{name_of, unwrap_or_self};
 use crate::encode::DropReason;
-use crate::pyjson::{number, text, truthy};
+use crate::pyjson::{number, text, truthy, whole};
 
 const QUOTE: &str = "<|\"|>";
 
@@ -99,7 +99,7 @@ fn value(item: &Value) -> String {
         Value::Null => "null".to_owned(),
         Value::Bool(b) => b.to_string(),
         Value::Number(n) => number(n),
-        Value::String(text) => quoted(text),
+        Value::String(text) => whole(text).map_or_else(|| quoted(text), str::to_owned),
         Value::Array(items) => format!("[{}]", items.iter().map(value).collect::<Vec<_>>().join(",")),
         Value::Object(object) => format!("{{{}}}", fields(object)),
     }
