@@ -1,4 +1,4 @@
-//! NVRTC, opened from a wheel that the user's own pip downloads: a table of eight functions, no link to anything of CUDA.
+//! NVRTC, opened from wheels that the user's own pip downloads: a table of eight functions, no link to anything of CUDA.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -9,15 +9,41 @@ use sha2::{Digest, Sha256};
 
 use crate::{root, run};
 
-/// What pip is asked for. The digest is of the wheel for Linux on x86-64: another file would compile to other PTX.
-const REQUIREMENT: &str = "nvidia-cuda-nvrtc-cu12==12.1.105";
-const WHEEL: &str = "nvidia_cuda_nvrtc_cu12-12.1.105-py3-none-manylinux1_x86_64.whl";
-const DIGEST: &str = "339b385f50c309763ca65456ec75e17bbefcbbf2893f462cb8b90584cd27a1c2";
-/// The builtins are found by NVRTC only where the loader has them already, so they come first.
-const LIBRARIES: [&str; 2] = ["libnvrtc-builtins.so.12.1", "libnvrtc.so.12"];
+/// A version of NVRTC, as a wheel for Linux on x86-64.
+pub(super) struct Wheel {
+    /// What pip is asked for.
+    requirement: &'static str,
+    platform: &'static str,
+    file: &'static str,
+    /// Another file would compile to other PTX.
+    digest: &'static str,
+    /// Where in the wheel the libraries are.
+    within: &'static str,
+    /// The builtins are found by NVRTC only where the loader has them already, so they come first.
+    libraries: [&'static str; 2],
+}
 
+/// Compiles everything that ships.
+pub(super) const SHIPPING: Wheel = Wheel {
+    requirement: "nvidia-cuda-nvrtc-cu12==12.1.105",
+    platform: "manylinux1_x86_64",
+    file: "nvidia_cuda_nvrtc_cu12-12.1.105-py3-none-manylinux1_x86_64.whl",
+    digest: "339b385f50c309763ca65456ec75e17bbefcbbf2893f462cb8b90584cd27a1c2",
+    within: "nvidia/cuda_nvrtc/lib",
+    libraries: ["libnvrtc-builtins.so.12.1", "libnvrtc.so.12"],
+};
+/// Knows Blackwell, which the older one doesn't: says what becomes of the kernels there.
+pub(super) const NEWER: Wheel = Wheel {
+    requirement: "nvidia-cuda-nvrtc==13.0.88",
+    platform: "manylinux2010_x86_64",
+    file: "nvidia_cuda_nvrtc-13.0.88-py3-none-manylinux2010_x86_64.manylinux_2_12_x86_64.whl",
+    digest: "ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575",
+    within: "nvidia/cu13/lib",
+    libraries: ["libnvrtc-builtins.so.13.0", "libnvrtc.so.13"],
+};
+
+/// Each version keeps its symbols to itself, since both may be open at once.
 const NOW: c_int = 2;
-const GLOBAL: c_int = 0x100;
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
@@ -61,36 +87,39 @@ pub(super) enum Target {
     Cubin(&'static str),
 }
 
-/// Folder of the libraries, downloaded if they aren't there.
-fn folder() -> Result<PathBuf> {
-    let folder = root().join("target/nvrtc");
-    if LIBRARIES.iter().all(|name| folder.join(name).is_file()) {
-        return Ok(folder);
+impl Wheel {
+    /// Folder of the libraries, downloaded if they aren't there.
+    fn folder(&self) -> Result<PathBuf> {
+        let folder = root().join("target/nvrtc");
+        if self.present() {
+            return Ok(folder);
+        }
+        std::fs::create_dir_all(&folder)?;
+        let mut pip = Command::new("pip");
+        pip.args(["download", "--quiet", "--no-deps", "--only-binary=:all:", "--platform", self.platform, "--dest"]);
+        run(pip.arg(&folder).arg(self.requirement)).context("NVRTC comes by `pip download`")?;
+        let Self { file, digest: expected, .. } = self;
+        let wheel = std::fs::read(folder.join(file)).with_context(|| format!("pip brought no {file}"))?;
+        let digest = Sha256::digest(&wheel).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        ensure!(digest == *expected, "{file} has the digest {digest}, expected {expected}");
+        let mut archive = zip::ZipArchive::new(std::io::Cursor::new(wheel))?;
+        for name in self.libraries {
+            let mut member = archive.by_name(&format!("{}/{name}", self.within))?;
+            std::io::copy(&mut member, &mut std::fs::File::create(folder.join(name))?)?;
+        }
+        Ok(folder)
     }
-    std::fs::create_dir_all(&folder)?;
-    let mut pip = Command::new("pip");
-    pip.args(["download", "--quiet", "--no-deps", "--only-binary=:all:", "--platform", "manylinux1_x86_64", "--dest"]);
-    run(pip.arg(&folder).arg(REQUIREMENT)).context("NVRTC comes by `pip download`")?;
-    let wheel = std::fs::read(folder.join(WHEEL)).with_context(|| format!("pip brought no {WHEEL}"))?;
-    let digest = Sha256::digest(&wheel).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    ensure!(digest == DIGEST, "{WHEEL} has the digest {digest}, expected {DIGEST}");
-    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(wheel))?;
-    for name in LIBRARIES {
-        let mut member = archive.by_name(&format!("nvidia/cuda_nvrtc/lib/{name}"))?;
-        std::io::copy(&mut member, &mut std::fs::File::create(folder.join(name))?)?;
-    }
-    Ok(folder)
-}
 
-/// Whether the libraries are there without a download.
-pub(super) fn present() -> bool {
-    LIBRARIES.iter().all(|name| root().join("target/nvrtc").join(name).is_file())
+    /// Whether the libraries are there without a download.
+    pub(super) fn present(&self) -> bool {
+        self.libraries.iter().all(|name| root().join("target/nvrtc").join(name).is_file())
+    }
 }
 
 fn open(path: &Path) -> Result<*mut c_void> {
     let name = CString::new(path.as_os_str().as_encoded_bytes())?;
     // SAFETY: the name is a string with an end; the library's own initialisation is trusted, its digest being known.
-    let library = unsafe { dlopen(name.as_ptr(), NOW | GLOBAL) };
+    let library = unsafe { dlopen(name.as_ptr(), NOW) };
     if library.is_null() {
         // SAFETY: after a failure dlerror gives a string.
         let reason = unsafe { CStr::from_ptr(dlerror()) };
@@ -113,11 +142,11 @@ unsafe fn symbol<F: Copy>(library: *mut c_void, name: &CStr) -> Result<F> {
 }
 
 impl Nvrtc {
-    pub(super) fn open() -> Result<Self> {
-        let folder = folder()?;
-        open(&folder.join(LIBRARIES[0]))?;
-        let library = open(&folder.join(LIBRARIES[1]))?;
-        // SAFETY: the types are those of `nvrtc.h` 12.1.
+    pub(super) fn open(wheel: &Wheel) -> Result<Self> {
+        let (folder, [builtins, itself]) = (wheel.folder()?, wheel.libraries);
+        open(&folder.join(builtins))?;
+        let library = open(&folder.join(itself))?;
+        // SAFETY: the types are those of `nvrtc.h`, the same in 12.1 and 13.0.
         unsafe {
             let output = |size, bytes| {
                 Ok::<_, anyhow::Error>(Output { size: symbol(library, size)?, bytes: symbol(library, bytes)? })

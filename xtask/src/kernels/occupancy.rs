@@ -13,12 +13,17 @@ struct Sm {
     shared: usize,
 }
 
+/// The machine code of an SM's kernels is committed, so spills and crowded kernels are errors. Elsewhere it is the driver's, and
+/// perhaps other than that of the compiler which is asked here: it is shown in the table.
+const SHIPPING: usize = 4;
+
 const REGISTERS: usize = 65536;
-const SMS: [Sm; 4] = [
+const SMS: [Sm; 5] = [
     Sm { name: "sm_80", warps: 64, blocks: 32, shared: 164 << 10 },
     Sm { name: "sm_86", warps: 48, blocks: 16, shared: 100 << 10 },
     Sm { name: "sm_89", warps: 48, blocks: 24, shared: 100 << 10 },
     Sm { name: "sm_90", warps: 64, blocks: 32, shared: 228 << 10 },
+    Sm { name: "sm_100", warps: 64, blocks: 32, shared: 228 << 10 },
 ];
 
 /// Least share of an SM's warps, in percent, where nothing else is said.
@@ -73,6 +78,8 @@ struct Row {
     threads: usize,
     /// Registers, shared bytes and blocks of an SM, by target.
     by_target: BTreeMap<&'static str, (usize, usize, usize)>,
+    /// Targets where it spills.
+    spills: Vec<String>,
 }
 
 /// All kernels of all sources.
@@ -92,10 +99,11 @@ impl Table {
                 let name = kernel.as_deref().unwrap_or_default();
                 let clean = ["0 bytes stack frame", "0 bytes spill stores", "0 bytes spill loads"];
                 let numbers = line.split_once(' ').map_or("", |(_, rest)| rest).trim_start();
-                ensure!(
-                    clean.iter().all(|part| line.contains(&format!(" {part}"))),
-                    "{name} on {target} spills registers: {numbers}"
-                );
+                let spills = !clean.iter().all(|part| line.contains(&format!(" {part}")));
+                ensure!(!(spills && ships(target)), "{name} on {target} spills registers: {numbers}");
+                if spills {
+                    self.rows.entry(name.to_owned()).or_default().spills.push(target.to_owned());
+                }
             } else if let Some((_, rest)) = line.split_once(" Used ") {
                 let name = kernel.take().with_context(|| format!("ptxas: {line}"))?;
                 let number = |unit: &str| {
@@ -116,10 +124,12 @@ impl Table {
         let shared = shared + special.map_or(0, |(_, bytes, _)| *bytes);
         let blocks = sm.fit(threads, registers, shared);
         let least = match special {
-            Some((_, _, floors)) => floors[SMS.iter().position(|s| s.name == target).unwrap_or(0)],
+            Some((_, _, floors)) => {
+                SMS.iter().zip(floors).find_map(|(sm, floor)| (sm.name == target).then_some(*floor)).unwrap_or(0)
+            }
             None => (sm.warps * FLOOR / 100).div_ceil(threads.div_ceil(32)).min(sm.blocks),
         };
-        if blocks < least {
+        if blocks < least && ships(target) {
             bail!(
                 "{name} on {target}: {blocks} blocks of {threads} threads fit an SM, {least} wanted ({registers} registers, {shared} bytes)"
             );
@@ -133,18 +143,19 @@ impl Table {
     /// The table, in Markdown.
     pub(super) fn finish(&self) -> Result<String> {
         let mut text = String::from(
-            "# Kernels on each target\n\nWritten by `cargo xtask kernels` from what ptxas reports: registers a thread / bytes of shared memory a block / blocks that\nfit an SM. None spills.\n\n| kernel | threads |",
+            "# Kernels on each target\n\nWritten by `cargo xtask kernels` from what ptxas reports: registers a thread / bytes of shared memory a block / blocks that\nfit an SM. None spills but where it says so: on sm_100, which takes what its driver makes of the PTX.\n\n| kernel | threads |",
         );
         for sm in &SMS {
             write!(text, " {} |", sm.name)?;
         }
-        text.push_str("\n|---|---|---|---|---|---|\n");
+        text.push_str("\n|---|---|---|---|---|---|---|\n");
         for (name, row) in &self.rows {
             write!(text, "| {name} | {} |", row.threads)?;
             for sm in &SMS {
                 let (registers, shared, blocks) =
                     row.by_target.get(sm.name).with_context(|| format!("{name} wasn't compiled for {}", sm.name))?;
-                write!(text, " {registers} / {shared} / {blocks} |")?;
+                let spills = if row.spills.iter().any(|target| target == sm.name) { ", spills" } else { "" };
+                write!(text, " {registers} / {shared} / {blocks}{spills} |")?;
             }
             text.push('\n');
         }
@@ -162,6 +173,10 @@ impl Sm {
     }
 }
 
+fn ships(target: &str) -> bool {
+    SMS[..SHIPPING].iter().any(|sm| sm.name == target)
+}
+
 /// Threads that `.maxntid` allows a kernel.
 fn bounds(ptx: &str, name: &str) -> Option<usize> {
     let (_, rest) = ptx.split_once(&format!(".entry {name}("))?;
@@ -176,7 +191,7 @@ mod tests {
 
     #[test]
     fn blocks_that_fit() {
-        let [sm_80, _, sm_89, _] = SMS;
+        let [sm_80, _, sm_89, ..] = SMS;
         assert_eq!(sm_80.fit(256, 32, 0), 8);
         assert_eq!(sm_80.fit(128, 255, 0), 2, "65536 registers");
         assert_eq!((sm_80.fit(128, 100, 80 << 10), sm_89.fit(128, 100, 80 << 10)), (2, 1), "shared memory");
@@ -195,5 +210,12 @@ mod tests {
         assert!(read(&log(0, 40)).is_ok());
         assert!(read(&log(8, 40)).unwrap_err().to_string().contains("spills"));
         assert!(read(&log(0, 200)).unwrap_err().to_string().contains("blocks of 128 threads"));
+        // Where another compiler has the last word it is told.
+        let mut table = Table::default();
+        let mut on = |target: &str, spill: u32| table.read(target, &log(spill, 40), ".visible .entry k(\n)\n{");
+        assert!(["sm_80", "sm_86", "sm_89", "sm_90"].iter().all(|target| on(target, 0).is_ok()));
+        on("sm_100", 8).unwrap();
+        let text = table.finish().unwrap();
+        assert!(text.ends_with("| 40 / 96 / 6, spills |\n") && text.matches(", spills").count() == 1, "{text}");
     }
 }
