@@ -1,9 +1,12 @@
 """The steps of results.jsonl by torch, transformers and peft, as LLaMA-Factory runs them: a line of JSON each.
 
-    python3 peer.py results.jsonl
+    python3 peer.py results.jsonl [DEVICE]
+
+DEVICE is `cuda`. With `cpu` the same is done without memory's figures, on shapes that are small enough.
 """
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -13,6 +16,15 @@ import torch
 import transformers
 
 WARMING, STEPS = 2, 5
+# By name, not `all-linear`: that takes the routers of experts too, which nobody else does.
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+DEVICE = sys.argv[2] if len(sys.argv) > 2 else "cuda"
+ON_GPU = DEVICE == "cuda"
+
+
+def synchronize():
+    if ON_GPU:
+        torch.cuda.synchronize()
 
 
 def attention():
@@ -26,45 +38,55 @@ def attention():
 def case(ours, recompute):
     told = {key: ours[key] for key in ("shape", "layers", "tokens")}
     told |= {"who": "peft", "recompute": recompute, "attention": attention()}
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     try:
-        kind = {"qwen3": transformers.Qwen3Config, "qwen3_moe": transformers.Qwen3MoeConfig}[ours["config"]["model_type"]]
+        kinds = {"llama": transformers.LlamaConfig, "qwen3": transformers.Qwen3Config}
+        kinds |= {"qwen3_moe": transformers.Qwen3MoeConfig}
+        kind = kinds[ours["config"]["model_type"]]
         config = kind(**{**ours["config"], "use_cache": False, "attn_implementation": told["attention"]})
         torch.set_default_dtype(torch.bfloat16)
-        with torch.device("cuda"):
+        with torch.device(DEVICE):
             model = transformers.AutoModelForCausalLM.from_config(config, torch_dtype=torch.bfloat16)
         torch.set_default_dtype(torch.float32)
-        lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         model = peft.get_peft_model(model, lora).train()
-        weights = torch.cuda.memory_allocated()
+        weights = torch.cuda.memory_allocated() if ON_GPU else None
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.data = parameter.data.float()
+        # Of experts, some versions of peft adapt none: then the steps can't be compared.
+        told["trained"] = sum(parameter.numel() for parameter in trained)
         optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-        ids = torch.tensor([[i * 7919 % config.vocab_size for i in range(ours["tokens"])]], device="cuda")
+        ids = torch.tensor([[i * 7919 % config.vocab_size for i in range(ours["tokens"])]], device=DEVICE)
         seconds = []
         for number in range(WARMING + STEPS):
-            torch.cuda.synchronize()
+            synchronize()
             start = time.perf_counter()
-            with torch.autocast("cuda", dtype=torch.bfloat16):
+            with torch.autocast(DEVICE, dtype=torch.bfloat16):
                 loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            loss.item()
-            torch.cuda.synchronize()
+            told["loss"] = loss.item()
+            synchronize()
             if number >= WARMING:
                 seconds.append(time.perf_counter() - start)
         median = statistics.median(seconds)
         told |= {"seconds": median, "tokens_per_second": ours["tokens"] / median, "weights": weights}
-        told["peak"] = torch.cuda.max_memory_allocated()
+        told["peak"] = torch.cuda.max_memory_allocated() if ON_GPU else None
+        # A figure of a step that went wrong is none.
+        if not math.isfinite(told["loss"]):
+            told = {**told, "seconds": None, "tokens_per_second": None, "left_out": "the loss isn't finite"}
     except torch.cuda.OutOfMemoryError:
         told["left_out"] = "out of memory"
+    except Exception as error:  # What one shape can't do doesn't take the others' figures.
+        told["failed"] = told["left_out"] = f"{type(error).__name__}: {error}".splitlines()[0]
     return told
 
 
@@ -73,15 +95,18 @@ def main():
     print(json.dumps({"who": "peers", **versions}), flush=True)
     with open(sys.argv[1], encoding="utf-8") as file:
         lines = [json.loads(line) for line in file]
-    seen = set()
+    seen, failed = set(), False
     for ours in lines:
         key = (ours.get("shape"), ours.get("tokens"), ours.get("layers"))
         if ours["who"] != "ferrotune" or "config" not in ours or key in seen:
             continue
         seen.add(key)
         for recompute in (True, False):
-            print(json.dumps(case(ours, recompute)), flush=True)
+            told = case(ours, recompute)
+            failed |= "failed" in told
+            print(json.dumps(told), flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -91,11 +91,14 @@ impl Case {
         seconds.sort_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
         let work = self.work(model.config());
+        let of = |p: &ferrotune_model::Parameter| p.param.shape.dims().iter().product::<usize>();
+        let trained: usize = model.parameters().iter().filter(|p| p.param.trainable).map(of).sum();
         Ok(json!({
             "who": "ferrotune", "shape": self.shape.name, "layers": self.shape.layers, "tokens": self.tokens,
             "recompute": self.recompute, "seconds": median, "tokens_per_second": self.tokens as f64 / median,
             "flops": work / median, "products": products(&model, self.tokens, device)?, "peak": track.peak,
             "weights": weights, "planned": planned, "taken": taken, "same_bits": again, "loss": losses[losses.len() - 2],
+            "trained": trained,
             "config": self.shape.config(),
         }))
     }

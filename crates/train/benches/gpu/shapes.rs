@@ -16,6 +16,8 @@ pub(crate) struct Shape {
     tied: bool,
     /// Experts, those that see a token, and their width.
     experts: Option<[usize; 3]>,
+    /// Llama's form and not Qwen3's, whose heads have norms.
+    llama: bool,
 }
 
 const fn dense(name: &'static str, [hidden, intermediate, layers, heads]: [usize; 4], tied: bool) -> Shape {
@@ -30,11 +32,19 @@ const fn dense(name: &'static str, [hidden, intermediate, layers, heads]: [usize
         vocabulary: 151_936,
         tied,
         experts: None,
+        llama: false,
     }
 }
 
 /// Those of the records, as their config.json has them.
-pub(crate) const SHAPES: [Shape; 4] = [
+pub(crate) const SHAPES: [Shape; 5] = [
+    Shape {
+        key_value_heads: 3,
+        head: 64,
+        vocabulary: 49_152,
+        llama: true,
+        ..dense("smollm2-135m", [576, 1536, 30, 9], true)
+    },
     dense("qwen3-0.6b", [1024, 3072, 28, 16], true),
     dense("qwen3-8b", [4096, 12_288, 36, 32], false),
     Shape { key_value_heads: 4, experts: Some([128, 8, 768]), ..dense("qwen3-30b-a3b", [2048, 6144, 48, 32], false) },
@@ -47,7 +57,7 @@ impl Shape {
         let heads = self.heads / self.key_value_heads;
         let experts = self.experts.map(|_| [4, 2, 24]);
         Self {
-            hidden: 64,
+            hidden: 96,
             intermediate: 96,
             layers: 2,
             heads,
@@ -72,6 +82,13 @@ impl Shape {
             "tie_word_embeddings": self.tied, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0,
             "max_position_embeddings": 40_960, "attention_bias": false, "torch_dtype": "bfloat16",
         });
+        if self.llama {
+            config["model_type"] = json!("llama");
+            config["architectures"] = json!(["LlamaForCausalLM"]);
+            config["rms_norm_eps"] = json!(1e-5);
+            config["rope_theta"] = json!(100_000.0);
+            config["max_position_embeddings"] = json!(8192);
+        }
         if let Some([experts, each, width]) = self.experts {
             config["model_type"] = json!("qwen3_moe");
             config["architectures"] = json!(["Qwen3MoeForCausalLM"]);
