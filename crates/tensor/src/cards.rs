@@ -127,6 +127,17 @@ impl Card {
         u64::from(self.mib) << 20
     }
 
+    /// Bytes a second from pinned memory of the host: about three quarters of what its lanes are by specification. Cards with
+    /// NVLink have 16 lanes of the generation of their time.
+    pub fn host(&self) -> f64 {
+        let name = self.joint.name;
+        match name {
+            _ if name.starts_with("PCIe 3") => 12e9,
+            _ if name.starts_with("PCIe 5") || ["NVLink 4", "NVLink 5"].contains(&name) || self.name == "H800" => 48e9,
+            _ => 24e9,
+        }
+    }
+
     /// Memory in GiB.
     pub fn gib(&self) -> f64 {
         f64::from(self.mib) / 1024.0
@@ -198,6 +209,7 @@ mod tests {
             assert!((2e11..1e13).contains(&card.bandwidth), "{card:?}");
             assert!(card.bf16 == 0.0 || (5e13..3e15).contains(&card.bf16), "{card:?}");
             assert!((5e9..1e12).contains(&card.joint.bandwidth), "{card:?}");
+            assert!([12e9, 24e9, 48e9].contains(&card.host()), "{card:?}");
         }
         // An L20 is sold as 48 GB and shows 45.
         assert!((find("L20").unwrap().gib() - 44.99).abs() < 0.01);

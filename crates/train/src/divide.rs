@@ -1,6 +1,6 @@
 //! How a run is split over its ranks: as the recipe says, or the fastest way that fits.
 
-use crate::engine::Sharding;
+use crate::engine::{Offload, Sharding};
 use crate::evaluated::Answers;
 use crate::memory::{MemoryPlan, Shape, plan_memory};
 use crate::plan::{Candidate, Choice, Demand, Links, Question, Rates, candidates, choose};
@@ -29,6 +29,11 @@ pub struct Circumstances<'a> {
 }
 
 impl Circumstances<'_> {
+    /// The wires, and what a recipe sends over the one to the host.
+    pub(crate) fn links_of(&self, plan: &ParallelPlan) -> Links {
+        Links { offload: Offload::of(plan), ..self.links }
+    }
+
     /// Ranks among which `strategy: expert` shares out experts: as many as are asked for, or those of a node; all, where a node
     /// has one.
     fn expert_ranks(&self, asked: Option<usize>) -> usize {
@@ -125,7 +130,8 @@ fn look(
     among: &Circumstances<'_>,
     (levels, given): (Levels, Option<&Candidate>),
 ) -> Result<Vec<Way>> {
-    let Circumstances { world, per_node, room, links, rates, .. } = *among;
+    let Circumstances { world, per_node, room, rates, .. } = *among;
+    let links = among.links_of(plan);
     let recomputed: &[bool] = match load.recompute {
         Recompute::Off => &[false],
         Recompute::On => &[true],

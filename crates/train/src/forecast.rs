@@ -206,7 +206,7 @@ impl Run {
             },
         };
         let load = self.load(subject.plan.model.recompute);
-        let step = typical.seconds(&load, &among, subject.plan.parallel.overlap, way)?;
+        let step = typical.seconds(&load, &among, &subject.plan.parallel, way)?;
         let tokens: usize = typical.batches.iter().flatten().sum();
         let tokens = tokens as f64 / typical.batches.len().max(1) as f64 * typical.of_a_step;
         Ok(Duration { step, steps: typical.steps, tokens: tokens * layout.data_ranks() as f64 })
@@ -241,7 +241,7 @@ fn typical(rows: &[usize], plan: &Plan, share: Share) -> Typical {
 
 impl Typical {
     /// The mean step's seconds on a way.
-    fn seconds(&self, load: &Load<'_>, among: &Circumstances<'_>, overlap: bool, way: &Way) -> Result<f64> {
+    fn seconds(&self, load: &Load<'_>, among: &Circumstances<'_>, plan: &ParallelPlan, way: &Way) -> Result<f64> {
         let (plus, rates, recompute) = (load.options.plus.is_some(), among.rates, way.memory.recompute);
         let filled = self.batches.iter().filter(|lengths| lengths.iter().any(|tokens| *tokens > 1));
         let of = |lengths: &[usize]| -> Result<Demand> {
@@ -254,8 +254,8 @@ impl Typical {
             None => of(load.lengths)?,
         };
         let candidate = &way.choice.candidate;
-        let ranks = candidate.layout.data_ranks();
-        let of = |each: usize| simulate(&demand, candidate, each * ranks, &among.links, overlap).step;
+        let (ranks, links) = (candidate.layout.data_ranks(), among.links_of(plan));
+        let of = |each: usize| simulate(&demand, candidate, each * ranks, &links, plan.overlap).step;
         // The last step of an epoch may hold fewer micro-batches.
         let few = (self.of_a_step as usize).max(1);
         let (low, part) = (of(few), (self.of_a_step - few as f64).max(0.0));
@@ -276,7 +276,7 @@ pub fn expected_step(
 ) -> Result<f64> {
     let ranks = way.choice.candidate.layout.data_ranks();
     let typical = typical(rows, plan, Share { rank: 0, ranks, of_a_step: ranks_of_a_step });
-    typical.seconds(load, among, plan.parallel.overlap, way)
+    typical.seconds(load, among, &plan.parallel, way)
 }
 
 /// A micro-batch in the middle of those of a run over `rows`, of so many tokens each: what a rank is measured with.

@@ -1,6 +1,7 @@
 //! The machines that a run is planned on: cards from the table, or those at hand as they were measured.
 
 use crate::divide::Circumstances;
+use crate::engine::Offload;
 use crate::plan::{Link, Links, Rates};
 use crate::room::Room;
 use ferrotune_tensor::cards::Card;
@@ -46,7 +47,7 @@ impl Machine {
     ) -> Circumstances<'static> {
         let room = Room::Shared(available.map(|bytes| bytes / per_node.max(1) as u64));
         let inside = Link { bandwidth: SOCKETS, shared: SOCKETS, latency: LATENCY[0] };
-        let links = links(nodes, per_node, inside, network);
+        let links = links(nodes, per_node, inside, network, f64::INFINITY);
         Circumstances { world: nodes * per_node, per_node, room, links, rates: Rates::even(1.0), before: None }
     }
 
@@ -56,7 +57,7 @@ impl Machine {
             Self::Measured(circumstances) => circumstances,
             Self::Cards { card, nodes, per_node, network } => {
                 let inside = Link { bandwidth: card.joint.bandwidth, shared: f64::INFINITY, latency: LATENCY[0] };
-                let links = links(nodes, per_node, inside, network);
+                let links = links(nodes, per_node, inside, network, card.host());
                 let room = Room::Card { shown: card.bytes(), host: None };
                 Circumstances {
                     world: nodes * per_node,
@@ -80,12 +81,14 @@ impl Machine {
 }
 
 /// Wires of machines with one network card each.
-fn links(nodes: usize, per_node: usize, inside: Link, network: f64) -> Links {
+fn links(nodes: usize, per_node: usize, inside: Link, network: f64, host: f64) -> Links {
     let bandwidth = network / 8.0 * PAYLOAD;
     let across = Link { bandwidth, shared: bandwidth, latency: LATENCY[1] };
     Links {
         per_node,
         inside: if per_node > 1 { inside } else { Link::FREE },
         across: if nodes > 1 { across } else { Link::FREE },
+        host,
+        offload: Offload::default(),
     }
 }

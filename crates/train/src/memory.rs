@@ -31,7 +31,7 @@ pub struct Shape {
 impl Shape {
     /// The shape of a recipe's wishes and a choice.
     pub fn new(candidate: Candidate, plan: &ParallelPlan) -> Self {
-        let offload = Offload { optimizer: plan.offload_optimizer, weights: plan.offload_parameters };
+        let offload = Offload::of(plan);
         Self { candidate, overlap: plan.overlap, offload }
     }
 

@@ -9,7 +9,7 @@ use ferrotune_dist::{Comm, Layout, Mesh, threads};
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
-use ferrotune_train::plan::{Candidate, Demand, Link, Links, Rates, across, traffic};
+use ferrotune_train::plan::{Candidate, Demand, Links, Rates, across, traffic};
 use ferrotune_train::{Fresh, Sample, StepOptions, Votes, Work, step};
 use std::rc::Rc;
 
@@ -228,7 +228,7 @@ fn only_gradients_of_adapters_leave_a_node() {
         balanced: false,
         even: false,
     };
-    let links = Links { per_node: 2, inside: Link::FREE, across: Link::FREE };
+    let links = Links { per_node: 2, ..Links::FREE };
     let adapters: usize = {
         let trained = |p: &&ferrotune_model::Parameter| p.param.trainable;
         case.model().parameters().iter().filter(trained).map(|p| 4 * p.param.shape.numel()).sum()

@@ -25,3 +25,4 @@ mod splits;
 mod streamed;
 mod trackers;
 mod verbs;
+mod worked;

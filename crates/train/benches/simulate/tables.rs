@@ -216,6 +216,7 @@ fn reported() -> String {
         per_node: GPUS,
         inside: Link { bandwidth: 180e9, shared: f64::INFINITY, latency: 10e-6 },
         across: card(10.0),
+        ..Links::FREE
     };
     for nodes in [1, 2] {
         let world = nodes * GPUS;
@@ -238,6 +239,7 @@ fn l20s(gigabits: f64) -> Links {
         per_node: GPUS,
         inside: Link { bandwidth: 20e9, shared: f64::INFINITY, latency: 10e-6 },
         across: card(gigabits),
+        ..Links::FREE
     }
 }
 

@@ -1,5 +1,6 @@
 //! How a run is divided over ranks, as the engine needs to know it.
 
+use ferrotune_config::plan::ParallelPlan;
 use ferrotune_dist::{Layout, Mesh, Solo};
 use ferrotune_model::{Model, Parameter};
 use ferrotune_tensor::ops::expert_share;
@@ -29,6 +30,13 @@ pub struct Offload {
     pub optimizer: bool,
     /// Weights that aren't adapters; a block's are brought over when it is entered.
     pub weights: bool,
+}
+
+impl Offload {
+    /// As a recipe says.
+    pub fn of(plan: &ParallelPlan) -> Self {
+        Self { optimizer: plan.offload_optimizer, weights: plan.offload_parameters }
+    }
 }
 
 /// How a run is divided.

@@ -65,11 +65,25 @@ impl Candidate {
         self.sharded == Sharding::Experts && self.layout.shards > 1 && !group.stacks.is_empty()
     }
 
-    fn group_bytes(&self, group: &Group) -> u64 {
+    /// Bytes of a group's weights that a rank holds.
+    pub(super) fn weights_held(&self, group: &Group) -> u64 {
         let shards = self.layout.shards;
         if self.spreads(group) {
             // The first rank has no fewer experts than others.
-            let weights = group.share(shards, 0);
+            return group.share(shards, 0);
+        }
+        let whole = group.padded(shards);
+        if group.kind != GroupKind::Adapter && self.sharded >= Sharding::Weights {
+            whole / shards as u64
+        } else {
+            whole
+        }
+    }
+
+    fn group_bytes(&self, group: &Group) -> u64 {
+        let shards = self.layout.shards;
+        if self.spreads(group) {
+            let weights = self.weights_held(group);
             let states = if group.element == 4 { 3 } else { 4 };
             return weights + if group.kind == GroupKind::Frozen { 0 } else { states * weights / group.element * 4 };
         }

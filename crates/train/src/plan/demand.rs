@@ -131,7 +131,7 @@ const REACHED: f64 = 0.5;
 const REACHED_BY_EXPERTS: f64 = 0.35;
 /// Bytes of a card's memory that AdamW moves for a parameter in f32: weight, gradient and two moments read, all but the
 /// gradient written.
-const UPDATED: f64 = 28.0;
+pub(super) const UPDATED: f64 = 28.0;
 
 impl Rates {
     /// `flops` floating-point operations a second wherever they are done, and updates that take no time.

@@ -1,5 +1,6 @@
 //! The wires between ranks, and how fast a collective or a message goes over them when its neighbours use them too.
 
+use crate::engine::Offload;
 use ferrotune_dist::{Layout, Place};
 
 /// One kind of connection. Rates are bytes a second in one direction; both directions go at the same time.
@@ -32,6 +33,10 @@ pub struct Links {
     pub inside: Link,
     /// Between ranks of different nodes.
     pub across: Link,
+    /// Bytes a second between a card and its host's memory; infinite where they are the same.
+    pub host: f64,
+    /// What lies in the host's memory.
+    pub offload: Offload,
 }
 
 /// What one hop of a ring or a border of a pipeline gets.
@@ -42,6 +47,15 @@ pub(super) struct Hop {
 }
 
 impl Links {
+    /// Ranks that need nothing from each other's machines and nothing from the host: wires that take no time.
+    pub const FREE: Self = Self {
+        per_node: 1,
+        inside: Link::FREE,
+        across: Link::FREE,
+        host: f64::INFINITY,
+        offload: Offload { optimizer: false, weights: false },
+    };
+
     /// Whether two ranks are on different nodes.
     pub fn crosses(&self, from: usize, to: usize) -> bool {
         from / self.per_node != to / self.per_node
@@ -162,6 +176,7 @@ mod tests {
         per_node: 4,
         inside: Link { bandwidth: 100.0, shared: f64::INFINITY, latency: 1.0 },
         across: Link { bandwidth: 40.0, shared: 40.0, latency: 2.0 },
+        ..Links::FREE
     };
 
     #[test]

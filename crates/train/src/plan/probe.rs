@@ -54,7 +54,7 @@ impl Probe {
         let (across, hops_across) = probe(comm, device, &ring, Reach::Across)?;
         // A run's messages go other ways than these, and each has buffers.
         comm.release();
-        Ok(Self { links: Links { per_node, inside, across }, hops: [hops_inside, hops_across] })
+        Ok(Self { links: Links { per_node, inside, across, ..Links::FREE }, hops: [hops_inside, hops_across] })
     }
 
     /// Ways that are much slower than their kind, with what the kind does: the middle rate, or the next faster one. For a bad
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_slow_wire_is_named() {
         let hop = |from, bandwidth| Hop { from, to: from + 1, bandwidth };
-        let links = Links { per_node: 1, inside: Link::FREE, across: Link::FREE };
+        let links = Links::FREE;
         let slow = |rates: [f64; 3]| {
             let across = (0..).zip(rates).map(|(from, rate)| hop(from, rate)).collect();
             Probe { links, hops: [Vec::new(), across] }.slow()

@@ -1,11 +1,11 @@
 //! What a rank does in one step, in order: computing, beginning transfers, waiting for them. All ranks of a stage do the
 //! same, so there is one program a stage.
 
-use super::demand::FULLEST;
+use super::demand::{FULLEST, UPDATED};
 use super::links::Axis;
 use super::traffic::{LABELS, NORM, VOTES, choices, counts, losses, tied_ends, uses};
 use super::{Candidate, Demand, Group, GroupKind, Rows, Trips};
-use crate::engine::Sharding;
+use crate::engine::{Offload, Sharding};
 use ferrotune_tensor::Phase;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,6 +15,8 @@ use std::ops::Range;
 pub(super) enum Op {
     /// Computes for so many seconds.
     Compute(f64),
+    /// Stands still while so many bytes come from the host's memory, or go there: copies are made in the order of computing.
+    Fetch(u64),
     /// Hands a transfer, by its number, to the communication thread.
     Begin(usize),
     /// Stands still until a transfer has ended.
@@ -70,13 +72,20 @@ pub(super) struct Builder<'a> {
     stage: usize,
     span: Range<usize>,
     overlap: bool,
+    offload: Offload,
     program: Program,
 }
 
 impl<'a> Builder<'a> {
     pub(super) fn new(demand: &'a Demand, candidate: &'a Candidate, stage: usize, overlap: bool) -> Self {
         let span = candidate.spans[stage].clone();
-        Self { demand, candidate, stage, span, overlap, program: Program::default() }
+        let offload = Offload::default();
+        Self { demand, candidate, stage, span, overlap, offload, program: Program::default() }
+    }
+
+    /// The same with a part of the memory in the host.
+    pub(super) fn offloading(self, offload: Offload) -> Self {
+        Self { offload, ..self }
     }
 
     /// The program of a step of `micro_batches` on each rank.
@@ -108,6 +117,7 @@ impl<'a> Builder<'a> {
             // The next block's weights come while this one computes.
             let next = visits.get(i + 1).filter(|next| self.overlap && self.adjoins(visit, next));
             begun = next.map_or_else(Vec::new, |next| self.begin_gathers(next));
+            self.fetch(visit);
             needed.into_iter().for_each(|transfer| self.wait(transfer));
             self.compute(visit);
             self.leave(visit);
@@ -198,6 +208,17 @@ impl<'a> Builder<'a> {
         let read = |group: &&Group| group.kind != GroupKind::Adapter && group.visits.contains(&now);
         let bytes: Vec<u64> = self.groups().filter(read).map(|group| group.padded(shards)).collect();
         bytes.into_iter().map(|bytes| self.begin(Transfer::Half(Axis::Shard, bytes))).collect()
+    }
+
+    /// The rank's own part of the weights of a visit, where they lie in the host.
+    fn fetch(&mut self, visit: &Visit) {
+        if !self.offload.weights || self.passed_by(visit) {
+            return;
+        }
+        let now = (visit.segment, visit.phase);
+        let read = |group: &&Group| group.kind != GroupKind::Adapter && group.visits.contains(&now);
+        let bytes = self.groups().filter(read).map(|group| self.candidate.weights_held(group)).sum();
+        self.program.ops.push(Op::Fetch(bytes));
     }
 
     /// Waits for the activation of the stage before, or for the gradient of the stage behind.
@@ -343,6 +364,11 @@ impl<'a> Builder<'a> {
         for group in trained {
             let share = group.gradient(1) as f64 / all as f64 / shards as f64;
             self.program.ops.push(Op::Compute(self.demand.update * share));
+            if self.offload.optimizer {
+                // The gradient goes there and weights come back, and the host's memory moves what a card's would.
+                let parameters = group.padded(shards) / shards as u64 / group.element;
+                self.program.ops.push(Op::Fetch(parameters * (4 + 2 * group.element + UPDATED as u64)));
+            }
             let stays =
                 self.candidate.spreads(group) || group.kind == GroupKind::Trained && sharded == Sharding::Weights;
             if !stays {

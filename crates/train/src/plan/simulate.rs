@@ -30,7 +30,7 @@ pub struct Estimate {
 /// one's gradients away beside computing.
 pub fn simulate(demand: &Demand, candidate: &Candidate, all: usize, links: &Links, overlap: bool) -> Estimate {
     let micro_batches = candidate.micro_batches(all);
-    let build = |stage| Builder::new(demand, candidate, stage, overlap).build(micro_batches);
+    let build = |stage| Builder::new(demand, candidate, stage, overlap).offloading(links.offload).build(micro_batches);
     let programs: Vec<Program> = (0..candidate.layout.stages).map(build).collect();
     let step = Machine::new(&programs, candidate, Some(links)).run();
     let unhindered = Machine::new(&programs, candidate, None).run();
@@ -113,6 +113,7 @@ impl<'a> Machine<'a> {
         match stage.program.ops.get(stage.next) {
             None => return drained,
             Some(Op::Compute(seconds)) => stage.clock += seconds,
+            Some(Op::Fetch(bytes)) => stage.clock += *bytes as f64 / self.wires.host,
             Some(Op::Begin(transfer)) => stage.queue.push_back((*transfer, stage.clock)),
             Some(Op::Wait(transfer)) => match stage.ended[*transfer] {
                 Some(end) => stage.clock = stage.clock.max(end),
@@ -188,6 +189,8 @@ impl<'a> Machine<'a> {
 struct Wires {
     rings: HashMap<Axis, (usize, Hop)>,
     borders: HashMap<(usize, usize), Hop>,
+    /// Bytes a second from the host.
+    host: f64,
     /// Seconds until a shard group's parts for each other begin to arrive, and seconds for a byte of what is spread.
     spread: (f64, f64),
 }
@@ -201,7 +204,8 @@ impl Wires {
         let pairs = (1..layout.stages).flat_map(|stage| [(stage - 1, stage), (stage, stage - 1)]);
         let border = |(from, to)| ((from, to), links.map_or(free, |links| links.border(layout, from, to)));
         let spread = links.map_or((0.0, 0.0), |links| links.spread(layout));
-        Self { rings: Axis::ALL.into_iter().map(ring).collect(), borders: pairs.map(border).collect(), spread }
+        let host = links.map_or(f64::INFINITY, |links| links.host);
+        Self { rings: Axis::ALL.into_iter().map(ring).collect(), borders: pairs.map(border).collect(), host, spread }
     }
 
     /// Seconds in which each rank of a shard group gets its part of every other one's `bytes`.

@@ -3,7 +3,7 @@
 use super::links::Axis;
 use super::program::{Builder, Transfer};
 use super::*;
-use crate::engine::Sharding;
+use crate::engine::{Offload, Sharding};
 use ferrotune_config::plan::{LoraPlan, Tuning};
 use ferrotune_dist::{Layout, Place};
 use ferrotune_model::{Config, Model};
@@ -12,7 +12,7 @@ use serde_json::json;
 
 /// One kind of wire everywhere.
 fn wires(bandwidth: f64, latency: f64) -> Links {
-    Links { per_node: 1, inside: Link::FREE, across: Link { bandwidth, shared: bandwidth, latency } }
+    Links { across: Link { bandwidth, shared: bandwidth, latency }, ..Links::FREE }
 }
 
 /// A group that each segment's forward pass reads, and a block's backward pass again.
@@ -184,6 +184,32 @@ fn overlap_hides_the_shorter_of_two() {
     assert!(slow.step >= (visits + adapters) * 10.0 && slow.step < one.compute + visits * 10.0, "{slow:?}");
 }
 
+/// Weights that lie in the host come once a visit, and nothing is computed meanwhile; each rank brings what it holds.
+#[test]
+fn what_lies_in_the_host_takes_its_time() {
+    let demand = lora();
+    let step = |candidate: &Candidate, links: &Links| simulate(&demand, candidate, 2, links, true);
+    let offload = Offload { weights: true, optimizer: false };
+    for shards in [1, 2] {
+        let candidate = split(shards, 1, 1, if shards > 1 { Sharding::Weights } else { Sharding::Whole });
+        // A micro-batch reads 64000 bytes in each of eight visits to blocks, and less in embedding and head.
+        let held = |group: &Group| (group.visits.len() as u64 * candidate.weights_held(group)) as f64;
+        let read: f64 = demand.groups.iter().filter(|g| g.kind != GroupKind::Adapter).map(held).sum();
+        assert!(read > 8.0 * 64000.0 / shards as f64, "{read}");
+        let plain = Links { host: 64000.0, ..Links::FREE };
+        let (near_by, far) = (step(&candidate, &plain), step(&candidate, &Links { offload, ..plain }));
+        // What each rank does of a step of two micro-batches.
+        let visits = 2.0 / shards as f64;
+        near(far.step - near_by.step, visits * read / 64000.0);
+        near(far.communication - near_by.communication, visits * read / 64000.0);
+        near(far.compute, near_by.compute);
+    }
+    let states = Links { host: 1e4, offload: Offload { weights: false, optimizer: true }, ..Links::FREE };
+    let candidate = split(1, 1, 1, Sharding::Whole);
+    // Four adapters of 160 parameters: their gradients there, weights there and back, 28 bytes each over the host's memory.
+    near(step(&candidate, &states).step - step(&candidate, &Links::FREE).step, 4.0 * 160.0 * 40.0 / 1e4);
+}
+
 /// Bytes that the schedule sends, added up transfer by transfer.
 fn scheduled(demand: &Demand, candidate: &Candidate, all: usize, rank: usize, overlap: bool) -> Vec<u64> {
     let layout = candidate.layout;
@@ -272,8 +298,12 @@ fn rows_hide_behind_nothing() {
 fn rows_that_leave_a_node_share_its_card() {
     let layout = Layout { shards: 8, stages: 1, replicas: 1 };
     let link = |bandwidth, latency| Link { bandwidth, shared: bandwidth, latency };
-    let links =
-        Links { per_node: 4, inside: Link { shared: f64::INFINITY, ..link(10.0, 1.0) }, across: link(8.0, 2.0) };
+    let links = Links {
+        per_node: 4,
+        inside: Link { shared: f64::INFINITY, ..link(10.0, 1.0) },
+        across: link(8.0, 2.0),
+        ..Links::FREE
+    };
     let (latency, each) = links.spread(layout);
     near(latency, 2.0);
     near(each, 4.0 / 8.0 / (8.0 / 4.0));
@@ -341,6 +371,7 @@ fn the_fastest_that_fits_is_chosen() {
         per_node: 2,
         inside: Link { bandwidth: 1e6, shared: f64::INFINITY, latency: 1e-6 },
         across: Link { bandwidth: 1e5, shared: 1e5, latency: 1e-6 },
+        ..Links::FREE
     };
     let all = candidates(&demand, 4, 2, 32, None);
     let names: Vec<String> = all.iter().map(Candidate::to_string).collect();
