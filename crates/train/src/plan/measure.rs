@@ -1,4 +1,4 @@
-//! Measures how fast the ranks compute a model, before its weights are read: one block and the head are run with stand-ins
+//! Measures how fast the ranks compute a model, before its weights are read: a few blocks and the head are run with stand-ins
 //! for weights, and an update is timed.
 //!
 //! All ranks measure at the same time, since that is how they will work, and then tell each other, so that all of them
@@ -11,14 +11,18 @@ use ferrotune_model::{Batch, LossOptions, Model, Sequence};
 use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tape, Tensor, ops};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Tokens of the first try, and tries with the last number of tokens.
 const FEWEST: usize = 32;
 const TRIES: u32 = 5;
-/// Parameters of a timed update.
-const UPDATED: usize = 1 << 20;
+/// Parameters of a timed update, unless fewer are trained: more than a cache holds.
+const UPDATED: usize = 1 << 23;
+/// Bytes of weights of the blocks that are run, unless one or all have others: in a step, too, a block finds the weights of
+/// another in the cache.
+const BLOCKS: usize = 1 << 27;
 /// Matrices of more elements are zeros: they cost the same whatever is in them, and filling them doesn't.
 const FILLED: usize = 1 << 20;
 
@@ -38,8 +42,9 @@ pub fn measure_rates(
     let long_enough = patience / (2 * (TRIES + 1));
     let head = model.segments() - 1;
     comm.barrier()?;
-    let [blocks, head] = [head - 1, head].map(|segment| rate(model, device, segment, (lengths, long_enough)));
-    let mine = [blocks?, head?, update_rate(device)?];
+    let parts = [head - blocks_run(model)..head, head..head + 1];
+    let [blocks, head] = parts.map(|span| rate(model, device, span, (lengths, long_enough)));
+    let mine = [blocks?, head?, update_rate(model, device)?];
     let bytes: Vec<u8> = mine.iter().flat_map(|rate| rate.to_le_bytes()).collect();
     let told = comm.exchange(&bytes)?;
     let least = |i: usize| told.iter().filter_map(|bytes| number(bytes, i)).fold(f64::INFINITY, f64::min);
@@ -53,25 +58,38 @@ fn number(bytes: &[u8], i: usize) -> Option<f64> {
     (number.is_finite() && number > 0.0).then_some(number)
 }
 
-/// Floating-point operations a second of one segment, forward and backward.
-fn rate(model: &Model, device: &Device, segment: usize, (lengths, long_enough): (&[usize], Duration)) -> Result<f64> {
+/// How many blocks are run; the last ones are, which train wherever any does.
+fn blocks_run(model: &Model) -> usize {
+    let last = Segment(model.segments() - 2);
+    let own = model.parameters().iter().map(|p| &p.param).filter(|param| param.segments.contains(&last));
+    let bytes: usize = own.map(|param| param.dtype.bytes(param.shape.numel())).sum();
+    (BLOCKS / bytes.max(1)).clamp(1, model.segments() - 2)
+}
+
+/// Floating-point operations a second of some segments, forward and backward.
+fn rate(
+    model: &Model,
+    device: &Device,
+    span: Range<usize>,
+    (lengths, long_enough): (&[usize], Duration),
+) -> Result<f64> {
     let all: usize = lengths.iter().sum::<usize>().max(2);
     let stand_in = StandIn { device: device.clone(), held: RefCell::default() };
     let mut tokens = FEWEST.min(all);
     // The first run of anything also makes the weights, and touches memory for the first time.
-    pass(model, &stand_in, segment, &first_of(lengths, tokens))?;
+    pass(model, &stand_in, &span, &first_of(lengths, tokens))?;
     loop {
         let rows = first_of(lengths, tokens);
-        let (mut flops, mut spent) = pass(model, &stand_in, segment, &rows)?;
+        let (flops, spent) = pass(model, &stand_in, &span, &rows)?;
         if spent < long_enough && tokens < all {
             tokens = (2 * tokens).min(all);
             continue;
         }
+        let mut tries = vec![spent];
         for _ in 1..TRIES {
-            let (again, time) = pass(model, &stand_in, segment, &rows)?;
-            (flops, spent) = (again, spent.min(time));
+            tries.push(pass(model, &stand_in, &span, &rows)?.1);
         }
-        return Ok(flops / spent.as_secs_f64());
+        return Ok(flops / median(tries).as_secs_f64());
     }
 }
 
@@ -87,8 +105,14 @@ fn first_of(lengths: &[usize], tokens: usize) -> Vec<usize> {
     if rows.is_empty() { vec![tokens] } else { rows }
 }
 
-/// Runs a segment forward and backward; its operations and its time.
-fn pass(model: &Model, host: &StandIn, segment: usize, rows: &[usize]) -> Result<(f64, Duration)> {
+/// The middle one: a step is neither as quick as the quickest try nor as slow as one that something came between.
+fn median(mut tries: Vec<Duration>) -> Duration {
+    tries.sort();
+    tries[tries.len() / 2]
+}
+
+/// Runs segments forward and backward; their operations and their time.
+fn pass(model: &Model, host: &StandIn, span: &Range<usize>, rows: &[usize]) -> Result<(f64, Duration)> {
     let device = &host.device;
     let longest = rows.iter().copied().max().unwrap_or(0);
     let (ids, labels) = (vec![0; longest], vec![0; longest]);
@@ -106,7 +130,7 @@ fn pass(model: &Model, host: &StandIn, segment: usize, rows: &[usize]) -> Result
     let tape = Tape::new(device, host, &keep_all);
     let input = tape.leaf(stream);
     let options = LossOptions { scale: 1.0, smoothing: 0.0 };
-    let output = model.forward(&tape, &batch, segment..segment + 1, Some(input.clone()), options);
+    let output = model.forward(&tape, &batch, span.clone(), Some(input.clone()), options);
     let seed = output.value.empty_like(Kind::ActGrad);
     seed.zero();
     tape.backward(&output, seed, Some(&input));
@@ -114,23 +138,31 @@ fn pass(model: &Model, host: &StandIn, segment: usize, rows: &[usize]) -> Result
     Ok((device.track().flops - before, start.elapsed()))
 }
 
-/// Parameters that AdamW updates in a second.
-fn update_rate(device: &Device) -> Result<f64> {
-    let [weights, gradient, m, v] = [Kind::Weight, Kind::Grad, Kind::Optim, Kind::Optim].map(|kind| {
-        let tensor = device.empty([UPDATED], DType::F32, kind);
+/// Trained parameters a second, of which a step clears the gradient, adds up its squares and makes the update.
+fn update_rate(model: &Model, device: &Device) -> Result<f64> {
+    let trained = || model.parameters().iter().map(|p| &p.param).filter(|param| param.trainable);
+    let count = trained().map(|param| param.shape.numel()).sum::<usize>().clamp(1, UPDATED);
+    let dtype = trained().next().map_or(DType::F32, |param| param.dtype);
+    let make = |dtype, kind| {
+        let tensor = device.empty([count], dtype, kind);
         tensor.zero();
         tensor
-    });
+    };
+    let weights = make(dtype, Kind::Weight);
+    let master = (dtype != DType::F32).then(|| make(DType::F32, Kind::Optim));
+    let [gradient, m, v] = [Kind::Grad, Kind::Optim, Kind::Optim].map(|kind| make(DType::F32, kind));
     let (beta1, beta2) = (0.9, 0.999);
     let step = ops::AdamW { rate: 1e-3, beta1, beta2, eps: 1e-8, weight_decay: 0.0, step: 1, grad_scale: 1.0 };
-    let mut least = Duration::MAX;
-    for _ in 0..=TRIES {
+    let mut tries = Vec::new();
+    for _ in 0..TRIES {
         let start = Instant::now();
-        ops::adamw(&weights, None, (&gradient, None), (&m, &v), &step);
+        gradient.zero();
+        ops::sum_of_squares(device, std::slice::from_ref(&gradient));
+        ops::adamw(&weights, master.as_ref(), (&gradient, None), (&m, &v), &step);
         device.synchronize()?;
-        least = least.min(start.elapsed());
+        tries.push(start.elapsed());
     }
-    Ok(UPDATED as f64 / least.as_secs_f64())
+    Ok(count as f64 / median(tries).as_secs_f64())
 }
 
 /// Weights and gradients of the segments that are timed, whatever is in them.
