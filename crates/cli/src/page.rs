@@ -207,6 +207,7 @@ pub(crate) fn parts(way: &Way) -> Vec<(&'static str, u64)> {
     let memory = &way.memory;
     let of = |kind: Kind| (kind_name(kind), memory.predicted.at_peak[kind as usize]);
     let mut parts: Vec<(&'static str, u64)> = Kind::ALL.into_iter().map(of).collect();
+    parts.push(("idle between them", memory.predicted.extent.saturating_sub(memory.predicted.peak)));
     if memory.room.has_own_host() {
         parts.push(("context and NCCL", memory.constant));
     } else {

@@ -18,7 +18,7 @@ use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::{Config, Model, ModelError, Unmet, stack_name};
 use ferrotune_tensor::Device;
 use ferrotune_train::engine::{Division, Engine, LoadedAdapter};
-use ferrotune_train::save::saved_bytes;
+use ferrotune_train::save::Copied;
 use ferrotune_train::{Fresh, Grown, Stacked, check_files, dtype};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -505,9 +505,9 @@ impl Fitted {
         experts_note(&self.model, tuning).into_iter().chain(balance_note(self.model.config(), plan)).collect()
     }
 
-    /// Bytes of the model's files in a checkpoint; `config` is its config.json.
-    pub(crate) fn saved_bytes(&self, config: &Value) -> u64 {
-        self.wanted.tuning.as_ref().map_or(0, |tuning| saved_bytes(tuning, config, self.model.parameters()))
+    /// What a run copies of the model to write it; `config` is its config.json.
+    pub(crate) fn copied(&self, plan: &Plan, config: &Value) -> Copied {
+        if self.trains() { Copied::of(plan, config, self.model.parameters()) } else { Copied::default() }
     }
 
     /// Reads this rank's part of the weights onto its device.

@@ -6,15 +6,15 @@ use crate::prepare::{Fitted, Resolved};
 use crate::world::World;
 use crate::{environment, ui};
 use anyhow::anyhow;
-use ferrotune_config::plan::{Interval, Plan, RunLength};
+use ferrotune_config::plan::{Plan, RunLength};
 use ferrotune_data::prepare::Prepared;
 use ferrotune_data::rows::Rows;
 use ferrotune_tensor::Profile;
 use ferrotune_train::plan::{Choice, Link, Probe, Rates, measure_rates};
 use ferrotune_train::save::split_before;
 use ferrotune_train::{
-    Circumstances, Error, Limit, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_step,
-    longest_batch, longest_evaluation, middle_batch, step_options, widest_answers,
+    Circumstances, Error, Limit, Load, MemoryPlan, Room, Split, Way, divide, evaluated_rows, expected_memory,
+    expected_step, longest_batch, longest_evaluation, middle_batch, step_options, widest_answers,
 };
 use serde_json::Value;
 use std::time::Duration;
@@ -56,7 +56,6 @@ pub(crate) fn split(
     let ranks = world.comm.world();
     let of_a_step = world.ranks_of_a_step.unwrap_or(ranks);
     check_rows(plan, of_a_step).inspect_err(|_| world.all_know())?;
-    let saved = (plan.output.save != Interval::Never).then(|| fitted.saved_bytes(config));
     let mut load = Load {
         model: fitted.model(),
         options: &options,
@@ -65,7 +64,7 @@ pub(crate) fn split(
         evaluated: &evaluated,
         answers: widest_answers(&looked_at, plan),
         micro_batches: plan.train.accumulation * of_a_step,
-        saved,
+        copied: fitted.copied(plan, config),
     };
     // A GPU is one process's; the processes of a machine share its memory.
     let shared = || environment::available_memory().map(|free| free / world.per_node as u64);
@@ -106,7 +105,12 @@ pub(crate) fn split(
     let mapped = train + prepared.eval.iter().map(|(_, rows)| 8 * rows.tokens()).sum::<u64>();
     // What lies on a GPU isn't the process's memory.
     let before = before.filter(|_| !room.has_own_host());
-    let resident = before.map(|before| resident(before, &split.memory, device.track().peak) + mapped);
+    let measured = device.track().extent;
+    let of = |before| -> Result<u64, Error> {
+        let memory = expected_memory(&load, plan, (&rows, of_a_step), room, &split)?;
+        Ok(resident(before, &memory, measured) + mapped)
+    };
+    let resident = before.map(of).transpose()?;
     Ok(Planned { split, longest: (load.lengths.to_vec(), limit), foretold: Foretold { resident, step } })
 }
 
@@ -124,7 +128,7 @@ fn tell_limit(world: &World, limit: Limit) {
 /// Most bytes of a process that had `now` of them, and at most `most`, before it measured and trains. The heap gives nothing
 /// back: what was `measured` with, more than a tiny model takes, the process keeps.
 fn resident((now, most): (u64, u64), memory: &MemoryPlan, measured: u64) -> u64 {
-    (now + memory.needed() + measured.saturating_sub(memory.predicted.peak)).max(most)
+    (now + memory.needed() + measured.saturating_sub(memory.predicted.extent)).max(most)
 }
 
 /// What comes with a row that is read from a mapped file: the pages around it that the system has at hand.
@@ -245,7 +249,7 @@ mod tests {
     #[test]
     fn what_measuring_takes_beyond_the_run_is_the_processs() {
         let mut memory = MemoryPlan { constant: 5, ..MemoryPlan::default() };
-        memory.predicted.peak = 100;
+        memory.predicted.extent = 100;
         assert_eq!(resident((30, 40), &memory, 90), 135);
         assert_eq!(resident((30, 40), &memory, 160), 195);
         assert_eq!(resident((30, 400), &memory, 160), 400);

@@ -7,7 +7,7 @@
 //! sticky as well.
 
 use crate::cuda::{self, Gpu};
-use crate::heap::{Block, Heap, HostRanges};
+use crate::heap::{Block, Heap, HostRanges, NoRanges};
 use crate::tensor::Storage;
 use crate::{DType, Shape, Tensor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +82,8 @@ pub struct Track {
     pub peak: u64,
     /// Bytes by kind at that moment.
     pub at_peak: [u64; 8],
+    /// Bytes of memory that tensors have lain on so far: the peak, and what then lay idle between them.
+    pub extent: u64,
     /// Allocations so far.
     pub allocations: u64,
     /// Floating-point operations of matrix products and attention (multiply and add count as two).
@@ -171,6 +173,13 @@ impl Memory {
             Self::Separate(gpu) => gpu.free_one(block.ptr),
         }
     }
+
+    fn extent(&self, live: u64) -> u64 {
+        match self {
+            Self::Heap(heap) => heap.extent(),
+            Self::Separate(_) => live,
+        }
+    }
 }
 
 struct State {
@@ -193,9 +202,14 @@ impl Device {
         Self::imitating(Profile::Cpu)
     }
 
-    /// Imitates a device of this profile: counts and executes nothing.
+    /// Imitates a device of this profile: counts and executes nothing. Tensors are laid out as there, on addresses without
+    /// memory.
     pub fn imitating(profile: Profile) -> Self {
-        Self::new(Backend::Meta(profile), Memory::Heap(Heap::new(HostRanges { reserve: RESERVE })))
+        let align = match profile {
+            Profile::Cpu => HostRanges::ALIGN,
+            Profile::Cuda => cuda::GpuRanges::ALIGN,
+        };
+        Self::new(Backend::Meta(profile), Memory::Heap(Heap::new(NoRanges { align })))
     }
 
     /// A GPU.
@@ -351,8 +365,7 @@ impl Device {
     fn allocate(&self, bytes: usize, kind: Kind) -> Option<Block> {
         let mut state = self.state();
         let asked = bytes as u64;
-        let executes = !matches!(self.0.backend, Backend::Meta(_));
-        let block = if executes && state.fault.is_none() && self.gpu().is_none_or(|gpu| gpu.fault().is_none()) {
+        let block = if state.fault.is_none() && self.gpu().is_none_or(|gpu| gpu.fault().is_none()) {
             let block = state.memory.take(bytes);
             if block.is_none() {
                 let live = state.track.live;
@@ -370,6 +383,8 @@ impl Device {
             track.peak = total;
             track.at_peak = track.live;
         }
+        let extent = state.memory.extent(total);
+        state.track.extent = state.track.extent.max(extent);
         block
     }
 

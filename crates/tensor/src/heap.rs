@@ -35,6 +35,12 @@ pub(crate) struct HostRanges {
     pub(crate) reserve: usize,
 }
 
+/// Nobody's: addresses that nothing will ever lie at, to see how blocks would lie.
+pub(crate) struct NoRanges {
+    /// What blocks begin at multiples of.
+    pub(crate) align: usize,
+}
+
 /// Reserved ranges with their free blocks.
 pub(crate) struct Heap {
     arenas: Vec<Arena>,
@@ -49,6 +55,8 @@ struct Arena {
     by_offset: BTreeMap<usize, usize>,
     /// The same blocks as (size, offset), for best fit.
     by_size: BTreeSet<(usize, usize)>,
+    /// Where the block ended that reached farthest.
+    reached: usize,
 }
 
 /// A block handed out: where it lies and how to give it back.
@@ -99,10 +107,20 @@ impl Heap {
         true
     }
 
+    /// Bytes of all ranges that blocks have lain on: what is live at the most, and what lay idle between.
+    pub(crate) fn extent(&self) -> u64 {
+        self.arenas.iter().map(|arena| arena.reached as u64).sum()
+    }
+
     /// Takes a block back.
     pub(crate) fn give(&mut self, block: Block) {
         self.arenas[block.arena].insert(block.offset, block.size);
     }
+}
+
+impl HostRanges {
+    /// A cache line, and the width of the widest vector.
+    pub(crate) const ALIGN: usize = 64;
 }
 
 impl Ranges for HostRanges {
@@ -123,16 +141,26 @@ impl Ranges for HostRanges {
         Some(Range { begin: map.as_mut_ptr(), bytes, _hold: Box::new(map) })
     }
 
-    /// A cache line, and the width of the widest vector.
     fn align(&self) -> usize {
-        64
+        Self::ALIGN
+    }
+}
+
+impl Ranges for NoRanges {
+    fn range(&mut self, least: usize) -> Option<Range> {
+        let bytes = usize::MAX / 2;
+        (least <= bytes).then(|| Range { begin: std::ptr::null_mut(), bytes, _hold: Box::new(()) })
+    }
+
+    fn align(&self) -> usize {
+        self.align
     }
 }
 
 impl Arena {
     fn new(range: Range, align: usize) -> Self {
         let bytes = range.bytes / align * align;
-        let mut arena = Self { range, bytes, by_offset: BTreeMap::new(), by_size: BTreeSet::new() };
+        let mut arena = Self { range, bytes, by_offset: BTreeMap::new(), by_size: BTreeSet::new(), reached: 0 };
         arena.insert(0, bytes);
         arena
     }
@@ -152,6 +180,7 @@ impl Arena {
             self.by_offset.insert(offset + size, whole - size);
             self.by_size.insert((whole - size, offset + size));
         }
+        self.reached = self.reached.max(offset + size);
         let ptr = self.range.begin.wrapping_add(offset);
         Block { ptr, arena, offset, size }
     }

@@ -196,3 +196,49 @@ fn machines(subject: &Subject<'_>) -> Result<Vec<Cure>> {
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Division;
+    use crate::step::step_options;
+    use ferrotune_config::{Recipe, Verb};
+    use ferrotune_model::Config;
+    use ferrotune_tensor::{DType, Device, Kind};
+
+    #[test]
+    fn memory_that_ran_out_is_told_with_what_cures_it() {
+        let config = Config::from_json(&serde_json::json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": false,
+        }))
+        .unwrap();
+        let told = |more: &str, rows| {
+            let text = format!(
+                "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: empty\ndataset: d\n\
+                 output_dir: o\nper_device_train_batch_size: 8\n{more}"
+            );
+            let plan = Plan::resolve(&Recipe::parse("r.yaml", text.as_bytes()).unwrap(), Verb::Train).unwrap().0;
+            let model = Model::new(&config, DType::F32, Some(&plan.tuning), false).unwrap();
+            let engine = Engine::new(&Device::meta(), &model, Division::solo(&model), false);
+            let fault = Fault::OutOfMemory { asked: 3 << 20, kind: Kind::Act, live: [1 << 20; 8] };
+            let options = step_options(&plan, &config, plan.model.recompute == Recompute::On);
+            with_cures(Error::Device(fault), &plan, &options, (&model, &engine, rows)).to_string()
+        };
+        let plain = told("", None);
+        for part in [
+            "out of memory: 3.0 MiB for activations were refused; in use were 8.0 MiB: ",
+            "What cures it: gradient_checkpointing: true; ",
+            "per_device_train_batch_size: 1, gradient_accumulation_steps: 8; ",
+            "auto_find_batch_size: true; ",
+            "a smaller cutoff_len",
+        ] {
+            assert!(plain.contains(part), "{part} in {plain}");
+        }
+        // What is done already cures nothing.
+        let smaller = told("auto_find_batch_size: true\ngradient_checkpointing: true\n", Some(1));
+        for part in ["auto_find_batch_size", "per_device_train_batch_size", "gradient_checkpointing"] {
+            assert!(!smaller.contains(part), "{part} in {smaller}");
+        }
+    }
+}

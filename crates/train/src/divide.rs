@@ -5,6 +5,7 @@ use crate::evaluated::Answers;
 use crate::memory::{MemoryPlan, Shape, plan_memory};
 use crate::plan::{Candidate, Choice, Demand, Links, Question, Rates, candidates, choose};
 use crate::room::Room;
+use crate::save::Copied;
 use crate::step::StepOptions;
 use crate::{Error, Result};
 use ferrotune_config::plan::{ParallelPlan, Recompute, Strategy};
@@ -42,6 +43,7 @@ impl Circumstances<'_> {
 }
 
 /// What is to be split.
+#[derive(Clone)]
 pub struct Load<'a> {
     /// The model.
     pub model: &'a Model,
@@ -57,8 +59,8 @@ pub struct Load<'a> {
     pub answers: Option<Answers>,
     /// Micro-batches of a step, over all ranks.
     pub micro_batches: usize,
-    /// Bytes of the model's files in a checkpoint; `None` if none is written while the run goes on.
-    pub saved: Option<u64>,
+    /// What is copied to be written.
+    pub copied: Copied,
 }
 
 /// One way to run: a split, with its blocks recomputed or not.

@@ -2,16 +2,17 @@
 //! that the recipe means, and, if that doesn't fit, the single changes that make it fit. Each of them is tried by running
 //! its step on `meta`, none is guessed.
 
-use crate::divide::{Circumstances, Levels, Load, Way, is_wished, ways};
+use crate::divide::{Circumstances, Levels, Load, Split, Way, is_wished, ways};
 use crate::evaluated::{Answers, EvaluatedRow, longest_evaluation, widest_answers};
 use crate::machine::Machine;
-use crate::order::longest_batch;
-use crate::order::{Order, Share};
+use crate::memory::{MemoryPlan, plan_memory};
+use crate::order::{Order, Share, longest_batch, longest_met};
 use crate::plan::{Demand, Rates, measure_rates, simulate};
-use crate::save::saved_bytes;
+use crate::room::Room;
+use crate::save::Copied;
 use crate::step::step_options;
 use crate::{Result, StepOptions};
-use ferrotune_config::plan::{Interval, ParallelPlan, Plan, Precision, Recompute};
+use ferrotune_config::plan::{ParallelPlan, Plan, Precision, Recompute};
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::{DType, Device};
 use serde_json::Value;
@@ -149,7 +150,7 @@ struct Run {
     evaluated: Vec<usize>,
     answers: Option<Answers>,
     micro_batches: usize,
-    saved: Option<u64>,
+    copied: Copied,
 }
 
 impl Run {
@@ -166,13 +167,12 @@ impl Run {
             }
         };
         let among = subject.machine.circumstances(false);
-        let saves = plan.output.save != Interval::Never;
-        let saved = saves.then(|| saved_bytes(&plan.tuning, subject.json, model.parameters()));
+        let copied = Copied::of(plan, subject.json, model.parameters());
         let options = step_options(plan, subject.config, false);
         let evaluated = longest_evaluation(&subject.evaluated, plan);
         let answers = widest_answers(&subject.evaluated, plan);
         let micro_batches = plan.train.accumulation * among.world;
-        Ok(Self { model, options, lengths, evaluated, answers, micro_batches, saved })
+        Ok(Self { model, options, lengths, evaluated, answers, micro_batches, copied })
     }
 
     fn load(&self, recompute: Recompute) -> Load<'_> {
@@ -184,7 +184,7 @@ impl Run {
             evaluated: &self.evaluated,
             answers: self.answers,
             micro_batches: self.micro_batches,
-            saved: self.saved,
+            copied: self.copied,
         }
     }
 
@@ -277,6 +277,29 @@ pub fn expected_step(
     let ranks = way.choice.candidate.layout.data_ranks();
     let typical = typical(rows, plan, Share { rank: 0, ranks, of_a_step: ranks_of_a_step });
     typical.seconds(load, among, &plan.parallel, way)
+}
+
+/// Bytes of the fullest rank of a run over `rows`, of so many tokens each, that is split in a way: those of the longest
+/// micro-batch that comes in it, where [`divide`](crate::divide::divide) reckons with the longest that could.
+///
+/// # Errors
+/// If a step can't be counted.
+pub fn expected_memory(
+    load: &Load<'_>,
+    plan: &Plan,
+    (rows, ranks_of_a_step): (&[usize], usize),
+    room: Room,
+    split: &Split,
+) -> Result<MemoryPlan> {
+    if rows.is_empty() {
+        return Ok(split.memory.clone());
+    }
+    let met = longest_met(rows, &plan.train, plan.parallel.max_tokens_per_micro_batch, ranks_of_a_step);
+    let tokens = |lengths: &[usize]| lengths.iter().sum::<usize>();
+    if tokens(&met) >= tokens(load.lengths) {
+        return Ok(split.memory.clone());
+    }
+    plan_memory(&Load { lengths: &met, ..load.clone() }, &split.shape, split.memory.recompute, room)
 }
 
 /// A micro-batch in the middle of those of a run over `rows`, of so many tokens each: what a rank is measured with.

@@ -46,8 +46,8 @@ pub use evaluated::{Answers, EvaluatedRow, assumed_rows, evaluated_rows, longest
 pub use event::{Event, Start};
 pub use fit::check_files;
 pub use forecast::{
-    Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_step, forecast, is_meant, meant, measured,
-    middle_batch,
+    Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_memory, expected_step, forecast, is_meant, meant,
+    measured, middle_batch,
 };
 pub use limit::{Limit, rehearse, step_within};
 pub use machine::Machine;

@@ -9,6 +9,7 @@ use crate::evaluated::Answers;
 use crate::plan::Candidate;
 use crate::room::Room;
 use crate::router_loss::RouterLoss;
+use crate::save::Copied;
 use crate::step::{Sample, StepOptions, Votes, Work, step};
 use ferrotune_config::plan::ParallelPlan;
 use ferrotune_data::rows::Row;
@@ -60,7 +61,7 @@ pub struct Bytes {
 impl Bytes {
     /// All that are live at the same time; copies of what is being saved are not among them.
     fn live(&self) -> u64 {
-        self.device.peak + self.host
+        self.device.extent + self.host
     }
 }
 
@@ -130,7 +131,7 @@ fn count(
     if let Some(answers) = answers {
         answers.rehearse(model, &engine)?;
     }
-    let host = if engine.host_memory().is(device) { 0 } else { engine.host_memory().track().peak };
+    let host = if engine.host_memory().is(device) { 0 } else { engine.host_memory().track().extent };
     let owned = engine.owned().iter().map(|piece| piece.tensor.bytes() as u64).sum();
     Ok(Bytes { device: device.track(), host, owned, moment: engine.fullest() })
 }
@@ -180,7 +181,7 @@ impl MemoryPlan {
     /// All bytes of the fullest rank on the device that computes.
     pub fn needed(&self) -> u64 {
         let apart = if self.room.has_own_host() { 0 } else { self.host + self.copies };
-        self.predicted.peak + self.constant + apart
+        self.predicted.extent + self.constant + apart
     }
 
     /// Bytes of host memory, where that is another memory than the device's.
@@ -211,8 +212,9 @@ pub fn plan_memory(load: &Load<'_>, shape: &Shape, recompute: bool, room: Room) 
     let stages = by_stage(load.model, &options, shape, Lengths { trained, evaluated, answers }, room.profile())?;
     let of = |(stage, bytes): (usize, Bytes)| {
         // The first rank of all writes the model's files besides its part of the state.
-        let files = load.saved.filter(|_| stage == 0).unwrap_or(0);
-        let copies = load.saved.map_or(0, |_| bytes.owned) + files;
+        let Copied { checkpoint, adapter } = load.copied;
+        let files = if stage == 0 { checkpoint.unwrap_or(0) + adapter } else { 0 };
+        let copies = checkpoint.map_or(0, |_| bytes.owned) + files;
         let Bytes { device: predicted, host, moment, .. } = bytes;
         MemoryPlan { recompute, predicted, moment, host, copies, constant, room }
     };
@@ -249,23 +251,34 @@ mod tests {
             recompute: false,
         };
         let files = 2 * parameters as u64;
-        let plan = |shards: usize, sharded, saved| {
+        let plan = |shards: usize, sharded, copied| {
             let layout = Layout { shards, stages: 1, replicas: 1 };
             let candidate = Candidate { layout, sharded, spans: vec![0..model.segments(); 1] };
             let shape = Shape { candidate, overlap: true, offload: Offload::default() };
             let (recompute, lengths) = (Recompute::Off, &[8][..]);
             let (evaluated, answers, micro_batches) = (&[][..], None, 1);
-            let load =
-                Load { model: &model, options: &options, recompute, lengths, evaluated, answers, micro_batches, saved };
+            let load = Load {
+                model: &model,
+                options: &options,
+                recompute,
+                lengths,
+                evaluated,
+                answers,
+                micro_batches,
+                copied,
+            };
             plan_memory(&load, &shape, false, Room::default()).unwrap()
         };
-        let never = plan(1, Sharding::Whole, None);
+        let of = |checkpoint, adapter| Copied { checkpoint, adapter };
+        let never = plan(1, Sharding::Whole, of(None, 0));
         assert_eq!(never.copies, 0);
+        // An adapter is written in the end.
+        assert_eq!(plan(1, Sharding::Whole, of(None, 10)).copies, 10);
         // A weight and two moments of each parameter, in f32, and the files.
-        let whole = plan(1, Sharding::Whole, Some(files));
+        let whole = plan(1, Sharding::Whole, of(Some(files), 0));
         assert_eq!(whole.copies, 12 * parameters as u64 + files);
         assert_eq!(whole.needed(), never.needed() + whole.copies);
         // Two ranks write half of the state each; the first one the files, too.
-        assert_eq!(plan(2, Sharding::Weights, Some(files)).copies, 6 * parameters as u64 + files);
+        assert_eq!(plan(2, Sharding::Weights, of(Some(files), 0)).copies, 6 * parameters as u64 + files);
     }
 }

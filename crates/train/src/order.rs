@@ -29,6 +29,20 @@ pub fn longest_batch(mut lengths: Vec<usize>, micro_batch: usize, budget: Option
     lengths
 }
 
+/// Lengths of the rows of the longest micro-batch that a run over `rows`, of so many tokens each, comes by: mostly the longest
+/// rows of all are not in one. `ranks` ranks' rows make a step.
+pub(crate) fn longest_met(rows: &[usize], plan: &TrainPlan, budget: Option<usize>, ranks: usize) -> Vec<usize> {
+    let order = Order::new(rows.len(), plan, budget, Share { of_a_step: ranks, ..Share::ALL });
+    let tokens = |batch: &Vec<usize>| batch.iter().map(|&row| rows[row]).sum::<usize>();
+    let mut longest = Vec::new();
+    for step in 1..=order.shape().total_steps() {
+        // Only rows that are still coming can fail to come, and these are here.
+        let batches = order.step_rows(step, |row| rows[row]).unwrap_or_default();
+        longest = batches.into_iter().chain([longest]).max_by_key(tokens).unwrap_or_default();
+    }
+    longest.into_iter().map(|row| rows[row]).collect()
+}
+
 /// Where a rank stands among those that see different rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
@@ -236,6 +250,25 @@ mod tests {
         let mut all = each.concat().concat();
         all.sort_unstable();
         all
+    }
+
+    #[test]
+    fn the_longest_micro_batch_of_a_run_is_one_that_it_comes_by() {
+        let sizes: Vec<usize> = (0..22).map(size_of).collect();
+        let plan = train_plan(2, 3);
+        for (ranks, budget) in [(1, None), (4, None), (4, Some(40))] {
+            let met = longest_met(&sizes, &plan, budget, ranks);
+            let of = |rank| {
+                let order = order(Share { rank, ranks, of_a_step: ranks }, budget);
+                let steps = 1..=order.shape().total_steps();
+                steps.flat_map(|step| order.step_rows(step, size_of).unwrap()).collect::<Vec<_>>()
+            };
+            let tokens = |batch: &Vec<usize>| batch.iter().map(|&row| sizes[row]).sum::<usize>();
+            let most = (0..ranks).flat_map(of).map(|batch| tokens(&batch)).max().unwrap();
+            assert_eq!(met.iter().sum::<usize>(), most, "{ranks} ranks, {budget:?}");
+            let worst = longest_batch(sizes.clone(), 2, budget).iter().sum::<usize>();
+            assert!(most <= worst, "{most} of {worst}");
+        }
     }
 
     #[test]

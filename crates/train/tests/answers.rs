@@ -14,6 +14,7 @@ use ferrotune_tensor::{DType, Device};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
 use ferrotune_train::plan::Candidate;
 use ferrotune_train::report::Found;
+use ferrotune_train::save::Copied;
 use ferrotune_train::{
     Answering, Load, Predicted, Room, Shape, Stacked, answer, evaluated_rows, plan_memory, step_options, widest_answers,
 };
@@ -60,7 +61,10 @@ fn a_prompt_is_answered_as_if_it_were_alone() {
         let mut prompts: Vec<Vec<u32>> =
             [5, 1, 600, 33, 2, 70, 17].iter().zip(0..).map(|(&len, i)| ids(i, len)).collect();
         prompts.push(ids(6, 25));
-        for do_sample in [false, true] {
+        // Few rows are multiplied in another order than many, which in bf16 moves logits enough to draw another token. (Where
+        // every product takes the same way, drawn answers are alike in bf16, too.)
+        let ways: &[bool] = if dtype == DType::F32 { &[false, true] } else { &[false] };
+        for &do_sample in ways {
             let plan = generation(do_sample);
             let sampler = |i: usize| Sampler::of_prompt(&plan, i as u64);
             let ends = [7];
@@ -220,7 +224,7 @@ fn memory_of_answers_is_foretold() {
                 evaluated: &[],
                 answers,
                 micro_batches: 1,
-                saved: None,
+                copied: Copied::default(),
             };
             plan_memory(&load, &shape(&model, split), false, Room::Shared(None)).unwrap().predicted.peak as f64
         };

@@ -402,6 +402,9 @@ pub(crate) struct GpuRanges {
 const LEAST_RANGE: usize = 32 << 20;
 
 impl GpuRanges {
+    /// As wide as the widest access of a warp's half.
+    pub(crate) const ALIGN: usize = 256;
+
     pub(crate) fn new(gpu: Arc<Gpu>, reserve: u64) -> Self {
         Self { gpu, reserve: usize::try_from(reserve).unwrap_or(usize::MAX), taken: 0 }
     }
@@ -436,8 +439,7 @@ impl Ranges for GpuRanges {
         None
     }
 
-    /// As wide as the widest access of a warp's half.
     fn align(&self) -> usize {
-        256
+        Self::ALIGN
     }
 }

@@ -14,7 +14,7 @@ mod restore;
 mod store;
 
 pub use gguf::GgufModel;
-pub use model::{ModelFiles, Saver, intended_adapter, named_dtype, saved_bytes};
+pub use model::{Copied, ModelFiles, Saver, intended_adapter, named_dtype};
 pub use restore::{Found, split_before};
 pub use store::{Pending, Snapshots};
 

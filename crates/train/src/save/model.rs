@@ -7,7 +7,7 @@ use ferrotune_checkpoint::{
     Adapter, AdapterConfig, Dtype, Error, FolderWriter, HostTensor, LoraWeights, Number, OpenModel, OutTensor, Result,
     SaveModel, TargetModules, TokenizerFiles, write_model,
 };
-use ferrotune_config::plan::{LoraPlan, Tuning};
+use ferrotune_config::plan::{Interval, LoraPlan, Plan, Tuning};
 use ferrotune_model::{Parameter, Role, expert_name};
 use ferrotune_tensor::{DType, Tensor};
 use rayon::prelude::*;
@@ -114,15 +114,29 @@ pub fn named_dtype(config: &Value) -> Dtype {
     }
 }
 
-/// Bytes of the tensors that a run saves of a model with this config.json.
-pub fn saved_bytes(tuning: &Tuning, config: &Value, parameters: &[Parameter]) -> u64 {
-    let files = match tuning {
-        Tuning::Lora(_) => tensors(parameters, Dtype::F32, |parameter| parameter.param.trainable),
-        Tuning::Freeze(_) | Tuning::Full => {
+/// Bytes of a model's files that a run copies into host memory to write them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// For a checkpoint, beside the state; `None` if none is written while the run goes on.
+    pub checkpoint: Option<u64>,
+    /// Of an adapter, whose tensors are all brought together before its file is written, at the end, too. Those of a whole
+    /// model are written one by one.
+    pub adapter: u64,
+}
+
+impl Copied {
+    /// What a run of this plan copies of a model with this config.json and these parameters.
+    pub fn of(plan: &Plan, config: &Value, parameters: &[Parameter]) -> Self {
+        let is_adapter = matches!(plan.tuning, Tuning::Lora(_));
+        let files = if is_adapter {
+            tensors(parameters, Dtype::F32, |parameter| parameter.param.trainable)
+        } else {
             tensors(parameters, named_dtype(config), |parameter| parameter.role == Role::Base)
-        }
-    };
-    files.iter().map(|tensor| tensor.bytes).sum()
+        };
+        let bytes = files.iter().map(|tensor| tensor.bytes).sum();
+        let saves = plan.output.save != Interval::Never;
+        Self { checkpoint: saves.then_some(bytes), adapter: if is_adapter { bytes } else { 0 } }
+    }
 }
 
 fn number(value: f64) -> Number {

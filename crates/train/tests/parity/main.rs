@@ -12,8 +12,10 @@ use ferrotune_config::plan::{FreezePlan, LoraPlan, Tuning};
 use ferrotune_train::engine::{Offload, Sharding};
 use split::{Case, Curve, Experts, Family, Split, curve};
 
-/// Relative, of losses, norms and weights; what is left are other orders of summation in f32 (measured: 9e-6 at most).
-const LIMIT: f64 = 1e-5;
+/// Relative, of losses, norms and weights; what is left are other orders of summation in f32. Measured at most: 9e-6 with AVX2;
+/// with AVX-512 1.3e-5, in one norm of Mixtral where all losses and the other norms are within 4e-7: of a token whose first
+/// expert has nearly all weight, the second is a near-tie.
+const LIMIT: f64 = 3e-5;
 
 fn lora() -> Tuning {
     Tuning::Lora(LoraPlan { dropout: 0.1, ..LoraPlan::plain(4) })
