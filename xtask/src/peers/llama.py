@@ -24,6 +24,7 @@ class Llama:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = xllamacpp.Server(params)
+        self.plain = self.tokens("a", add_special=False)[-1]
 
     def ask(self, path, body):
         data = json.dumps(body).encode()
@@ -41,8 +42,10 @@ class Llama:
 
     def likely(self, ids, count):
         """Log-probabilities of the `count` likeliest tokens behind `ids`, by their ids, as the server says."""
-        # Of a token that ends the answer nothing would be told; what is told is the model's, whatever may be drawn.
-        body = {"prompt": ids, "n_predict": 1, "n_probs": count, "ignore_eos": True, "cache_prompt": True}
+        # What is told is the model's, whatever is drawn; but of a token that ends the answer, or is half a character, nothing would be
+        # told, so that one is drawn that is neither.
+        drawn = [[self.plain, 1e4]]
+        body = {"prompt": ids, "n_predict": 1, "n_probs": count, "logit_bias": drawn, "cache_prompt": True}
         [found] = self.ask("/completion", body)["completion_probabilities"]
         return {token["id"]: token["logprob"] for token in found["top_logprobs"]}
 

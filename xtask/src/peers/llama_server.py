@@ -22,7 +22,8 @@ def model(name):
     if loaded[0] != name:
         # The memory of one is wanted for the next.
         loaded = (None, None)
-        loaded = (name, Llama(files[name], int(port) + 1))
+        # The port of the last one may not be free yet.
+        loaded = (name, Llama(files[name], int(port) + 1 + list(files).index(name)))
     return loaded[1]
 
 

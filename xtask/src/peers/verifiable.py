@@ -3,6 +3,7 @@ log-probabilities of given tokens.
 """
 
 import json
+import traceback
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
@@ -23,6 +24,14 @@ def serve(port, names, tokens, score):
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            try:
+                self.reply(body)
+            except Exception as error:
+                # Whoever asks would learn only that the line is dead.
+                traceback.print_exc()
+                self.answer({"error": repr(error)}, 500)
+
+        def reply(self, body):
             if self.path == "/tokenize":
                 variables = body.get("chat_template_kwargs", {})
                 self.answer({"tokens": tokens(body["model"], body["messages"], variables)})
