@@ -95,8 +95,9 @@ impl<'a> Converter<'a> {
             }
             None => return row.reject(Fault::NoTag, format!("`{name}` is missing or null")),
         };
-        let wanted = wanted && conversation.messages.last().is_some_and(|answer| !answer.content.is_empty());
-        Ok(((conversation, wanted), row.quirks))
+        let says_something = conversation.messages.last().is_some_and(|answer| !answer.content.is_empty());
+        row.quirks.empty_wanted |= wanted && !says_something;
+        Ok(((conversation, wanted && says_something), row.quirks))
     }
 
     fn begin<'r>(&self, row: &'r Value, line: u64) -> Result<Row<'r>, Reject> {

@@ -134,7 +134,7 @@ impl Start {
         notes.extend(resolved.notes);
         let folder = plan.cache_dir.clone().unwrap_or_else(|| plan.dir.join(CACHE));
         let pool = thread_pool(plan.workers)?;
-        let key = pool.install(|| key::of(plan, &datasets, tokenizer, &resolved.template))?;
+        let key = pool.install(|| key::of(key::RULES, plan, &datasets, tokenizer, &resolved.template))?;
         let path = folder.join(key::file_name(&key));
         let found = if plan.overwrite_cache { None } else { pool.install(|| rows::open(&path, &key))? };
         if found.is_none() {

@@ -145,6 +145,7 @@ pub(crate) struct Quirks {
     pub(crate) thinking_hint: bool,
     pub(crate) text_beside_calls: bool,
     pub(crate) calls_as_text: bool,
+    pub(crate) empty_wanted: bool,
 }
 
 /// Rows of a dataset with something unusual about them.
@@ -167,6 +168,8 @@ pub struct QuirkCounts {
     pub text_beside_calls: u64,
     /// Arguments of tool calls are text, and were written as text inside of JSON.
     pub calls_as_text: u64,
+    /// An empty answer was tagged as one that is wanted, and counts as one that isn't.
+    pub empty_wanted: u64,
 }
 
 impl QuirkCounts {
@@ -179,6 +182,7 @@ impl QuirkCounts {
         self.thinking_hint += u64::from(row.thinking_hint);
         self.text_beside_calls += u64::from(row.text_beside_calls);
         self.calls_as_text += u64::from(row.calls_as_text);
+        self.empty_wanted += u64::from(row.empty_wanted);
     }
 
     /// What was unusual: in how many rows, what, and whether something else is trained on than a reader of the rows
@@ -195,6 +199,12 @@ impl QuirkCounts {
                 self.calls_as_text,
                 "`arguments` of a tool call are text and were written as text inside of JSON, as LLaMA-Factory does; \
                  write them as an object to have calls as chat templates and servers write them",
+                true,
+            ),
+            (
+                self.empty_wanted,
+                "an empty answer is tagged `true` and counts as one that isn't wanted, as in LLaMA-Factory, which can't tell it \
+                 from none; write the answer, or tag it `false`",
                 true,
             ),
             (

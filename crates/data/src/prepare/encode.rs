@@ -82,12 +82,12 @@ pub(super) struct Mark {
 }
 
 /// What became of one row.
-struct Outcome<T> {
+pub(super) struct Outcome<T> {
     place: Place,
     /// The row of the dataset's files.
-    row: u64,
-    columns: Vec<(String, bool)>,
-    result: Result<(T, Quirks), Reject>,
+    pub(super) row: u64,
+    pub(super) columns: Vec<(String, bool)>,
+    pub(super) result: Result<(T, Quirks), Reject>,
 }
 
 /// Where finished rows go.
@@ -196,12 +196,15 @@ impl<'a> SetEncoder<'a> {
     }
 
     /// Answers and what was thought of them. Each prompt also meets the answer of the row before it in its batch, the first
-    /// one that of the last; rows that can't be used are passed over.
+    /// one that of the last; rows that can't be used, or whose answer the template can't write, are passed over, so that a
+    /// fault costs no row but its own. LLaMA-Factory fails at such a batch.
     fn feedback(&self, places: &[Place], sink: &mut Sink<'_, '_>) -> Result<(), DataError> {
         let encoder = Encoder::new(self.tokenizer, self.template, &self.options);
         let mut outcomes = read_all(places, sink.datasets, |converter, row, line| {
             let ((conversation, wanted), quirks) = converter.feedback(row, line)?;
-            Ok((Judged { conversation, wanted, line }, quirks))
+            let own = encoder.encode_answers([&conversation]).map_err(|reason| unwritten(line, &reason))?;
+            let [own] = own;
+            Ok((Judged { conversation, own, wanted, line }, quirks))
         })
         .into_iter();
         loop {
@@ -267,20 +270,23 @@ impl<'a> SetEncoder<'a> {
 /// A row of stage kto.
 struct Judged {
     conversation: Conversation,
+    /// Its prompt with its own answer.
+    own: Encoded,
     wanted: bool,
     line: u64,
 }
 
 impl Judged {
     /// Its own sequence, and that of its prompt with another answer.
-    fn sequences(&self, encoder: &Encoder<'_>, other: Option<Message>) -> Result<Vec<Encoded>, Reject> {
-        let mut mismatched = self.conversation.clone();
+    fn sequences(self, encoder: &Encoder<'_>, other: Option<Message>) -> Result<Vec<Encoded>, Reject> {
+        let Self { conversation: mut mismatched, own, wanted, line } = self;
         mismatched.messages.pop();
         mismatched.messages.extend(other);
-        let encode =
-            |conversation| encoder.encode_answers([conversation]).map_err(|reason| unwritten(self.line, &reason));
-        let ([own], [mismatched]) = (encode(&self.conversation)?, encode(&mismatched)?);
-        Ok(Feedback::sequences(own, mismatched, self.wanted))
+        let [mismatched] = encoder.encode_answers([&mismatched]).map_err(|reason| {
+            let detail = format!("with the answer of the row before it, for the divergence: {reason}");
+            Reject { line, fault: Fault::Template, detail }
+        })?;
+        Ok(Feedback::sequences(own, mismatched, wanted))
     }
 }
 
@@ -294,7 +300,7 @@ fn unwritten(line: u64, reason: &DropReason) -> Reject {
 }
 
 /// Reads and converts rows on all cores; what comes out is in order.
-fn read_all<T: Send>(
+pub(super) fn read_all<T: Send>(
     places: &[Place],
     datasets: &[Dataset],
     convert: impl Fn(Converter<'_>, &serde_json::Value, u64) -> Result<(T, Quirks), Reject> + Sync,

@@ -16,8 +16,14 @@ use crate::error::DataError;
 use crate::template::Template;
 use crate::tokenizer::Tokenizer;
 
-/// The key of the rows that `plan` gives with these files, tokenizer and template.
+/// How rows are read and written into ids: one more whenever the same rows come out otherwise, so that what was encoded
+/// before is encoded anew. 2: whole numbers of more than 64 bits keep their digits; an answer that can't be written is no
+/// other row's partner in stage kto.
+pub(super) const RULES: u32 = 2;
+
+/// The key of the rows that `plan` gives with these files, tokenizer and template, by these [`RULES`].
 pub(super) fn of(
+    rules: u32,
     plan: &DataPlan,
     datasets: &[Dataset],
     tokenizer: &Tokenizer,
@@ -30,6 +36,7 @@ pub(super) fn of(
     let template = Template { now: Moment { unix_seconds: 0 }, ..template.clone() };
     let mut parts: Vec<Vec<u8>> = vec![
         env!("CARGO_PKG_VERSION").into(),
+        rules.to_le_bytes().into(),
         format!("{plan:?}").into(),
         format!("{template:?}").into(),
         format!("{:?}", tokenizer.special()).into(),

@@ -1,9 +1,13 @@
+mod feedback;
+mod rules;
+
 use std::sync::Mutex;
 
 use ferrotune_config::plan::{TemplateChoice, ValSize};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::report::Fault;
 
 /// A dataset folder with one dataset `d` and a plan for it.
 struct Bench {
