@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Takes far longer to encode than a few steps last.
-const ROWS: usize = 200_000;
+const ROWS: usize = 1_000_000;
 
 fn streamed(rows: usize, more: &str) -> Place {
     let place = trainable(&format!("streaming: true\nbuffer_size: 500\nmax_steps: 8\nsave_steps: 1\n{more}"));
