@@ -39,6 +39,8 @@ pub(crate) fn signal_code(signal: i32) -> u8 {
 pub(crate) enum Failure {
     /// Something is wrong with the recipe or the command line: [`RECIPE`].
     Recipe(Diagnostics),
+    /// Something is wrong with what the recipe names, and the recipe says where: [`ERROR`].
+    Data(Diagnostics),
     /// A verb that is LLaMA-Factory's and not ours, and what to do instead: [`RECIPE`].
     Verb(&'static str, &'static str),
     /// Anything else: [`PASSING`] where a later attempt may go well, else [`ERROR`].
@@ -53,7 +55,7 @@ impl Failure {
     /// In words, for the other ranks of a run.
     pub(crate) fn words(&self) -> String {
         match self {
-            Failure::Recipe(diagnostics) => {
+            Failure::Recipe(diagnostics) | Failure::Data(diagnostics) => {
                 diagnostics.0.iter().map(|d| d.message.as_str()).collect::<Vec<_>>().join("; ")
             }
             Failure::Other(error) => whole_message(error),
@@ -61,13 +63,12 @@ impl Failure {
         }
     }
 
-    /// Where a recipe causes it, if it is about a recipe.
-    pub(crate) fn place(&self) -> String {
-        let Failure::Recipe(diagnostics) = self else { return String::new() };
-        let place = |d: &ferrotune_config::Diagnostic| {
-            d.span.as_ref().map_or_else(|| d.file.clone(), |span| format!("{}:{}:{}", d.file, span.line, span.column))
-        };
-        diagnostics.0.first().map(place).unwrap_or_default()
+    /// What is wrong, one by one, if the recipe says where.
+    pub(crate) fn placed(&self) -> Option<&[ferrotune_config::Diagnostic]> {
+        match self {
+            Failure::Recipe(diagnostics) | Failure::Data(diagnostics) => Some(&diagnostics.0),
+            Failure::Other(_) | Failure::Verb(..) | Failure::Told(_) | Failure::ClosedPipe => None,
+        }
     }
 
     /// Prints it and says how to exit.
@@ -76,6 +77,10 @@ impl Failure {
             Failure::Recipe(diagnostics) => {
                 ui::error_text(&diagnostics.render(ui::colours()));
                 ExitCode::from(RECIPE)
+            }
+            Failure::Data(diagnostics) => {
+                ui::error_text(&diagnostics.render(ui::colours()));
+                ExitCode::from(ERROR)
             }
             Failure::Verb(verb, instead) => {
                 ui::error(&format!("`{verb}` is LLaMA-Factory's and not there; {instead}"));

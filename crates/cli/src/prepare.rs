@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::mixture::{balance_note, experts_note};
-use crate::place::About;
+use crate::place::{self, About};
 use crate::{ends, environment, fetch, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
@@ -38,11 +38,7 @@ impl Resolved {
     /// An error that is about a key of the recipe with that key's place; any other, or one about a key that isn't written,
     /// as it is.
     pub(crate) fn place<E: About>(&self, error: E) -> Failure {
-        let at = error.key().map(|key| self.recipe.error_at(key, error.to_string()));
-        match at.filter(|diagnostic| diagnostic.span.is_some()) {
-            Some(diagnostic) => Failure::Recipe(diagnostic.into()),
-            None => error.into(),
-        }
+        place::placed(&self.recipe, error)
     }
 }
 
@@ -125,7 +121,7 @@ fn check_names(plan: &Plan, recipe: &Recipe, verb: Verb) -> Result<(), Diagnosti
     }
     if matches!(verb, Verb::Train | Verb::Data) {
         let wrong = ferrotune_data::prepare::check_names(&plan.data);
-        faults.extend(wrong.iter().map(|(key, error)| recipe.error_at(key, error.to_string())));
+        faults.extend(wrong.iter().flat_map(|(_, error)| place::diagnostics(recipe, error)));
     }
     for path in plan.model.adapters.iter().filter(|path| !Path::new(path).join("adapter_config.json").is_file()) {
         let message = format!("{path} has no adapter_config.json; expected the folder of a PEFT adapter");
@@ -476,7 +472,7 @@ fn fitted(
 }
 
 /// What the model doesn't have, where the recipe asks for it, or the adapter whose settings the run takes.
-fn unmet_at(resolved: &Resolved, continued: Option<&LoadedAdapter>, unmet: &[Unmet]) -> Vec<Diagnostic> {
+pub(crate) fn unmet_at(resolved: &Resolved, continued: Option<&LoadedAdapter>, unmet: &[Unmet]) -> Vec<Diagnostic> {
     let at = |unmet: &Unmet| match (continued, unmet.asked_by()) {
         (Some(given), _) => {
             let message = format!("adapter {}: {unmet}", given.path);

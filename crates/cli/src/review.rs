@@ -2,14 +2,16 @@
 
 use crate::failure::Failure;
 use crate::page::{self, seconds};
+use crate::place::diagnostics;
 use crate::prepare::Resolved;
 use crate::{parity, ui};
 use ferrotune_checkpoint::{LintOptions, LintReport, LintSeverity, Vllm, lint_intended, write_atomic};
-use ferrotune_config::plan::{LoraPlan, Packing, Stage, TemplateChoice};
-use ferrotune_config::{Diagnostic, Severity};
+use ferrotune_config::plan::{DataPlan, LoraPlan, Packing, Stage, TemplateChoice};
+use ferrotune_config::{Diagnostic, Recipe, Severity};
+use ferrotune_data::error::DataError;
 use ferrotune_data::parity::{Parity, Part, parity as compare};
-use ferrotune_data::prepare::{Prepared, TRAIN, conversations};
-use ferrotune_data::report::Report;
+use ferrotune_data::prepare::{Prepared, TRAIN, conversations, look};
+use ferrotune_data::report::{DatasetReport, Report};
 use ferrotune_data::serving::ServedPrompt;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::Model;
@@ -71,6 +73,19 @@ impl Section {
         Self { name, verdict: "can't be looked at".into(), findings: vec![finding] }
     }
 
+    /// One that can't be looked at for this reason.
+    pub(crate) fn of_failure(name: &'static str, failure: &Failure) -> Self {
+        match failure.placed() {
+            Some(told) => Self::told(name, told),
+            None => Self::failed(name, "", failure.words()),
+        }
+    }
+
+    /// The same for reasons with their places.
+    pub(crate) fn told(name: &'static str, told: &[Diagnostic]) -> Self {
+        Self { name, verdict: "can't be looked at".into(), findings: told.iter().map(placed).collect() }
+    }
+
     /// The worst of what was found.
     pub(crate) fn weight(&self) -> Option<Weight> {
         self.findings.iter().map(|finding| finding.weight).max()
@@ -108,18 +123,19 @@ impl Section {
     }
 }
 
+fn placed(d: &Diagnostic) -> Finding {
+    let weight = match d.severity {
+        Severity::Error => Weight::Error,
+        Severity::Note => Weight::Note,
+    };
+    let place =
+        d.span.as_ref().map_or_else(|| d.file.clone(), |span| format!("{}:{}:{}", d.file, span.line, span.column));
+    Finding { weight, place, what: d.message.clone(), cure: d.help.clone().unwrap_or_default() }
+}
+
 /// The recipe's notes or errors.
 pub(crate) fn recipe(told: &[Diagnostic], file: &str) -> Section {
-    let finding = |d: &Diagnostic| {
-        let weight = match d.severity {
-            Severity::Error => Weight::Error,
-            Severity::Note => Weight::Note,
-        };
-        let place =
-            d.span.as_ref().map_or_else(|| d.file.clone(), |span| format!("{}:{}:{}", d.file, span.line, span.column));
-        Finding { weight, place, what: d.message.clone(), cure: d.help.clone().unwrap_or_default() }
-    };
-    let findings: Vec<Finding> = told.iter().map(finding).collect();
+    let findings: Vec<Finding> = told.iter().map(placed).collect();
     let count = |weight: Weight| findings.iter().filter(|f| f.weight == weight).count();
     let verdict = format!("{file}: {} errors, {} notes", count(Weight::Error), count(Weight::Note));
     Section { name: "recipe", verdict, findings }
@@ -188,6 +204,30 @@ pub(crate) fn data(report: &Report) -> Section {
         _ => report.sets.iter().map(set).collect::<Vec<_>>().join("; "),
     };
     Section { name: "data", verdict, findings }
+}
+
+/// What can be said of rows that can't be encoded because something else is wrong, which is among `told`.
+pub(crate) fn looked(plan: &DataPlan, recipe: &Recipe, told: &[Diagnostic]) -> Section {
+    let (report, faults) = look(plan);
+    let mut section = data(&report);
+    let set = |set: &DatasetReport| {
+        let (used, kept) = (ui::grouped(set.rows_used as usize), ui::grouped(set.rows_kept as usize));
+        format!("{}: {kept} of {used} rows can be used", set.name)
+    };
+    let mut sets: Vec<String> = report.datasets.iter().map(set).collect();
+    sets.push("nothing is encoded before the errors are cured".to_owned());
+    section.verdict = sets.join("; ");
+    let known = |finding: &Finding| told.iter().any(|told| told.message == finding.what);
+    for fault in &faults {
+        let mut found: Vec<Finding> = diagnostics(recipe, fault).iter().map(placed).collect();
+        found.retain(|finding| !known(finding));
+        if matches!(fault, DataError::NotFetched { .. } | DataError::RemoteRegistry { .. }) {
+            // Nothing is brought here for a run that can't be.
+            found.iter_mut().for_each(|finding| finding.weight = Weight::Note);
+        }
+        section.findings.extend(found);
+    }
+    section
 }
 
 /// Training's prompts beside the server's.

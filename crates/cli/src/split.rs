@@ -20,7 +20,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// How long a run measures its ranks before it begins.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(2400);
+const PATIENCE: Duration = Duration::from_millis(2400);
 
 /// A run's split, and what is foretold of it.
 pub(crate) struct Planned {

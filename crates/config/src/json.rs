@@ -24,6 +24,7 @@ pub(crate) fn parse(text: &str, source: usize) -> Result<Parsed, Fault> {
             at: Some(At { source, line, column, len: 1 }),
             message: format!("not valid JSON: {message}"),
             help: Some("JSON wants double quotes, no comments and no comma after the last item"),
+            key: None,
         });
     }
     let (joined, moved) = join_surrogates(text);

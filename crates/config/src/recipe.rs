@@ -66,6 +66,7 @@ impl Recipe {
                     at: Some(node.at),
                     message: format!("a recipe is keys and values, but this file is {what}"),
                     help: Some("write `key: value`, one a line, without leading dashes"),
+                    key: None,
                 };
                 return Err(recipe.report(vec![fault]));
             }
@@ -74,6 +75,7 @@ impl Recipe {
                     at: None,
                     message: "the recipe is empty".to_owned(),
                     help: Some("write at least `model_name_or_path`, `stage`, `dataset` and `output_dir`"),
+                    key: None,
                 };
                 return Err(recipe.report(vec![fault]));
             }
@@ -177,6 +179,18 @@ impl Recipe {
             _ => self.item_within(value.at, item),
         });
         self.diagnostic(Severity::Error, at, (message, None))
+    }
+
+    /// Whether a value that is a list has this item.
+    #[must_use]
+    pub fn lists(&self, key: &str, item: &str) -> bool {
+        self.written(key).is_some_and(|value| match &value.data {
+            Data::Scalar { text, .. } => text.split(',').any(|part| part.trim() == item),
+            Data::List(items) => {
+                items.iter().any(|node| matches!(&node.data, Data::Scalar { text, .. } if text.trim() == item))
+            }
+            Data::Map(_) => false,
+        })
     }
 
     /// The value of a key, whatever spelling of the key the recipe has.

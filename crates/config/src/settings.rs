@@ -1,7 +1,7 @@
 //! A recipe laid over the table of keys: typed values, defaults, and everything that is to be said
 //! about single keys. What keys mean together is in `resolve`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity};
@@ -20,6 +20,8 @@ pub(crate) struct Settings<'r> {
     written: BTreeMap<&'static str, Written<'r>>,
     errors: Vec<(Option<At>, Diagnostic)>,
     notes: Vec<(Option<At>, Diagnostic)>,
+    /// Keys that are written twice, so that it isn't known which counts.
+    doubled: BTreeSet<&'static str>,
 }
 
 struct Written<'r> {
@@ -34,9 +36,12 @@ struct Written<'r> {
 impl<'r> Settings<'r> {
     /// Reads every key of a recipe.
     pub(crate) fn new(recipe: &'r Recipe) -> Self {
-        let mut settings = Self { recipe, written: BTreeMap::new(), errors: Vec::new(), notes: Vec::new() };
+        let mut settings =
+            Self { recipe, written: BTreeMap::new(), errors: Vec::new(), notes: Vec::new(), doubled: BTreeSet::new() };
         for fault in &recipe.twice {
             settings.error_help(fault.at, fault.message.clone(), fault.help.map(str::to_owned));
+            let name = fault.key.as_deref().and_then(keys::find).map(|row| keys::canonical(row).name);
+            settings.doubled.extend(name);
         }
         for entry in &recipe.entries {
             if settings.errors.len() >= MAX_ERRORS {
@@ -75,6 +80,7 @@ impl<'r> Settings<'r> {
             if other.key_at.source == at.source && self.recipe.is_file(at.source) {
                 let (first, line) = (other.name, other.key_at.line);
                 let message = format!("`{}` and `{first}` are the same key: `{first}` stands on line {line}", row.name);
+                self.doubled.insert(key.name);
                 return self.error_at(Some(at), message, "remove one of the two");
             }
         }
@@ -190,6 +196,12 @@ impl<'r> Settings<'r> {
             value => value.is_none(),
         };
         empty && !refused
+    }
+
+    /// Whether what the recipe says by this key isn't known: a value that was refused, two values, or a file that is no recipe.
+    pub(crate) fn is_unclear(&self, name: &'static str) -> bool {
+        let refused = self.is_set(name) && self.written.get(name).is_some_and(|written| written.value.is_none());
+        refused || self.doubled.contains(name) || self.errors.len() >= MAX_ERRORS
     }
 
     fn value(&self, name: &'static str) -> Option<Value> {

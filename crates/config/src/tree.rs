@@ -232,7 +232,8 @@ impl Composer {
                     None => pairs.push((key, node)),
                     Some(line) if self.parsed.twice.len() < MAX_TWICE => {
                         let message = format!("`{}` is written twice: first on line {line}", clip(&key.text));
-                        self.parsed.twice.push(Fault::new(key.at, message, "remove one of the two"));
+                        let fault = Fault::new(key.at, message, "remove one of the two");
+                        self.parsed.twice.push(Fault { key: Some(key.text), ..fault });
                     }
                     Some(_) => {}
                 }

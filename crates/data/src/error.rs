@@ -164,6 +164,14 @@ pub enum DataError {
         /// What is wrong and how to cure it.
         problem: String,
     },
+    /// What is wrong with a file, and whose it is.
+    #[error("{error}")]
+    Of {
+        /// Name of the dataset.
+        dataset: String,
+        /// What is wrong.
+        error: Box<DataError>,
+    },
     /// Several things are wrong.
     #[error("{}", one_a_line(.0))]
     Several(Vec<DataError>),
@@ -284,6 +292,30 @@ impl DataError {
             1 => Err(errors.remove(0)),
             _ => Err(Self::Several(errors)),
         }
+    }
+
+    /// The dataset it is about, as the recipe names it, if it is about one.
+    pub fn dataset(&self) -> Option<&str> {
+        match self {
+            Self::UnknownDataset { name: dataset, .. }
+            | Self::Entry { dataset, .. }
+            | Self::RemoteDataset { dataset, .. }
+            | Self::NotFetched { dataset }
+            | Self::WrongStage { dataset, .. }
+            | Self::LacksColumn { dataset, .. }
+            | Self::MissingFile { dataset, .. }
+            | Self::NoFiles { dataset, .. }
+            | Self::MixedFiles { dataset, .. }
+            | Self::FileType { dataset, .. }
+            | Self::EmptyDataset { dataset, .. }
+            | Self::Of { dataset, .. } => Some(dataset),
+            _ => None,
+        }
+    }
+
+    /// The same as a fault of a dataset's.
+    pub(crate) fn of(self, dataset: &str) -> Self {
+        if self.dataset().is_some() { self } else { Self::Of { dataset: dataset.to_owned(), error: Box::new(self) } }
     }
 
     /// Wraps what the system said about `path`.

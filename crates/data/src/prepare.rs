@@ -9,6 +9,7 @@ mod datasets;
 mod early;
 mod encode;
 mod key;
+mod look;
 mod view;
 
 use std::fs;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
 
 pub use early::{Coming, begin};
+pub use look::look;
 pub use view::{JsonLine, Sequence, Span, json_lines, sequences, spans};
 
 use crate::clock::Moment;

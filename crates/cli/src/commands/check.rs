@@ -5,21 +5,24 @@ use super::plan::{Place, Shape, Where, lengths, subject};
 use crate::failure::{self, Failure};
 use crate::prepare::{self, Resolved};
 use crate::review::{self, Section, Weight};
-use crate::split::PATIENCE;
 use crate::{environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::hub::{self, HubSettings, Want};
 use ferrotune_checkpoint::{
     LintBase, LintOptions, LintReport, LintSeverity, OpenModel, Vllm, lint, open_model, open_tokenizer,
 };
-use ferrotune_config::Verb;
-use ferrotune_config::plan::Tuning;
+use ferrotune_config::plan::{DataPlan, Tuning};
+use ferrotune_config::{Diagnostic, Verb};
 use ferrotune_data::prepare::{Prepared, prepare as encode};
 use ferrotune_data::tokenizer::Tokenizer;
-use ferrotune_model::Model;
+use ferrotune_model::{Model, ModelError};
 use ferrotune_train::{dtype, forecast};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long this machine is measured: shorter than a run does it, as the page is to be there at once.
+const PATIENCE: Duration = Duration::from_millis(600);
 
 /// What is checked, and against what.
 #[derive(Debug, clap::Args)]
@@ -71,7 +74,10 @@ fn check_recipe(args: &CheckArgs, recipe: &[String]) -> Result<(), Failure> {
             sections.extend(all_sections(&resolved, &place, args.vllm));
             sections
         }
-        Err(Failure::Recipe(wrong)) => vec![review::recipe(&wrong.0, file)],
+        Err(Failure::Recipe(wrong)) => {
+            let rows = looked(recipe, &wrong.0);
+            std::iter::once(review::recipe(&wrong.0, file)).chain(rows).collect()
+        }
         Err(other) => return Err(other),
     };
     let sound = sections.iter().all(|section| section.weight() != Some(Weight::Error));
@@ -94,38 +100,54 @@ fn check_recipe(args: &CheckArgs, recipe: &[String]) -> Result<(), Failure> {
     if sound { Ok(()) } else { Err(Failure::Told(failure::ERROR)) }
 }
 
+/// The rows of a recipe with errors, where what says which rows there are isn't among those.
+fn looked(args: &[String], wrong: &[Diagnostic]) -> Option<Section> {
+    let recipe = prepare::read(args).ok()?.recipe;
+    let plan = DataPlan::of_faulty(&recipe, Verb::Train)?;
+    Some(review::looked(&plan, &recipe, wrong))
+}
+
 /// All that can be looked at; what can't is told, and the rest goes on.
 fn all_sections(resolved: &Resolved, place: &Place, vllm: Vllm) -> Vec<Section> {
-    let model = Shape::of(resolved);
-    let rows = model.as_ref().ok().map(|model| encoded(resolved, model));
+    let plan = &resolved.plan;
+    let model = match Shape::of(resolved) {
+        Ok(model) => model,
+        Err(failure) => {
+            let rows = review::looked(&plan.data, &resolved.recipe, failure.placed().unwrap_or_default());
+            return vec![Section::of_failure("model", &failure), rows];
+        }
+    };
+    let rows = encoded(resolved, &model);
     let mut sections = Vec::new();
-    if let Err(failure) = &model {
-        sections.push(Section::failed("model", &failure.place(), failure.words()));
-    }
     match &rows {
-        Some(Ok((tokenizer, prepared))) => {
+        Ok((tokenizer, prepared)) => {
             sections.push(review::data(&prepared.report));
             sections.push(review::prompts(resolved, tokenizer, prepared).0);
         }
-        Some(Err(failure)) => sections.push(Section::failed("data", &failure.place(), failure.words())),
-        None => {}
+        Err(failure) => sections.push(Section::of_failure("data", failure)),
     }
-    let Ok(model) = &model else { return sections };
-    if let Some(Ok((_, prepared))) = &rows {
-        let planned = subject(resolved, model, lengths(prepared, &resolved.plan), (place, PATIENCE));
+    let tuned = Model::new(&model.config, dtype(plan.model.precision), Some(&plan.tuning), plan.train.pure_bf16);
+    let tuned = match tuned {
+        Ok(tuned) => tuned,
+        // What is to train and isn't there is told once, and can't be planned with.
+        Err(error) => {
+            sections.push(match &error {
+                ModelError::Unmet(unmet) => Section::told("modules", &prepare::unmet_at(resolved, None, unmet)),
+                _ => Section::failed("modules", "", error.to_string()),
+            });
+            return sections;
+        }
+    };
+    if let Ok((_, prepared)) = &rows {
+        let planned = subject(resolved, &model, lengths(prepared, plan), (place, PATIENCE));
         let planned = planned.and_then(|subject| forecast(&subject).map_err(|error| resolved.place(error)));
         sections.push(match &planned {
             Ok(found) => review::forecast(found),
-            Err(failure) => Section::failed("plan", &failure.place(), failure.words()),
+            Err(failure) => Section::of_failure("plan", failure),
         });
     }
-    let plan = &resolved.plan;
     if let Tuning::Lora(lora) = &plan.tuning {
-        let tuned = Model::new(&model.config, dtype(plan.model.precision), Some(&plan.tuning), plan.train.pure_bf16);
-        sections.push(match &tuned {
-            Ok(tuned) => review::adapter((&plan.output.dir, vllm), lora, &model.name, tuned),
-            Err(error) => Section::failed("adapter", "lora_target", error.to_string()),
-        });
+        sections.push(review::adapter((&plan.output.dir, vllm), lora, &model.name, &tuned));
     }
     sections
 }

@@ -51,7 +51,7 @@ pub(crate) fn train(args: &[String]) -> Result<(), Failure> {
     }
     let world = World::join(&resolved)?;
     let result = one_rank(&resolved, &world);
-    if let Err(Failure::Recipe(_) | Failure::Other(_)) = &result {
+    if let Err(Failure::Recipe(_) | Failure::Data(_) | Failure::Other(_)) = &result {
         // A rank that ends must not be waited for; what the others ended with was told already.
         let reason = result.as_ref().err().map(Failure::words).unwrap_or_default();
         world.fail(&reason);

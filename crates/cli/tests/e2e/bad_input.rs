@@ -103,7 +103,8 @@ fn missing_files() {
     let error = "error: gone has no adapter_config.json; expected the folder of a PEFT adapter";
     fails_at(&place, &["adapter_name_or_path=gone"], "gone", error);
     fs::remove_file(place.path("data/d.json")).unwrap();
-    fails(&place, &[], 1, "error: dataset `d`: there is no data/d.json; `file_name` is relative to `dataset_dir`");
+    let error = "error: dataset `d`: there is no data/d.json; `file_name` is relative to `dataset_dir`";
+    fails(&place, &["dataset=d"], 1, &at(&["dataset=d"], "d", error));
     fs::remove_file(place.path("data/dataset_info.json")).unwrap();
     let error = "error: there is no data/dataset_info.json; it maps the names in `dataset` to files, for example {\"my_data\": \
                  {\"file_name\": \"my_data.json\"}}; `dataset_dir` says in which folder it lies";
@@ -114,8 +115,31 @@ fn missing_files() {
 
 #[test]
 fn an_empty_data_set() {
-    fails(&with_data("e.json", "[]"), &[], 1, "error: dataset `d` is empty: data/e.json holds no rows");
-    fails(&with_data("e.jsonl", ""), &[], 1, "error: dataset `d` is empty: data/e.jsonl holds no rows");
+    for (file, bytes) in [("e.json", "[]"), ("e.jsonl", "")] {
+        let error = format!("error: dataset `d` is empty: data/{file} holds no rows");
+        fails(&with_data(file, bytes), &["dataset=d"], 1, &at(&["dataset=d"], "d", &error));
+    }
+}
+
+#[test]
+fn several_data_sets_that_cannot_be_read_keep_their_places() {
+    let place = trainable("dataset: a, d, b\neval_dataset: c\n");
+    let files = ["a", "b", "c", "d"].map(|name| (name.to_owned(), json!({"file_name": format!("{name}.json")})));
+    place.write("data/dataset_info.json", Value::Object(files.into_iter().collect()).to_string());
+    place.write("data/b.json", b"\xff\xfe{\0}\0");
+    place.write("data/c.json", "[]");
+    let run = place.run(&["train", "train.yaml"]);
+    assert_eq!(run.code, Some(1));
+    let line = fs::read_to_string(place.path("train.yaml")).unwrap();
+    let line = line.lines().position(|line| line.starts_with("dataset: ")).unwrap() + 1;
+    for (told, at) in [
+        ("error: dataset `a`: there is no data/a.json", format!("--> train.yaml:{line}:10")),
+        ("error: data/b.json: this is UTF-16 text; save it as UTF-8", format!("--> train.yaml:{line}:16")),
+        ("error: dataset `c` is empty: data/c.json holds no rows", format!("--> train.yaml:{}:15", line + 1)),
+    ] {
+        let from = run.err.find(told).unwrap_or_else(|| panic!("{told}: {}", run.err));
+        assert!(run.err[from..].lines().nth(1).unwrap().trim() == at, "{at}: {}", run.err);
+    }
 }
 
 #[test]
@@ -152,12 +176,8 @@ fn broken_json_and_invalid_utf8() {
     let error = "error: not one of the 1 rows of the training set can be used:\n  1: invalid UTF-8: byte 17 of the file, first at \
                  data/d.jsonl:1";
     fails(&with_data("d.jsonl", b"{\"instruction\": \"\xff\"}\n"), &[], 1, error);
-    fails(
-        &with_data("d.jsonl", b"\xff\xfe{\0}\0\n\0"),
-        &[],
-        1,
-        "error: data/d.jsonl: this is UTF-16 text; save it as UTF-8",
-    );
+    let error = at(&["dataset=d"], "d", "error: data/d.jsonl: this is UTF-16 text; save it as UTF-8");
+    fails(&with_data("d.jsonl", b"\xff\xfe{\0}\0\n\0"), &["dataset=d"], 1, &error);
 }
 
 #[test]

@@ -146,3 +146,74 @@ fn everything_wrong_is_told_at_once() {
         "{what}"
     );
 }
+
+/// The lines of a page that begin with a section's name, and what stands under it.
+fn section(page: &str, name: &str) -> String {
+    let from = page.lines().skip_while(|line| !line.starts_with(name));
+    let below = from.enumerate().take_while(|(i, line)| *i == 0 || line.starts_with(' '));
+    below.map(|(_, line)| line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_recipe_with_errors_hides_no_fault_of_the_data() {
+    let mistaken = "lerning_rate: 1\nmax_steps: many\ndataset: d, gone\n";
+    let place = trainable(mistaken);
+    place.write(
+        "data/d.json",
+        json!([{"instruction": "a", "output": "b", "system": "s"}, {"instruction": "c"}, 7]).to_string(),
+    );
+    place.write(
+        "data/dataset_info.json",
+        json!({"d": {"file_name": "d.json"}, "gone": {"file_name": "gone.json"}}).to_string(),
+    );
+    let run = place.run(&["check", "train.yaml"]);
+    assert_eq!(run.code, Some(1), "{}", run.out);
+    let recipe = section(&run.out, "recipe");
+    assert!(recipe.contains("unknown key `lerning_rate`") && recipe.contains("`max_steps`: expected"), "{}", run.out);
+    let data = section(&run.out, "data");
+    for told in [
+        "d: 1 of 3 rows can be used; nothing is encoded before the errors are cured",
+        "data/d.json:1 (row 2): 1 rows of d are left out: no answer",
+        "data/d.json:1 (row 3): 1 rows of d are left out: not an object of columns",
+        "nothing reads `system` of d",
+        "dataset `gone`: there is no data/gone.json",
+    ] {
+        assert!(data.contains(told), "{told}: {}", run.out);
+    }
+    let line = std::fs::read_to_string(place.path("train.yaml")).unwrap();
+    let line = line.lines().position(|line| line == "dataset: d, gone").unwrap() + 1;
+    assert!(data.contains(&format!("error: train.yaml:{line}:13: dataset `gone`")), "{}", run.out);
+    // Where it isn't known which rows are meant, none are shown.
+    for unknown in ["dataset: d\nds: 1\ndataset_dir: [a, b]\n", "dataset: [{a: b}]\nmax_steps: many\n"] {
+        let place = trainable(unknown);
+        assert_eq!(section(&place.run(&["check", "train.yaml"]).out, "data"), "", "{unknown}");
+    }
+    // A model that can't be had hides nothing either.
+    place.write(
+        "train.yaml",
+        std::fs::read_to_string(place.path("train.yaml")).unwrap().replace(mistaken.trim_end(), "dataset: d"),
+    );
+    let run = place.run(&["check", "train.yaml", "model_name_or_path=./nowhere"]);
+    assert!(section(&run.out, "model").contains("./nowhere"), "{}", run.out);
+    assert!(section(&run.out, "data").contains("1 rows of d are left out: no answer"), "{}", run.out);
+}
+
+#[test]
+fn what_is_to_train_and_is_not_there_is_told_once_with_its_line() {
+    for (written, item, told) in [
+        (
+            "lora_target: q_proj,no_such_proj\n",
+            "no_such_proj",
+            "lora_target names `no_such_proj`, which this model doesn't have",
+        ),
+        ("finetuning_type: freeze\nfreeze_trainable_modules: mpl\n", "mpl", "freeze_trainable_modules names `mpl`"),
+    ] {
+        let place = trainable(written);
+        let run = place.run(&["check", "train.yaml"]);
+        assert_eq!((run.code, run.out.matches(told).count()), (Some(1), 1), "{}", run.out);
+        let recipe = std::fs::read_to_string(place.path("train.yaml")).unwrap();
+        let (number, line) = (1..).zip(recipe.lines()).filter(|(_, line)| line.contains(item)).last().unwrap();
+        let at = format!("error: train.yaml:{number}:{}: {told}", line.find(item).unwrap() + 1);
+        assert!(section(&run.out, "modules").contains(&at), "{at}: {}", run.out);
+    }
+}

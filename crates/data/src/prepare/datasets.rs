@@ -132,7 +132,7 @@ impl Dataset {
                     self.starts.push(rows);
                     self.sources.push(source);
                 }
-                Err(error) => faults.push(error),
+                Err(error) => faults.push(error.of(&self.entry.name)),
             }
         }
         DataError::all(faults)?;
