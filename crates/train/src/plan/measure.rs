@@ -7,7 +7,7 @@
 use super::Rates;
 use crate::Result;
 use ferrotune_dist::Comm;
-use ferrotune_model::{Batch, LossOptions, Model, Sequence};
+use ferrotune_model::{Batch, LossOptions, Model, NoiseSettings, Sequence};
 use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Segment, Tape, Tensor, ops};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -27,7 +27,8 @@ const BLOCKS: usize = 1 << 27;
 const FILLED: usize = 1 << 20;
 
 /// Rates of the slowest rank at micro-batches of `lengths` tokens. A part of a step is run with more and more of them, up to
-/// all, until a run takes a twelfth of `patience`; so measuring takes about that long, and less for a small model.
+/// all, and then with more and more blocks, until a run takes a twelfth of `patience`; so measuring takes about that long, and
+/// less for a small model.
 ///
 /// # Errors
 /// If memory runs out or a rank is lost.
@@ -42,8 +43,8 @@ pub fn measure_rates(
     let long_enough = patience / (2 * (TRIES + 1));
     let head = model.segments() - 1;
     comm.barrier()?;
-    let parts = [head - blocks_run(model)..head, head..head + 1];
-    let [blocks, head] = parts.map(|span| rate(model, device, span, (lengths, long_enough)));
+    let parts = [(head, most_blocks(model)), (head + 1, 1)];
+    let [blocks, head] = parts.map(|part| rate(model, device, part, (lengths, long_enough)));
     let mine = [blocks?, head?, update_rate(model, device)?];
     let bytes: Vec<u8> = mine.iter().flat_map(|rate| rate.to_le_bytes()).collect();
     let told = comm.exchange(&bytes)?;
@@ -58,35 +59,41 @@ fn number(bytes: &[u8], i: usize) -> Option<f64> {
     (number.is_finite() && number > 0.0).then_some(number)
 }
 
-/// How many blocks are run; the last ones are, which train wherever any does.
-fn blocks_run(model: &Model) -> usize {
+/// How many blocks are run at the most; the last ones are, which train wherever any does.
+fn most_blocks(model: &Model) -> usize {
     let last = Segment(model.segments() - 2);
     let own = model.parameters().iter().map(|p| &p.param).filter(|param| param.segments.contains(&last));
     let bytes: usize = own.map(|param| param.dtype.bytes(param.shape.numel())).sum();
     (BLOCKS / bytes.max(1)).clamp(1, model.segments() - 2)
 }
 
-/// Floating-point operations a second of some segments, forward and backward.
+/// Floating-point operations a second of the `most` segments before `end`, or fewer, forward and backward.
 fn rate(
     model: &Model,
     device: &Device,
-    span: Range<usize>,
+    (end, most): (usize, usize),
     (lengths, long_enough): (&[usize], Duration),
 ) -> Result<f64> {
     let all: usize = lengths.iter().sum::<usize>().max(2);
     let stand_in = StandIn { device: device.clone(), held: RefCell::default() };
-    let mut tokens = FEWEST.min(all);
+    let (mut tokens, mut segments) = (FEWEST.min(all), 1);
     // The first run of anything also makes the weights, and touches memory for the first time.
-    pass(model, &stand_in, &span, &first_of(lengths, tokens))?;
+    pass(model, &stand_in, &(end - 1..end), &first_of(lengths, tokens))?;
     loop {
-        let rows = first_of(lengths, tokens);
+        let (span, rows) = (end - segments..end, first_of(lengths, tokens));
         let (flops, spent) = pass(model, &stand_in, &span, &rows)?;
         if spent < long_enough && tokens < all {
             tokens = (2 * tokens).min(all);
             continue;
         }
+        if spent < long_enough && segments < most {
+            segments = (2 * segments).min(most);
+            pass(model, &stand_in, &(end - segments..end), &rows)?;
+            continue;
+        }
         let mut tries = vec![spent];
-        for _ in 1..TRIES {
+        // Of a large part even the fewest tokens take long.
+        while tries.len() < TRIES as usize && tries.iter().sum::<Duration>() < long_enough * TRIES {
             tries.push(pass(model, &stand_in, &span, &rows)?.1);
         }
         return Ok(flops / median(tries).as_secs_f64());
@@ -121,7 +128,9 @@ fn pass(model: &Model, host: &StandIn, span: &Range<usize>, rows: &[usize]) -> R
     for (sample, (&len, segments)) in (0..).zip(rows.iter().zip(&whole)) {
         sequences.push(Sequence { input_ids: &ids[..len], labels: &labels[..len], segments, isolated: false, sample });
     }
-    let batch = Rc::new(Batch::new(device, model.config(), &sequences, None));
+    // Dropout takes its time, too.
+    let noise = NoiseSettings { seed: 1, step: 1, embedding_alpha: 0.0 };
+    let batch = Rc::new(Batch::new(device, model.config(), &sequences, Some(noise)));
     let stream = device.empty([rows.iter().sum(), model.config().hidden_size], model.activations(), Kind::Act);
     stream.zero();
     device.synchronize()?;
