@@ -22,6 +22,17 @@ pub enum Error {
         /// GiB that vLLM may take of each.
         room: f64,
     },
+    /// The model has no such positions.
+    #[error(
+        "--max-model-len {asked}: vLLM doesn't start above {limit}, which is as far as the model's positions go; take that or less, \
+         or train it for longer rows (`rope_scaling: yarn` with the `cutoff_len`)"
+    )]
+    TooLong {
+        /// Tokens asked for.
+        asked: usize,
+        /// Tokens of the longest sequence.
+        limit: usize,
+    },
     /// Heads can't be dealt out evenly.
     #[error("{heads} attention heads can't be dealt out to {gpus} GPUs; take a divisor for --tensor-parallel")]
     Heads {

@@ -1,7 +1,8 @@
 //! How many GPUs a model needs, and how long its sequences may be: weights and the cache of keys and values against the
 //! memory of a known card.
 
-use ferrotune_model::Config;
+use ferrotune_model::{Config, Scaling};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -34,11 +35,13 @@ pub struct Demand {
     pub head_dim: usize,
     /// Longest sequence the model was made for.
     pub longest: usize,
+    /// Longest that vLLM lets itself be asked for.
+    pub limit: usize,
 }
 
 impl Demand {
-    /// The demand of a model of `config` with so many elements of weights and adapters.
-    pub fn new(config: &Config, weights: u64, adapters: u64) -> Self {
+    /// The demand of a model of `config`, read from `json`, with so many elements of weights and adapters.
+    pub fn new((config, json): (&Config, &Value), weights: u64, adapters: u64) -> Self {
         Self {
             weights,
             adapters,
@@ -47,6 +50,7 @@ impl Demand {
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
             longest: config.max_position_embeddings,
+            limit: limit(config, json),
         }
     }
 
@@ -60,6 +64,19 @@ impl Demand {
         let heads = self.kv_heads.div_ceil(gpus).max(1);
         2.0 * (self.layers * heads * self.head_dim) as f64 * ELEMENT / GIB
     }
+}
+
+/// Positions above which vLLM doesn't start (`_get_and_verify_max_len` of its config): those of the model, times the factor of
+/// scalings that don't have it in them yet. Of YaRN version 0.11 multiplies those of pretraining, 0.32 nothing.
+fn limit(config: &Config, json: &Value) -> usize {
+    let positions = config.max_position_embeddings;
+    let scaled = match config.rope.scaling {
+        Scaling::Linear { factor } | Scaling::Dynamic { factor, .. } => positions as f64 * factor,
+        Scaling::Yarn { factor, original, .. } => original as f64 * factor,
+        Scaling::None | Scaling::Llama3 { .. } => 0.0,
+    };
+    let allowed = json["model_max_length"].as_u64().map_or(0, |length| length as usize);
+    positions.max(scaled as usize).max(allowed)
 }
 
 /// What the user asks for.
@@ -88,8 +105,11 @@ pub struct Sizing {
 /// much as the model and the memory allow.
 ///
 /// # Errors
-/// If heads can't be dealt out to the GPUs asked for, or the memory doesn't do.
+/// If heads can't be dealt out to the GPUs asked for, if the model has no such positions, or the memory doesn't do.
 pub fn size(demand: &Demand, gpu: (&str, f64), wanted: Wanted) -> Result<Sizing> {
+    if let Some(asked) = wanted.max_model_len.filter(|asked| *asked > demand.limit) {
+        return Err(Error::TooLong { asked, limit: demand.limit });
+    }
     let room = gpu.1 * UTILISATION;
     let length = wanted.max_model_len.unwrap_or(demand.longest.min(COMFORT));
     let tokens = |gpus: usize| ((room - demand.fixed(gpus)) / demand.token(gpus)).max(0.0) as usize;
@@ -121,6 +141,7 @@ pub fn size(demand: &Demand, gpu: (&str, f64), wanted: Wanted) -> Result<Sizing>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     /// Qwen3-32B: 32.76 thousand million weights, 64 blocks, 8 key heads of 128.
     const QWEN3_32B: Demand = Demand {
@@ -131,6 +152,7 @@ mod tests {
         kv_heads: 8,
         head_dim: 128,
         longest: 40_960,
+        limit: 40_960,
     };
 
     #[test]
@@ -153,7 +175,36 @@ mod tests {
         let three = Wanted { gpus: Some(3), ..Wanted::default() };
         assert!(matches!(size(&QWEN3_32B, ("L20", 45.0), three), Err(Error::Heads { heads: 64, gpus: 3 })));
         let long = Wanted { max_model_len: Some(10_000_000), ..Wanted::default() };
-        assert!(matches!(size(&QWEN3_32B, ("L20", 45.0), long), Err(Error::TooLarge { gpus: 8, .. })));
+        let stretched = Demand { limit: 10_000_000, ..QWEN3_32B };
+        assert!(matches!(size(&stretched, ("L20", 45.0), long), Err(Error::TooLarge { gpus: 8, .. })));
+        let error = size(&QWEN3_32B, ("L20", 45.0), long).unwrap_err().to_string();
+        assert!(error.starts_with("--max-model-len 10000000: vLLM doesn't start above 40960"), "{error}");
+    }
+
+    #[test]
+    fn positions_end_where_vllm_says() {
+        let of = |more: Value| {
+            let mut json = json!({
+                "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+            });
+            json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            Demand::new((&Config::from_json(&json).unwrap(), &json), 1, 1).limit
+        };
+        assert_eq!(of(json!({})), 1024);
+        assert_eq!(of(json!({"model_max_length": 4096})), 4096);
+        assert_eq!(of(json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}})), 2048);
+        let yarn = |positions: usize| {
+            json!({"max_position_embeddings": positions, "rope_scaling": {
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+            }})
+        };
+        assert_eq!((of(yarn(1024)), of(yarn(4096))), (4096, 4096));
+        let llama3 = json!({"max_position_embeddings": 8192, "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 1024,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        }});
+        assert_eq!(of(llama3), 8192);
     }
 
     #[test]

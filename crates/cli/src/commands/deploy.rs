@@ -68,7 +68,12 @@ pub(crate) struct DeployArgs {
 
 /// Writes the files, or asks a server.
 pub(crate) fn deploy(args: &DeployArgs) -> Result<(), Failure> {
-    let folder = args.folder.canonicalize().map_err(|error| anyhow!("{}: {error}", args.folder.display()));
+    let folder = args.folder.canonicalize().map_err(|error| {
+        anyhow!(
+            "{}: {error}; a run's output folder is wanted, one of its checkpoints, or a merged model",
+            args.folder.display()
+        )
+    });
     let folder = folder.map_err(Failure::Other)?;
     let is_adapter = folder.join("adapter_config.json").is_file();
     if let Some(file) = gguf_in(&folder).filter(|_| !is_adapter) {
@@ -120,7 +125,7 @@ fn service(
     let gpu = gpu(&args.gpu)?;
     // vLLM has room for the largest in every place.
     let largest = adapters.iter().map(|(_, elements)| *elements).max().unwrap_or(0);
-    let demand = Demand::new(config, elements(&*model.tensors), largest * (adapters.len() as u64 + 1));
+    let demand = Demand::new((config, &model.config), elements(&*model.tensors), largest * (adapters.len() as u64 + 1));
     let wanted = Wanted { gpus: args.tensor_parallel, max_model_len: args.max_model_len };
     let tokenizer = prepare::tokenizer(&resolved.plan.model, &model.tokenizer)?;
     Ok(Service {

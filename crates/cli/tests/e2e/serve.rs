@@ -40,6 +40,10 @@ fn a_run_leaves_what_is_checked_and_deployed() {
         "{compose}"
     );
     assert!(compose.contains("\"--max-model-len\"\n      - \"1024\""), "{compose}");
+    let long = place.run(&["deploy", "output", "--max-model-len", "10000000"]);
+    assert!(long.error().contains("--max-model-len 10000000: vLLM doesn't start above"), "{}", long.err);
+    let nowhere = place.run(&["deploy", "nowhere"]);
+    assert!(nowhere.error().contains("a run's output folder is wanted"), "{}", nowhere.err);
     // What the base does by itself needs no option.
     assert!(!compose.contains("--generation-config") && !compose.contains("--hf-overrides"), "{compose}");
     let template = fs::read_to_string(place.path("output/deploy/chat_template.jinja")).unwrap();
