@@ -1,6 +1,7 @@
 //! Files of models: GGUF, safetensors, adapters.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use ferrotune_checkpoint::gguf::{Array, Gguf, Value, write_gguf};
 use ferrotune_checkpoint::{
@@ -66,11 +67,37 @@ pub(super) const TARGETS: &[Target] = &[
         seeds: || {
             vec![
                 br#"{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none", "task_type": "CAUSAL_LM"}"#.to_vec(),
+                LORA.to_vec(),
                 br#"{"weight_map": {"a": "model.safetensors"}}"#.to_vec(),
             ]
         },
     },
+    Target {
+        name: "adapter_weights",
+        run: adapter_weights,
+        most_bytes: 64 << 20,
+        words: &[
+            "[",
+            "]",
+            "F32",
+            "BF16",
+            "shape",
+            "data_offsets",
+            "base_model.model.",
+            "lora_A",
+            "lora_B",
+            "lora_embedding_A",
+            "lora_magnitude_vector",
+            "embed_tokens",
+            "lm_head",
+            ".weight",
+        ],
+        seeds: || vec![lora_seed()],
+    },
 ];
+
+/// What PEFT writes beside the weights of [`lora_seed`].
+const LORA: &[u8] = br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none", "task_type": "CAUSAL_LM"}"#;
 
 fn gguf_seed(architecture: &str) -> Vec<u8> {
     let key = |key: &str| format!("{architecture}.{key}");
@@ -104,6 +131,22 @@ fn gguf_seed(architecture: &str) -> Vec<u8> {
         let folder = FolderWriter::new(dir).ok()?;
         write_gguf(&folder, "m.gguf", &metadata, tensors()).ok()?;
         std::fs::read(dir.join("m.gguf")).ok()
+    })
+    .unwrap_or_default()
+}
+
+/// A pair of one module, as PEFT names it.
+fn lora_seed() -> Vec<u8> {
+    in_folder(|dir| {
+        let folder = FolderWriter::new(dir).ok()?;
+        let values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];
+        let name = |part: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
+        let tensors = vec![
+            OutTensor::f32(name("lora_A"), [2, 4], Dtype::F32, &values),
+            OutTensor::f32(name("lora_B"), [4, 2], Dtype::F32, &values),
+        ];
+        folder.tensors("m.safetensors", tensors).ok()?;
+        std::fs::read(dir.join("m.safetensors")).ok()
     })
     .unwrap_or_default()
 }
@@ -171,18 +214,35 @@ fn contents(source: &dyn TensorSource) -> String {
 /// The two JSON files that lie beside weights.
 fn adapter(input: &[u8]) -> String {
     on_file("adapter_config.json", input, |path| {
+        // Made once: each is written through to the disk, which takes longer than all that is looked at here.
+        static SOUND: OnceLock<(Vec<u8>, Vec<u8>)> = OnceLock::new();
+        let (lora, model) = SOUND.get_or_init(|| (lora_seed(), safetensors_seed()));
         let folder = path.parent().unwrap_or(Path::new("."));
         let index = folder.join("model.safetensors.index.json");
         // Beside weights that are sound.
-        let written = std::fs::write(folder.join("adapter_model.safetensors"), safetensors_seed())
-            .and_then(|()| std::fs::write(folder.join("model.safetensors"), safetensors_seed()))
+        let written = std::fs::write(folder.join("adapter_model.safetensors"), lora)
+            .and_then(|()| std::fs::write(folder.join("model.safetensors"), model))
             .and_then(|()| std::fs::write(&index, input));
         if let Err(error) = written {
             return error.to_string();
         }
-        let adapter = Adapter::read(folder)
-            .map_or_else(|error| error.to_string(), |adapter| format!("{}", adapter.modules.len()));
         let sharded = ShardedSafetensors::open(&index).map_or_else(|error| error.to_string(), |files| contents(&files));
-        adapter + &sharded
+        read_adapter(folder) + &sharded
     })
+}
+
+/// An adapter's weights beside a configuration that is sound.
+fn adapter_weights(input: &[u8]) -> String {
+    on_file("adapter_model.safetensors", input, |path| {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        match std::fs::write(folder.join("adapter_config.json"), LORA) {
+            Ok(()) => read_adapter(folder),
+            Err(error) => error.to_string(),
+        }
+    })
+}
+
+fn read_adapter(folder: &Path) -> String {
+    Adapter::read(folder)
+        .map_or_else(|error| error.to_string(), |adapter| format!("{} {}", adapter.modules.len(), adapter.saved.len()))
 }
