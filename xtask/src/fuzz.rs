@@ -22,7 +22,7 @@ const FLAGS: [&str; 4] = [
     "-Ccodegen-units=1",
 ];
 
-/// `[TARGET|all] [SECONDS] [SEED]`, 1800 seconds a target if not said; or `replay TARGET FILE`.
+/// `[TARGET|all] [SECONDS] [SEED]`, 1800 seconds of a processor a target if not said; or `replay TARGET FILE`.
 pub(crate) fn task(arguments: &[String]) -> Result<()> {
     let this = std::env::current_exe().context("where this program lies isn't known")?;
     let mut command = cargo(&["run", "--quiet", "--package", "ferrotune-fuzz", "--"]);

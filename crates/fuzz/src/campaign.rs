@@ -4,14 +4,14 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, Once};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::coverage::Coverage;
 use crate::memory;
 use crate::mutate::{Random, mutate};
 use crate::targets::Target;
 
-/// A run that takes longer is a finding: inputs have some kilobytes.
+/// A run that takes longer of a processor is a finding: inputs have some kilobytes.
 const SLOW: Duration = Duration::from_secs(5);
 /// Findings of one campaign; more are most likely the same.
 const MOST: usize = 10;
@@ -22,6 +22,12 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 thread_local! {
     /// Whether a target runs in this thread.
     static RUNNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What this process has had of the processors. A clock would count what others had, and hours in which a machine slept.
+fn spent() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(spent.tv_sec.unsigned_abs(), u32::try_from(spent.tv_nsec).unwrap_or(0))
 }
 
 /// A target's panic is noted instead of printed; any other is printed as ever.
@@ -72,26 +78,26 @@ impl Campaign {
         campaign
     }
 
-    /// Runs until so much time or so many runs are over.
+    /// Runs until so much time of a processor or so many runs are over.
     pub(crate) fn run(&mut self, time: Duration, runs: u64) {
-        let start = Instant::now();
+        let start = spent();
         let end = self.runs.saturating_add(runs);
-        while start.elapsed() < time && self.runs < end && self.findings.len() < MOST {
+        while spent().saturating_sub(start) < time && self.runs < end && self.findings.len() < MOST {
             let [one, other] = [0; 2].map(|_| self.random.below(self.corpus.len()));
             let input = mutate(&self.corpus[one], &self.corpus[other], self.target.words, &mut self.random);
             self.one(input);
         }
-        self.time += start.elapsed();
+        self.time += spent().saturating_sub(start);
     }
 
     fn one(&mut self, input: Vec<u8>) {
         Coverage::reset();
         memory::take_largest();
-        let start = Instant::now();
+        let start = spent();
         RUNNING.set(true);
         let said = catch_unwind(AssertUnwindSafe(|| self.target.run(&input)));
         RUNNING.set(false);
-        let took = start.elapsed();
+        let took = spent().saturating_sub(start);
         let largest = memory::take_largest();
         self.runs += 1;
         let finding = match &said {
@@ -121,7 +127,7 @@ impl Campaign {
             _ => format!("{reached} of {all} branches of our crates, "),
         };
         format!(
-            "{:12} seed {}: {} runs in {:.0} s, {edges}{said} different outcomes, {} inputs kept, {} findings\n",
+            "{:12} seed {}: {} runs in {:.0} s of a processor, {edges}{said} different outcomes, {} inputs kept, {} findings\n",
             self.target.name,
             self.seed,
             self.runs,
@@ -149,6 +155,14 @@ mod tests {
             assert!(kinds.is_empty(), "{name}: {kinds:?}");
             assert!(campaign.corpus.len() > target.seeds().len(), "{name}: nothing new was reached");
         }
+    }
+
+    #[test]
+    fn computing_is_counted() {
+        let before = spent();
+        std::hint::black_box((0..20_000_000_u64).fold(0, |sum: u64, i| sum ^ std::hint::black_box(i)));
+        let computed = spent().saturating_sub(before);
+        assert!(computed > Duration::from_millis(1), "{computed:?}");
     }
 
     #[test]

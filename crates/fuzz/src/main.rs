@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use campaign::Campaign;
 use targets::Target;
 
-/// 30 minutes a target.
+/// 30 minutes of a processor a target.
 const SECONDS: u64 = 30 * 60;
 
 fn main() -> Result<ExitCode> {

@@ -21,8 +21,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long this machine is measured, at least: shorter than a run does it, as the page is to be there at once. A large head takes
-/// longer by itself.
+/// How long this machine is measured, about: shorter than a run does it, as the page is to be there at once.
 const PATIENCE: Duration = Duration::from_millis(600);
 
 /// What is checked, and against what.
