@@ -10,13 +10,11 @@ pub(crate) struct Fault {
     pub at: Option<At>,
     pub message: String,
     pub help: Option<&'static str>,
-    /// The key that it is about, if a key is written twice.
-    pub key: Option<String>,
 }
 
 impl Fault {
     pub(crate) fn new(at: At, message: impl Into<String>, help: &'static str) -> Self {
-        Self { at: Some(at), message: message.into(), help: Some(help), key: None }
+        Self { at: Some(at), message: message.into(), help: Some(help) }
     }
 }
 
@@ -55,7 +53,7 @@ pub(crate) fn of_scanner(error: &ScanError, text: &str, source: usize) -> Fault 
         ("a value can't begin with this character", "put quotes around the value")
     } else {
         let at = At { source, line, column, len: 1 };
-        return Fault { at: Some(at), message: format!("not valid YAML: {}", clip(info)), help: None, key: None };
+        return Fault { at: Some(at), message: format!("not valid YAML: {}", clip(info)), help: None };
     };
     Fault::new(At { source, line, column, len: 1 }, message, help)
 }

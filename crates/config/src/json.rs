@@ -24,7 +24,6 @@ pub(crate) fn parse(text: &str, source: usize) -> Result<Parsed, Fault> {
             at: Some(At { source, line, column, len: 1 }),
             message: format!("not valid JSON: {message}"),
             help: Some("JSON wants double quotes, no comments and no comma after the last item"),
-            key: None,
         });
     }
     let (joined, moved) = join_surrogates(text);
@@ -35,7 +34,7 @@ pub(crate) fn parse(text: &str, source: usize) -> Result<Parsed, Fault> {
         fault.at.iter_mut().for_each(restore);
         fault
     })?;
-    parsed.twice.iter_mut().filter_map(|fault| fault.at.as_mut()).for_each(restore);
+    parsed.twice.iter_mut().filter_map(|(_, fault)| fault.at.as_mut()).for_each(restore);
     if let Some(root) = &mut parsed.root {
         walk(root, &restore);
     }
@@ -109,7 +108,7 @@ mod tests {
         assert_eq!(pairs[1].1.data, Data::Scalar { text: "xé/\t".into(), quoted: true });
         assert_eq!((pairs[0].1.at.line, pairs[0].1.at.column), (2, 6));
         let faults = parse("{\"a\": 1,\n \"a\": 2}", 0).unwrap().twice;
-        assert_eq!(faults[0].message, "`a` is written twice: first on line 1");
+        assert_eq!(faults[0].1.message, "`a` is written twice: first on line 1");
     }
 
     #[test]

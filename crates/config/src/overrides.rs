@@ -74,7 +74,6 @@ impl<'a> Words<'a> {
                 } else {
                     "write `key=value` or `--key value`; put quotes around a value with spaces"
                 }),
-                key: None,
             }));
         };
         let kind = kind_of(name);
@@ -101,7 +100,6 @@ impl<'a> Words<'a> {
             at: Some(at),
             message: format!("`--{}` needs a value", clip(name)),
             help: Some("write `--key value` or `key=value`"),
-            key: None,
         }))
     }
 }
@@ -113,11 +111,11 @@ fn build(name: &str, at: At, value: Result<Node, Fault>) -> Result<Override, Fau
     let path: Vec<String> = parts.collect();
     if key.is_empty() || path.iter().any(String::is_empty) {
         let message = format!("no key before the `=` in '{}'", clip(name));
-        return Err(Fault { at: Some(at), message, help: Some("write `key=value`"), key: None });
+        return Err(Fault { at: Some(at), message, help: Some("write `key=value`") });
     }
     if path.len() > 8 {
         let message = format!("'{}' reaches too deep", clip(name));
-        return Err(Fault { at: Some(at), message, help: Some("recipes nest two levels at most"), key: None });
+        return Err(Fault { at: Some(at), message, help: Some("recipes nest two levels at most") });
     }
     Ok(Override { key: Key::new(key, at), path, value })
 }
@@ -151,7 +149,6 @@ fn read(kind: Option<Kind>, text: &str, at: At) -> Result<Node, Fault> {
         at: Some(at),
         message: format!("'{}' is not valid YAML", clip(text)),
         help: Some("write `[a, b]` or `{name: value}`"),
-        key: None,
     })?;
     place(&mut node, at);
     Ok(node)

@@ -21,7 +21,7 @@ pub struct Recipe {
     sources: Vec<Source>,
     pub(crate) entries: Vec<Entry>,
     /// Keys that a file holds twice; reported with everything else that is wrong.
-    pub(crate) twice: Vec<Fault>,
+    pub(crate) twice: Vec<(String, Fault)>,
     pub(crate) home: Option<PathBuf>,
     pub(crate) allows_unknown: bool,
 }
@@ -66,7 +66,6 @@ impl Recipe {
                     at: Some(node.at),
                     message: format!("a recipe is keys and values, but this file is {what}"),
                     help: Some("write `key: value`, one a line, without leading dashes"),
-                    key: None,
                 };
                 return Err(recipe.report(vec![fault]));
             }
@@ -75,7 +74,6 @@ impl Recipe {
                     at: None,
                     message: "the recipe is empty".to_owned(),
                     help: Some("write at least `model_name_or_path`, `stage`, `dataset` and `output_dir`"),
-                    key: None,
                 };
                 return Err(recipe.report(vec![fault]));
             }

@@ -38,9 +38,9 @@ impl<'r> Settings<'r> {
     pub(crate) fn new(recipe: &'r Recipe) -> Self {
         let mut settings =
             Self { recipe, written: BTreeMap::new(), errors: Vec::new(), notes: Vec::new(), doubled: BTreeSet::new() };
-        for fault in &recipe.twice {
+        for (key, fault) in &recipe.twice {
             settings.error_help(fault.at, fault.message.clone(), fault.help.map(str::to_owned));
-            let name = fault.key.as_deref().and_then(keys::find).map(|row| keys::canonical(row).name);
+            let name = keys::find(key).map(|row| keys::canonical(row).name);
             settings.doubled.extend(name);
         }
         for entry in &recipe.entries {

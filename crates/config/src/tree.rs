@@ -101,8 +101,8 @@ impl Node {
 pub(crate) struct Parsed {
     /// `None` if the text holds no value.
     pub root: Option<Node>,
-    /// Keys that are written twice; the first one counts.
-    pub twice: Vec<Fault>,
+    /// Keys that are written twice, with what is said of that; the first one counts.
+    pub twice: Vec<(String, Fault)>,
 }
 
 impl Parsed {
@@ -233,7 +233,7 @@ impl Composer {
                     Some(line) if self.parsed.twice.len() < MAX_TWICE => {
                         let message = format!("`{}` is written twice: first on line {line}", clip(&key.text));
                         let fault = Fault::new(key.at, message, "remove one of the two");
-                        self.parsed.twice.push(Fault { key: Some(key.text), ..fault });
+                        self.parsed.twice.push((key.text, fault));
                     }
                     Some(_) => {}
                 }
@@ -300,7 +300,7 @@ mod tests {
 
     fn fault(text: &str) -> (String, usize, usize) {
         let fault = match parse(text, 0) {
-            Ok(mut parsed) => parsed.twice.remove(0),
+            Ok(mut parsed) => parsed.twice.remove(0).1,
             Err(fault) => fault,
         };
         let at = fault.at.expect("has a place");

@@ -201,18 +201,14 @@ fn machines(subject: &Subject<'_>) -> Result<Vec<Cure>> {
 mod tests {
     use super::*;
     use crate::engine::Division;
+    use crate::fixtures::small_llama;
     use crate::step::step_options;
     use ferrotune_config::{Recipe, Verb};
-    use ferrotune_model::Config;
     use ferrotune_tensor::{DType, Device, Kind};
 
     #[test]
     fn memory_that_ran_out_is_told_with_what_cures_it() {
-        let config = Config::from_json(&serde_json::json!({
-            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": false,
-        }))
-        .unwrap();
+        let config = small_llama();
         let told = |more: &str, rows| {
             let text = format!(
                 "model_name_or_path: m\nstage: sft\ndo_train: true\nfinetuning_type: lora\ntemplate: empty\ndataset: d\n\

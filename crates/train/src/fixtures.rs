@@ -67,3 +67,12 @@ pub(crate) fn train_plan(micro_batch: usize, accumulation: usize) -> ferrotune_c
     let recipe = ferrotune_config::Recipe::parse("test.yaml", text.as_bytes()).expect("a recipe");
     ferrotune_config::plan::Plan::resolve(&recipe, ferrotune_config::Verb::Train).expect("a plan").0.train
 }
+
+/// A model of two blocks.
+pub(crate) fn small_llama() -> ferrotune_model::Config {
+    ferrotune_model::Config::from_json(&serde_json::json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": false,
+    }))
+    .expect("a configuration")
+}

@@ -226,18 +226,14 @@ pub fn plan_memory(load: &Load<'_>, shape: &Shape, recompute: bool, room: Room) 
 mod tests {
     use super::*;
     use crate::engine::Sharding;
+    use crate::fixtures::small_llama;
     use ferrotune_config::plan::{AdamWPlan, Recompute, Tuning};
     use ferrotune_dist::Layout;
-    use ferrotune_model::Config;
     use ferrotune_tensor::DType;
 
     #[test]
     fn copies_of_what_is_saved_count() {
-        let config = Config::from_json(&serde_json::json!({
-            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": false,
-        }))
-        .unwrap();
+        let config = small_llama();
         let model = Model::new(&config, DType::F32, Some(&Tuning::Full), false).unwrap();
         let parameters: usize = model.parameters().iter().map(|p| p.param.shape.numel()).sum();
         let options = StepOptions {

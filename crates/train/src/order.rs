@@ -29,13 +29,16 @@ pub fn longest_batch(mut lengths: Vec<usize>, micro_batch: usize, budget: Option
     lengths
 }
 
+/// Steps that are looked at for the longest micro-batch: a start waits for it, and of a longer run others are hardly longer.
+const LOOKED_AT: u64 = 100_000;
+
 /// Lengths of the rows of the longest micro-batch that a run over `rows`, of so many tokens each, comes by: mostly the longest
 /// rows of all are not in one. `ranks` ranks' rows make a step.
 pub(crate) fn longest_met(rows: &[usize], plan: &TrainPlan, budget: Option<usize>, ranks: usize) -> Vec<usize> {
     let order = Order::new(rows.len(), plan, budget, Share { of_a_step: ranks, ..Share::ALL });
     let tokens = |batch: &Vec<usize>| batch.iter().map(|&row| rows[row]).sum::<usize>();
     let mut longest = Vec::new();
-    for step in 1..=order.shape().total_steps() {
+    for step in 1..=order.shape().total_steps().min(LOOKED_AT) {
         // Only rows that are still coming can fail to come, and these are here.
         let batches = order.step_rows(step, |row| rows[row]).unwrap_or_default();
         longest = batches.into_iter().chain([longest]).max_by_key(tokens).unwrap_or_default();

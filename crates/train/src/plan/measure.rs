@@ -20,8 +20,8 @@ const FEWEST: usize = 32;
 const TRIES: u32 = 5;
 /// Parameters of a timed update, unless fewer are trained: more than a cache holds.
 const UPDATED: usize = 1 << 23;
-/// Bytes of weights of the blocks that are run, unless one or all have others: in a step, too, a block finds the weights of
-/// another in the cache.
+/// Bytes of weights of the blocks that are run, or of one block that has more, or of all that have fewer: in a step, too, a
+/// block finds the weights of another in the cache.
 const BLOCKS: usize = 1 << 27;
 /// Matrices of more elements are zeros: they cost the same whatever is in them, and filling them doesn't.
 const FILLED: usize = 1 << 20;
@@ -64,7 +64,7 @@ fn most_blocks(model: &Model) -> usize {
     let last = Segment(model.segments() - 2);
     let own = model.parameters().iter().map(|p| &p.param).filter(|param| param.segments.contains(&last));
     let bytes: usize = own.map(|param| param.dtype.bytes(param.shape.numel())).sum();
-    (BLOCKS / bytes.max(1)).clamp(1, model.segments() - 2)
+    (BLOCKS / bytes.max(1)).min(model.segments() - 2).max(1)
 }
 
 /// Floating-point operations a second of the `most` segments before `end`, or fewer, forward and backward.
