@@ -1,7 +1,8 @@
 //! LoRA steps of large models' shapes on the GPU of this machine: a line of JSON each.
-//! `cargo bench -p ferrotune-train --bench gpu -- [SHAPE] [TOKENS] [keep|recompute] [small]`; `small` takes
-//! small numbers in each shape, for a GPU of paper, and `probe` says which GPU it is. `cargo xtask gpu`
-//! carries it to machines that have one and makes a record of what it prints.
+//! `cargo bench -p ferrotune-train --bench gpu -- [SHAPE] [TOKENS] [keep|recompute] [small|paper]`; `small` takes
+//! small numbers in each shape, for a GPU that an interpreter plays, and `probe` says which GPU it is. `paper` needs none: it says
+//! what the plan foretells of whole models. `cargo xtask gpu` carries it to machines that have one and makes a record of
+//! what it prints.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its figures")]
 
@@ -34,33 +35,18 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &[String]) -> Result<(), Box<dyn std::error::Error>> {
-    let folder = |name| std::env::var_os(name).map(PathBuf::from);
-    let search = Search::new(&Surroundings {
-        chosen: folder("FERROTUNE_CUDA_LIBRARIES"),
-        conda: folder("CONDA_PREFIX"),
-        virtual_env: folder("VIRTUAL_ENV"),
-        program: None,
-        home: folder("HOME"),
-    });
-    let libraries = Libraries::find(&search)?.ok_or("there is no NVIDIA GPU on this machine: nothing was measured")?;
     if args == ["probe"] {
-        let about = libraries.devices()?.into_iter().next().ok_or("the driver sees no GPU")?;
-        let (version, blas) = (libraries.driver().version()?, libraries.blas().library().path().display().to_string());
-        println!(
-            "{}",
-            json!({"who": "machine", "gpu": about.name, "memory": about.memory, "cuda": version, "blas": blas})
-        );
-        return Ok(());
+        return probe(&libraries()?);
     }
     let known = |arg: &String| {
         SHAPES.iter().any(|shape| shape.name == arg)
-            || ["keep", "recompute", "small"].contains(&arg.as_str())
+            || ["keep", "recompute", "small", "paper"].contains(&arg.as_str())
             || arg.parse::<usize>().is_ok()
     };
     if let Some(arg) = args.iter().find(|arg| !known(arg)) {
         let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
         return Err(format!(
-            "`{arg}` is no shape, no number of tokens, and none of keep, recompute and small; shapes: {}",
+            "`{arg}` is no shape, no number of tokens, and none of keep, recompute, small and paper; shapes: {}",
             names.join(", ")
         )
         .into());
@@ -69,11 +55,16 @@ fn run(args: &[String]) -> Result<(), Box<dyn std::error::Error>> {
     let any = |of: &[&str]| of.iter().any(|value| asked(value));
     let numbers: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
     let modes = [("recompute", true), ("keep", false)];
+    let libraries = if asked("paper") { None } else { Some(libraries()?) };
     for shape in SHAPES.iter().filter(|shape| asked(shape.name) || !SHAPES.iter().any(|shape| asked(shape.name))) {
         for tokens in if numbers.is_empty() { &TOKENS[..] } else { &numbers[..] } {
             for (_, recompute) in modes.iter().filter(|(mode, _)| asked(mode) || !any(&["keep", "recompute"])) {
                 let shape = if asked("small") { shape.reduced() } else { *shape };
-                one(&libraries, Case { shape, tokens: *tokens, recompute: *recompute, steps: 5 })?;
+                let case = Case { shape, tokens: *tokens, recompute: *recompute, steps: 5 };
+                match &libraries {
+                    Some(libraries) => one(libraries, case)?,
+                    None => println!("{}", case.on_paper()?),
+                }
             }
         }
     }
@@ -95,5 +86,26 @@ fn one(libraries: &Libraries, case: Case) -> Result<(), Box<dyn std::error::Erro
         }),
     };
     println!("{line}");
+    Ok(())
+}
+
+/// The libraries of this machine's GPU.
+fn libraries() -> Result<Libraries, Box<dyn std::error::Error>> {
+    let folder = |name| std::env::var_os(name).map(PathBuf::from);
+    let search = Search::new(&Surroundings {
+        chosen: folder("FERROTUNE_CUDA_LIBRARIES"),
+        conda: folder("CONDA_PREFIX"),
+        virtual_env: folder("VIRTUAL_ENV"),
+        program: None,
+        home: folder("HOME"),
+    });
+    Ok(Libraries::find(&search)?.ok_or("there is no NVIDIA GPU on this machine: nothing was measured")?)
+}
+
+/// Says which GPU it is.
+fn probe(libraries: &Libraries) -> Result<(), Box<dyn std::error::Error>> {
+    let about = libraries.devices()?.into_iter().next().ok_or("the driver sees no GPU")?;
+    let (version, blas) = (libraries.driver().version()?, libraries.blas().library().path().display().to_string());
+    println!("{}", json!({"who": "machine", "gpu": about.name, "memory": about.memory, "cuda": version, "blas": blas}));
     Ok(())
 }

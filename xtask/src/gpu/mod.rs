@@ -6,10 +6,12 @@
 //!     cargo xtask gpu user@machine       # builds here, runs there
 //!     cargo xtask gpu --pack FOLDER      # what is to be carried, and the command that runs it
 //!     cargo xtask gpu --record FOLDER    # a record of the results that came back
+//!     cargo xtask gpu --paper PYTHON     # without any GPU: memory and operations of the same steps, ours as planned, peers' counted
 //!
-//! The machine needs a driver and cublasLt, of the same kind of processor as this one; python3 with torch for the comparison. Tests
+//! A machine needs a driver and cublasLt, of the same kind of processor as this one; python3 with torch for the comparison. Tests
 //! must pass and kernels be right before a figure counts: a failed one fails the task.
 
+mod paper;
 mod record;
 
 use std::fs;
@@ -30,7 +32,7 @@ const BUILT: [(&[&str], &str, &str); 4] = [
 ];
 /// What a driver of NVIDIA has on Linux, and under WSL.
 const DRIVERS: [&str; 2] = ["/dev/nvidiactl", "/dev/dxg"];
-const USAGE: &str = "cargo xtask gpu [HOST | --pack FOLDER | --record FOLDER]";
+const USAGE: &str = "cargo xtask gpu [HOST | --pack FOLDER | --record FOLDER | --paper PYTHON]";
 
 /// The task.
 pub(crate) fn task(arguments: &[String]) -> Result<()> {
@@ -55,6 +57,7 @@ pub(crate) fn task(arguments: &[String]) -> Result<()> {
             Ok(())
         }
         ["--record", folder] => keep(Path::new(folder), true),
+        ["--paper", python] => on_paper(python, &results),
         [host] if !host.starts_with('-') => {
             build(&pack)?;
             let passed = there(host, &pack, &results)?;
@@ -121,9 +124,7 @@ fn there(host: &str, pack: &Path, results: &Path) -> Result<bool> {
 fn keep(results: &Path, passed: bool) -> Result<()> {
     let path = results.join("results.jsonl");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let line = |command: &mut Command| Ok::<_, anyhow::Error>(String::from_utf8(output(command)?)?.trim().to_owned());
-    let date = line(Command::new("date").arg("+%F"))?;
-    let commit = line(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root()))?;
+    let (date, commit) = when()?;
     let record = record::of(&text, &date, &commit)?;
     let name = format!("benches/records/{date}-gpu.md");
     fs::write(root().join(&name), record.text)?;
@@ -131,6 +132,33 @@ fn keep(results: &Path, passed: bool) -> Result<()> {
     if !(passed && record.passed) {
         bail!("not all of it passed: see {} and tests.log beside it", path.display());
     }
+    Ok(())
+}
+
+/// Today, and the commit.
+fn when() -> Result<(String, String)> {
+    let line = |command: &mut Command| Ok::<_, anyhow::Error>(String::from_utf8(output(command)?)?.trim().to_owned());
+    let date = line(Command::new("date").arg("+%F"))?;
+    Ok((date, line(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root()))?))
+}
+
+/// Writes the record of what is known without a GPU; `python` has torch, transformers and peft.
+fn on_paper(python: &str, results: &Path) -> Result<()> {
+    fs::create_dir_all(results)?;
+    let path = results.join("paper.jsonl");
+    // Nothing is timed, so what tests are built of does.
+    let bench = ["bench", "--profile", "dev", "--package", "ferrotune-train", "--bench", "gpu", "--", "paper"];
+    let ours = output(cargo(&bench).stderr(Stdio::inherit()))?;
+    fs::write(&path, &ours)?;
+    let peers = output(
+        Command::new(python).arg(root().join("xtask/src/gpu/peer.py")).arg(&path).arg("paper").stderr(Stdio::inherit()),
+    )?;
+    let lines = String::from_utf8([ours, peers].concat())?;
+    fs::write(&path, &lines)?;
+    let (date, commit) = when()?;
+    let name = format!("benches/records/{date}-gpu-paper.md");
+    fs::write(root().join(&name), paper::of(&lines, &date, &commit)?)?;
+    println!("{name}");
     Ok(())
 }
 

@@ -2,8 +2,10 @@
 //!
 //! The PTX begins with a digest of its source, so that anyone can tell a stale file without a compiler; where NVRTC is at
 //! hand, `--check` compiles again and compares bytes. A newer NVRTC says how the kernels would do on cards that the one which
-//! ships doesn't know; those get their machine code from the driver, so nothing of it is committed.
+//! ships doesn't know; those get their machine code from the driver, so nothing of it is committed. `--loops` reads the machine code
+//! with nvdisasm (of the wheel `nvidia-cuda-nvdisasm`).
 
+mod loops;
 mod nvrtc;
 mod occupancy;
 
@@ -45,12 +47,15 @@ fn source(name: &str) -> Result<String> {
 
 /// The first line of a PTX file.
 fn stamp(source: &str) -> String {
-    let digest = Sha256::digest(source.as_bytes());
-    let hex = digest.iter().fold(String::new(), |mut text, byte| {
+    format!("// of the source with sha256 {}", hex(&Sha256::digest(source.as_bytes())))
+}
+
+/// A digest in digits.
+fn hex(digest: &[u8]) -> String {
+    digest.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
-    });
-    format!("// of the source with sha256 {hex}")
+    })
 }
 
 /// Everything that is committed for one source.
@@ -92,12 +97,13 @@ fn without_globals(ptx: &str) -> Result<String> {
     Ok(kept)
 }
 
-/// `kernels [--check]`.
+/// `kernels [--check | --loops NVDISASM]`.
 pub(crate) fn task(arguments: &[String]) -> Result<()> {
     let check = match arguments {
         [] => false,
         [flag] if flag == "--check" => true,
-        _ => bail!("kernels takes --check or nothing"),
+        [flag, nvdisasm] if flag == "--loops" => return loops::task(nvdisasm),
+        _ => bail!("kernels takes --check, --loops NVDISASM or nothing"),
     };
     let names = sources()?;
     if check && !SHIPPING.present() {

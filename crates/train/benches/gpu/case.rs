@@ -11,7 +11,7 @@ use ferrotune_config::plan::{AdamWPlan, LoraPlan, Tuning};
 use ferrotune_data::rows::Row;
 use ferrotune_model::{Config, Model};
 use ferrotune_tensor::ops::{self, Linear};
-use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Profile, Segment, Tape, Tensor, Var};
+use ferrotune_tensor::{DType, Device, Host, Kind, Param, Phase, Profile, Segment, Tape, Tensor, Track, Var};
 use ferrotune_train::engine::{Division, Engine, Offload, Sharding};
 use ferrotune_train::plan::Candidate;
 use ferrotune_train::{Sample, StepOptions, Votes, Work, predict, step};
@@ -60,11 +60,15 @@ impl Case {
 
     /// Bytes that the plan foretells.
     pub(crate) fn planned(&self) -> Any<u64> {
-        let model = self.model()?;
+        Ok(self.foretold(&self.model()?)?.peak)
+    }
+
+    /// What the plan's device has counted.
+    fn foretold(&self, model: &Model) -> Any<Track> {
         let layout = ferrotune_dist::Layout::SOLO;
         let candidate = Candidate { layout, sharded: Sharding::Whole, spans: vec![model.span()] };
         let shape = ferrotune_train::Shape { candidate, overlap: true, offload: Offload::default() };
-        Ok(predict(&model, &self.options(), &shape, &[self.tokens], Profile::Cuda)?.device.peak)
+        Ok(predict(model, &self.options(), &shape, &[self.tokens], Profile::Cuda)?.device)
     }
 
     /// As many layers as fit into `bytes`, all of them at most.
@@ -76,6 +80,19 @@ impl Case {
             if with(middle).planned()? <= bytes { fits = middle } else { fails = middle }
         }
         Ok((fits > 0).then(|| with(fits)))
+    }
+
+    /// What the plan says of it; nothing is run.
+    pub(crate) fn on_paper(&self) -> Any<Value> {
+        let model = self.model()?;
+        let track = self.foretold(&model)?;
+        let counted = self.steps(&model, &Device::imitating(Profile::Cuda), &mut Vec::new())?.1;
+        Ok(json!({
+            "who": "ferrotune", "shape": self.shape.name, "layers": self.shape.layers, "tokens": self.tokens,
+            "recompute": self.recompute, "peak": track.peak, "weights": track.live[Kind::Weight as usize],
+            "operations": counted.flops / (WARMING + self.steps) as f64, "work": self.work(model.config()), "trained": trained(&model),
+            "config": self.shape.config(),
+        }))
     }
 
     /// Runs it.
@@ -91,25 +108,18 @@ impl Case {
         seconds.sort_by(f64::total_cmp);
         let median = seconds[seconds.len() / 2];
         let work = self.work(model.config());
-        let of = |p: &ferrotune_model::Parameter| p.param.shape.dims().iter().product::<usize>();
-        let trained: usize = model.parameters().iter().filter(|p| p.param.trainable).map(of).sum();
         Ok(json!({
             "who": "ferrotune", "shape": self.shape.name, "layers": self.shape.layers, "tokens": self.tokens,
             "recompute": self.recompute, "seconds": median, "tokens_per_second": self.tokens as f64 / median,
             "flops": work / median, "products": products(&model, self.tokens, device)?, "peak": track.peak,
             "weights": weights, "planned": planned, "taken": taken, "same_bits": again, "loss": losses[losses.len() - 2],
-            "trained": trained,
+            "trained": trained(&model),
             "config": self.shape.config(),
         }))
     }
 
     /// Losses and norms of the steps, and what lay on the device.
-    fn steps(
-        &self,
-        model: &Model,
-        device: &Device,
-        seconds: &mut Vec<f64>,
-    ) -> Any<(Vec<f64>, ferrotune_tensor::Track)> {
+    fn steps(&self, model: &Model, device: &Device, seconds: &mut Vec<f64>) -> Any<(Vec<f64>, Track)> {
         let engine = Engine::new(device, model, Division::solo(model), false);
         engine.load(&Noise::new(model), &[], None, 1)?;
         let vocabulary = model.config().vocab_size as u32;
@@ -139,6 +149,12 @@ impl Case {
         let attention = 12.0 * width * tokens * (tokens + 1.0) / 2.0 * config.num_hidden_layers as f64;
         blocks + attention + 4.0 * (config.vocab_size * config.hidden_size) as f64 * (tokens - 1.0)
     }
+}
+
+/// Numbers that are trained.
+fn trained(model: &Model) -> usize {
+    let of = |p: &ferrotune_model::Parameter| p.param.shape.dims().iter().product::<usize>();
+    model.parameters().iter().filter(|p| p.param.trainable).map(of).sum()
 }
 
 /// Small random weights, the same each time: a stretch of numbers, again and again.
