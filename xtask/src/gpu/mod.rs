@@ -1,5 +1,5 @@
-//! One visit to a GPU: every test that can use one, LoRA steps of large models' shapes, and the same steps by torch, transformers and
-//! peft as they are found there, in one go; and a record of it. The GPU may be this machine's, that of a machine that ssh reaches, or
+//! One visit to a GPU: every test that can use one, LoRA steps of large models' shapes and of SmolLM2's real weights, and the former
+//! by torch, transformers and peft as they are found there, in one go; and a record of it. The GPU may be this machine's, that of a machine that ssh reaches, or
 //! one to which a folder is carried by other means:
 //!
 //!     cargo xtask gpu                    # here
@@ -92,7 +92,31 @@ fn build(folder: &Path) -> Result<()> {
         let _ = Command::new("strip").arg(&to).status();
     }
     fs::write(folder.join("visit.sh"), include_str!("visit.sh"))?;
-    Ok(fs::write(folder.join("peer.py"), include_str!("peer.py"))?)
+    fs::write(folder.join("peer.py"), include_str!("peer.py"))?;
+    real_weights(folder)
+}
+
+/// The program, SmolLM2 and the quickstart's recipe with its data.
+fn real_weights(folder: &Path) -> Result<()> {
+    let program = folder.join("ferrotune");
+    let built = cargo(&["build", "--release", "--package", "ferrotune", "--message-format", "json"])
+        .stderr(Stdio::inherit())
+        .output()?;
+    let from = executable(&built.stdout, "ferrotune").context("cargo made no ferrotune")?;
+    fs::copy(&from, &program).with_context(|| format!("cannot copy {}", from.display()))?;
+    let place = folder.join("smollm2");
+    fs::create_dir_all(place.join("data"))?;
+    fs::copy(root().join("examples/quickstart.yaml"), place.join("quickstart.yaml"))?;
+    for entry in fs::read_dir(root().join("data"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), place.join("data").join(entry.file_name()))?;
+    }
+    if place.join("base/config.json").exists() {
+        return Ok(());
+    }
+    let to = format!("export_dir={}", place.join("base").display());
+    let model = ["model_name_or_path=smollm2-135m-instruct", "template=smollm2", "infer_dtype=bfloat16"];
+    crate::run(Command::new(program).current_dir(root()).arg("export").args(model).arg(to))
 }
 
 /// The executable of a target among cargo's messages.
@@ -186,7 +210,7 @@ mod tests {
     }
 
     /// A folder whose executables are scripts.
-    fn visit(bench: &str, test: &str) -> (bool, String, String) {
+    fn visit(bench: &str, test: &str, train: &str) -> (bool, String, String) {
         let folder = tempfile::tempdir().unwrap();
         let script = |name: &str, body: &str| {
             let path = folder.path().join(name);
@@ -197,10 +221,12 @@ mod tests {
         BUILT[..3].iter().for_each(|(_, _, name)| script(name, test));
         fs::write(folder.path().join("visit.sh"), include_str!("visit.sh")).unwrap();
         fs::write(folder.path().join("peer.py"), "raise SystemExit('not in this test')").unwrap();
+        fs::create_dir(folder.path().join("smollm2")).unwrap();
+        script("ferrotune", train);
         let results = folder.path().join("results");
         let mut command = Command::new("sh");
         // Without a python3 that may have torch.
-        command.arg(folder.path().join("visit.sh")).arg(&results).env("PATH", "/usr/bin:/bin");
+        command.arg(folder.path().join("visit.sh")).arg("results").current_dir(&folder).env("PATH", "/usr/bin:/bin");
         let told = command.output().unwrap();
         let read = |name: &str| fs::read_to_string(results.join(name)).unwrap_or_default();
         (told.status.success(), read("results.jsonl"), String::from_utf8_lossy(&told.stderr).into_owned())
@@ -209,14 +235,22 @@ mod tests {
     #[test]
     fn a_visit_ends_without_a_gpu_and_fails_with_a_failed_test() {
         let none = "echo 'error: there is no NVIDIA GPU on this machine' >&2; exit 1";
-        let (passed, results, told) = visit(none, "exit 0");
+        let (passed, results, told) = visit(none, "exit 0", "exit 0");
         assert!(!passed && results.is_empty() && told.contains("no NVIDIA GPU"), "{results} {told}");
         let gpu = "echo \"{\\\"who\\\":\\\"bench\\\",\\\"args\\\":\\\"$*\\\"}\"";
-        let (passed, results, told) = visit(gpu, "test \"$FERROTUNE_TEST_GPU\" = 1");
+        let train = "[ $1 = doctor ] && exit; for word; do case $word in output_dir=*) d=${word#*=};; use_cpu=*) u=${word#*=};; esac; done
+            mkdir -p $d; echo \"{\\\"loss\\\":2.5,\\\"cpu\\\":$u}\" >$d/trainer_log.jsonl";
+        let (passed, results, told) = visit(gpu, "test \"$FERROTUNE_TEST_GPU\" = 1", train);
         assert!(passed, "{results} {told}");
         assert!(results.contains("\"args\":\"probe\"") && results.contains("\"args\":\"\""), "{results}");
         assert_eq!(results.matches("\"passed\":true").count(), 3, "{results}");
-        let (passed, results, _) = visit(gpu, "exit 7");
+        for (device, cpu) in [("gpu", false), ("cpu", true)] {
+            let row =
+                format!("{{\"who\":\"smollm2\",\"device\":\"{device}\",\"row\":{{\"loss\":2.5,\"cpu\":{cpu}}}}}\n");
+            assert!(results.contains(&row), "{row} in {results}");
+        }
+        assert!(!visit(gpu, "exit 0", "exit 1").0, "a failed run");
+        let (passed, results, _) = visit(gpu, "exit 7", train);
         assert!(!passed);
         assert_eq!(results.matches("\"passed\":false").count(), 3, "{results}");
     }

@@ -17,7 +17,7 @@ const PEAKS: [(&str, f64); 7] = [
 ];
 const MIB: f64 = 1_048_576.0;
 
-/// What is written, and whether every test passed.
+/// What is written, and whether every test passed and real weights learn alike.
 pub(super) struct Record {
     pub(super) text: String,
     pub(super) passed: bool,
@@ -49,6 +49,8 @@ pub(super) fn of(results: &str, date: &str, commit: &str) -> Result<Record> {
         let word = if test["passed"] == true { "passed" } else { "**failed**" };
         writeln!(text, "| {} | {word} |", test["name"].as_str().unwrap_or("?"))?;
     }
+    let (real, alike) = real_weights(&by("smollm2"))?;
+    text += &real;
     text += STEPS;
     let (ours, peers) = (by("ferrotune"), by("peft"));
     for line in &ours {
@@ -56,7 +58,36 @@ pub(super) fn of(results: &str, date: &str, commit: &str) -> Result<Record> {
         let found: Vec<&Value> = peers.iter().filter(same).copied().collect();
         text += &row(line, &found, peak(gpu));
     }
-    Ok(Record { text, passed })
+    Ok(Record { text, passed: passed && alike })
+}
+
+/// Largest relative difference of a loss in f32 between a GPU and the processor beside it, after so many steps.
+const ALIKE: f64 = 1e-3;
+
+/// SmolLM2's losses on both devices, and whether they are alike. A visit without its weights has none.
+fn real_weights(rows: &[&Value]) -> Result<(String, bool)> {
+    let of = |device: &str| -> Vec<f64> {
+        rows.iter().filter(|row| row["device"] == device).filter_map(|row| row["row"]["loss"].as_f64()).collect()
+    };
+    if rows.is_empty() {
+        return Ok(("\nSmolLM2's weights weren't there.\n".to_owned(), true));
+    }
+    let (gpu, cpu) = (of("gpu"), of("cpu"));
+    let gap = gpu.iter().zip(&cpu).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+    let alike = !gpu.is_empty() && gpu.len() == cpu.len() && gap < ALIKE;
+    let ends = |losses: &[f64]| match losses {
+        [first, .., last] => format!("{first:.4} to {last:.4}"),
+        _ => "no two losses".to_owned(),
+    };
+    let word = if alike { "" } else { " **That isn't alike.**" };
+    let text = format!(
+        "\n## SmolLM2\n\nReal weights, the quickstart's recipe in f32, {} steps: losses from {} on the GPU, from {} on its processor, {gap:.1e} apart \
+         at most (limit {ALIKE:e}).{word}\n",
+        gpu.len(),
+        ends(&gpu),
+        ends(&cpu)
+    );
+    Ok((text, alike))
 }
 
 const STEPS: &str = "\n## LoRA steps\n\nr = 16, every linear layer, bf16, one row of random tokens, random weights; as many layers as fit when \
@@ -149,6 +180,27 @@ mod tests {
             assert!(record.text.contains(part), "{part} in {}", record.text);
         }
         assert!(!record.text.contains("/some/where"), "no place on a machine");
+    }
+
+    #[test]
+    fn real_weights_learn_alike_on_both_devices() {
+        let row = |device: &str, loss: f64| {
+            format!(r#"{{"who":"smollm2","device":"{device}","row":{{"current_steps":1,"loss":{loss}}}}}"#)
+        };
+        let told = |losses: &[(&str, f64)]| {
+            let rows: Vec<String> = losses.iter().map(|(device, loss)| row(device, *loss)).collect();
+            of(&[&[MACHINE.to_owned(), TEST.to_owned()], &rows[..]].concat().join("\n"), "d", "c").unwrap()
+        };
+        let good = told(&[("gpu", 4.0), ("gpu", 2.0), ("cpu", 4.0), ("cpu", 2.001)]);
+        assert!(good.passed);
+        let told_so =
+            "2 steps: losses from 4.0000 to 2.0000 on the GPU, from 4.0000 to 2.0010 on its processor, 5.0e-4 apart";
+        assert!(good.text.contains(told_so), "{}", good.text);
+        for bad in [&[("gpu", 4.0), ("cpu", 4.1)][..], &[("cpu", 4.0)], &[("gpu", 4.0), ("gpu", 3.0), ("cpu", 4.0)]] {
+            let record = told(bad);
+            assert!(!record.passed && record.text.contains("**That isn't alike.**"), "{}", record.text);
+        }
+        assert!(told(&[]).passed);
     }
 
     #[test]

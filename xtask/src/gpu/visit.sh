@@ -1,11 +1,11 @@
 #!/bin/sh
-# Everything that is tried where a GPU is: tests, steps, peers. Takes the folder with the executables from its own place; leaves
+# Everything that is tried where a GPU is: tests, steps, real weights, peers. Takes the folder with the executables from its own place; leaves
 # results.jsonl and tests.log in the folder that it is given. Ends with 1 without a GPU, and if a test fails.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:?the folder for results}
 shift
-mkdir -p "$out" || exit 1
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 : >"$out/results.jsonl"
 : >"$out/tests.log"
 "$here/bench-gpu" probe >>"$out/results.jsonl" || exit 1
@@ -25,6 +25,20 @@ done
 [ -n "${FERROTUNE_GPU_TESTS_ONLY:-}" ] && exit $failed
 # shellcheck disable=SC2086 # words
 "$here/bench-gpu" ${FERROTUNE_GPU_CASES:-} >>"$out/results.jsonl" || failed=1
+if [ -d "$here/smollm2" ]; then
+    "$here/ferrotune" doctor >"$out/doctor.txt" 2>&1 || failed=1
+    # The same steps on the GPU and on the processor beside it.
+    for device in gpu cpu; do
+        if [ $device = cpu ]; then use_cpu=true; else use_cpu=false; fi
+        to=$out/smollm2-$device
+        echo "== smollm2 $device" >>"$out/tests.log"
+        (cd "$here/smollm2" && "$here/ferrotune" train quickstart.yaml model_name_or_path=base "output_dir=$to" use_cpu=$use_cpu \
+            max_steps=20 logging_steps=1 eval_strategy=no eval_on_start=false 'sample_prompts=[]' plot_loss=false \
+            overwrite_output_dir=true) >>"$out/tests.log" 2>&1 || failed=1
+        [ -f "$to/trainer_log.jsonl" ] &&
+            sed "s/.*/{\"who\":\"smollm2\",\"device\":\"$device\",\"row\":&}/" "$to/trainer_log.jsonl" >>"$out/results.jsonl"
+    done
+fi
 if python3 -c 'import torch, transformers, peft' 2>>"$out/tests.log"; then
     python3 "$here/peer.py" "$out/results.jsonl" >"$out/peers.jsonl" || failed=1
     cat "$out/peers.jsonl" >>"$out/results.jsonl"
