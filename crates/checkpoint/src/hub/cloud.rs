@@ -122,7 +122,13 @@ impl<'a> Place<'a> {
         };
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         let key = key.trim_end_matches('/');
-        let named = bucket.len() >= 3
+        if bucket.len() < 3 && !bucket.is_empty() {
+            return Err(HubError::Setting {
+                setting: format!("address `{url}`"),
+                problem: format!("in bucket `{bucket}`, which no store has: names of buckets have 3 letters or more"),
+            });
+        }
+        let named = !bucket.is_empty()
             && bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
             && !bucket.contains("..");
         let sound = named && (key.is_empty() || files::inside(key).is_some());
@@ -409,6 +415,8 @@ mod tests {
         for bad in ["s3://", "s3:///a", "s3://b/..", "http://bucket/a", "s3://bucket/a//b", "s3://a..b/c", "bucket/a"] {
             assert_eq!(key(bad), None, "{bad}");
         }
+        let short = Place::parse("s3://ab/x.jsonl").unwrap_err().to_string();
+        assert!(short.contains("bucket `ab`") && short.contains("3 letters"), "{short}");
         let place = Place::parse("s3://bucket/a").unwrap();
         assert!(place.holds("a") && place.holds("a/b") && !place.holds("ab") && !place.holds("a/../b"));
     }

@@ -100,7 +100,7 @@ pub enum HubError {
     /// Offline was asked for, and the cache doesn't have everything.
     #[error(
         "`{id}`, revision `{revision}`: not complete in {cache}, and offline was asked for; unset HF_HUB_OFFLINE, or \
-         copy the model's folder into the cache from a machine that has it"
+         copy its folder into the cache from a machine that has it"
     )]
     Offline {
         /// Hub id.

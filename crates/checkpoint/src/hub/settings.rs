@@ -236,7 +236,9 @@ impl Vars<'_> {
             s3_endpoint: address("AWS_ENDPOINT_URL_S3").or_else(|| address("AWS_ENDPOINT_URL")),
             s3_key: key.map(|(id, secret)| (id, Secret::new(&secret))),
             s3_session: session.map(|session| Secret::new(&session)),
-            google_endpoint: address("STORAGE_EMULATOR_HOST"),
+            // Google's own libraries take it with and without a scheme.
+            google_endpoint: address("STORAGE_EMULATOR_HOST")
+                .map(|host| if host.contains("://") { host } else { format!("http://{host}") }),
             google_token: self.text("CLOUDSDK_AUTH_ACCESS_TOKEN").map(|token| Secret::new(&token)),
         }
     }

@@ -125,3 +125,13 @@ fn files_of_googles_store() {
     settings.cloud.google_endpoint = Some(store.address);
     assert_eq!(names(&resolve_cloud("gs://bucket/d", &settings, &Silent).unwrap()), ["a b.jsonl {}"]);
 }
+
+/// The address of a store on this machine, as Google's own tools print and take it.
+#[test]
+fn an_emulator_is_named_with_or_without_a_scheme() {
+    for (given, expected) in [("127.0.0.1:9", "http://127.0.0.1:9"), ("https://store:9/", "https://store:9")] {
+        let var = |name: &str| (name == "STORAGE_EMULATOR_HOST").then(|| given.into());
+        let settings = HubSettings::from_vars(var, "/home/u".into());
+        assert_eq!(settings.cloud.google_endpoint.as_deref(), Some(expected));
+    }
+}
