@@ -31,7 +31,11 @@ pub(crate) fn calling(served: &ServedPrompt) -> String {
         (true, false) => format!("the model's own chat template with chat_template_kwargs {kwargs}"),
         (false, _) => "a chat template written for it".to_owned(),
     };
-    format!("{how} writes {} of {} prompts as in training", served.agrees.0, served.agrees.1)
+    match (served.tried_rows, served.agrees.0) {
+        (true, _) => format!("{how} writes {} of {} prompts as in training", served.agrees.0, served.agrees.1),
+        (false, 0) => format!("{how} doesn't write a plain question as in training, and all rows have tools"),
+        (false, _) => format!("{how} writes a plain question as in training, but all rows have tools"),
+    }
 }
 
 /// Where two rows differ, a token a word: what both have, what training alone has (-) and what the server alone has (+).

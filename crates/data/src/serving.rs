@@ -25,6 +25,8 @@ pub struct ServedPrompt {
     pub is_own: bool,
     /// How many of the conversations it writes as in training, and of how many.
     pub agrees: (usize, usize),
+    /// The conversations are the data's; else none was without tools, and a plain question was tried.
+    pub tried_rows: bool,
 }
 
 /// The chat template that writes most of the conversations' prompts as training did.
@@ -37,6 +39,7 @@ pub fn served_prompt(
     conversations: &[Conversation],
 ) -> Result<ServedPrompt> {
     let probes = [plain()];
+    let tried_rows = conversations.iter().any(is_plain);
     let conversations: Vec<&Conversation> = match conversations.iter().filter(|c| is_plain(c)).collect::<Vec<_>>() {
         none if none.is_empty() => probes.iter().collect(),
         some => some,
@@ -57,7 +60,7 @@ pub fn served_prompt(
             let agrees = (same.count(), conversations.len());
             if best.as_ref().is_none_or(|best| agrees.0 > best.agrees.0) {
                 let chat_template = with_defaults(&text, &kwargs);
-                best = Some(ServedPrompt { chat_template, kwargs, is_own, agrees });
+                best = Some(ServedPrompt { chat_template, kwargs, is_own, agrees, tried_rows });
             }
         }
     }
@@ -173,7 +176,8 @@ pub fn trained_prompt(tokenizer: &Tokenizer, template: &Template, conversation: 
 /// If the row can't be encoded.
 pub fn trained_row(tokenizer: &Tokenizer, template: &Template, conversation: &Conversation) -> Result<Encoded> {
     const NEVER_REACHED: usize = 1 << 30;
-    let options = EncodeOptions { cutoff_len: NEVER_REACHED, train_on_prompt: false, mask_history: false };
+    let options =
+        EncodeOptions { cutoff_len: NEVER_REACHED, train_on_prompt: false, mask_history: template.mask_history };
     let encoded = Encoder::new(tokenizer, template, &options).encode(conversation);
     encoded.map_err(|reason| EncodeError::ChatTemplateRender { problem: reason.to_string() })
 }

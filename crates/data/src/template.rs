@@ -92,6 +92,8 @@ pub struct Template {
     pub(crate) enable_thinking: Option<bool>,
     /// Reasoning of earlier turns stays even when they aren't trained on.
     pub(crate) preserve_thinking: bool,
+    /// Only last answers are trained on, so earlier ones lose their reasoning unless it is preserved.
+    pub(crate) mask_history: bool,
     /// Today, for tool formats that write the date.
     pub(crate) now: Moment,
 }

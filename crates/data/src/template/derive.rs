@@ -72,6 +72,7 @@ fn assemble(class: Class, prefix: &str, [system, user, assistant]: [&str; 3], de
         replace_chat_template: false,
         enable_thinking: Some(true),
         preserve_thinking: false,
+        mask_history: false,
         now: Moment { unix_seconds: 0 },
     }
 }

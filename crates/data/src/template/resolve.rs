@@ -23,6 +23,8 @@ pub struct TemplateOptions {
     pub enable_thinking: Option<bool>,
     /// Keep the reasoning of earlier turns.
     pub preserve_thinking: bool,
+    /// Only the last answer of a conversation is trained on.
+    pub mask_history: bool,
     /// A loss on prompts too; not every template allows it.
     pub train_on_prompt: bool,
     /// Today, for chat templates and tool formats that write the date.
@@ -38,6 +40,7 @@ impl TemplateOptions {
             default_system: None,
             enable_thinking: Some(true),
             preserve_thinking: false,
+            mask_history: false,
             train_on_prompt: false,
             now: Moment::now(),
         }
@@ -51,6 +54,7 @@ impl TemplateOptions {
             default_system: plan.default_system.clone(),
             enable_thinking: plan.enable_thinking,
             preserve_thinking: plan.preserve_thinking,
+            mask_history: plan.mask_history,
             train_on_prompt: plan.train_on_prompt,
             now,
         }
@@ -90,6 +94,7 @@ impl Template {
         if let Some(system) = &options.default_system {
             template.default_system.clone_from(system);
         }
+        template.mask_history = options.mask_history;
         if template.is_reasoning() {
             template.enable_thinking = options.enable_thinking;
             template.preserve_thinking = options.preserve_thinking;
@@ -248,6 +253,7 @@ impl From<&Row> for Template {
             replace_chat_template: row.replace_chat_template,
             enable_thinking: Some(true),
             preserve_thinking: false,
+            mask_history: false,
             now: Moment { unix_seconds: 0 },
         }
     }
