@@ -11,7 +11,7 @@ use ferrotune_config::{Diagnostic, Recipe, Severity};
 use ferrotune_data::error::DataError;
 use ferrotune_data::parity::{Parity, Part, parity as compare};
 use ferrotune_data::prepare::{Prepared, TRAIN, conversations, look};
-use ferrotune_data::report::{DatasetReport, Report};
+use ferrotune_data::report::{DatasetReport, Dropped, Report};
 use ferrotune_data::serving::ServedPrompt;
 use ferrotune_data::tokenizer::Tokenizer;
 use ferrotune_model::Model;
@@ -22,6 +22,8 @@ use std::path::Path;
 
 /// Rows that are compared with the model's own chat template, spread over all.
 const COMPARED: usize = 1000;
+/// Rows of a fault that are shown with what is wrong with each.
+const TOLD: usize = 5;
 /// How a server is to write prompts, in the run's folder; and the template, where the model's own doesn't do.
 const SERVING: &str = "serving.json";
 const SERVING_TEMPLATE: &str = "serving_template.jinja";
@@ -123,6 +125,15 @@ impl Section {
     }
 }
 
+/// What is wrong with some rows, a line each, and how many there are beyond those.
+fn places(dropped: &[&Dropped]) -> String {
+    let told = dropped.iter().filter(|dropped| !dropped.detail.is_empty()).take(TOLD);
+    let lines: Vec<String> = told.map(|dropped| format!("\n{}: {}", dropped.place(), dropped.detail)).collect();
+    let more = dropped.len().saturating_sub(lines.len());
+    let more = if more > 0 && !lines.is_empty() { format!("\nand {more} more") } else { String::new() };
+    lines.concat() + &more
+}
+
 fn placed(d: &Diagnostic) -> Finding {
     let weight = match d.severity {
         Severity::Error => Weight::Error,
@@ -149,9 +160,10 @@ pub(crate) fn data(report: &Report) -> Section {
     };
     for set in &report.datasets {
         for (fault, count) in set.faults() {
-            let first = set.dropped.iter().find(|dropped| dropped.fault == fault);
-            let place = first.map(|dropped| dropped.place()).unwrap_or_default();
-            let what = format!("{count} rows of {} are left out: {fault}", set.name);
+            let dropped: Vec<&Dropped> = set.dropped.iter().filter(|dropped| dropped.fault == fault).collect();
+            let place = dropped.first().map(|dropped| dropped.place()).unwrap_or_default();
+            let rows = if count == 1 { "row" } else { "rows" };
+            let what = format!("{count} {rows} of {} left out: {fault}{}", set.name, places(&dropped));
             push(Weight::Warning, place, what, "correct the rows, or set `on_bad_row: error` to stop at them");
         }
         for absent in &set.absent {
@@ -217,10 +229,16 @@ pub(crate) fn looked(plan: &DataPlan, recipe: &Recipe, told: &[Diagnostic]) -> S
     let mut sets: Vec<String> = report.datasets.iter().map(set).collect();
     sets.push("nothing is encoded before the errors are cured".to_owned());
     section.verdict = sets.join("; ");
-    let known = |finding: &Finding| told.iter().any(|told| told.message == finding.what);
+    let told: Vec<Finding> = told.iter().map(placed).collect();
+    let known = |finding: &Finding| {
+        told.iter().any(|told| told.what == finding.what || (!told.place.is_empty() && told.place == finding.place))
+    };
     for fault in &faults {
         let mut found: Vec<Finding> = diagnostics(recipe, fault).iter().map(placed).collect();
-        found.retain(|finding| !known(finding));
+        let repeated = |finding: &Finding| {
+            section.findings.iter().any(|other| other.what == finding.what && other.place == finding.place)
+        };
+        found.retain(|finding| !known(finding) && !repeated(finding));
         if matches!(fault, DataError::NotFetched { .. } | DataError::RemoteRegistry { .. }) {
             // Nothing is brought here for a run that can't be.
             found.iter_mut().for_each(|finding| finding.weight = Weight::Note);
@@ -256,7 +274,7 @@ pub(crate) fn prompts(
     };
     let mut findings = Vec::new();
     if let Some(sum) = &sum {
-        findings.extend(differences(sum, plan.data.template == TemplateChoice::Model));
+        findings.extend(differences(sum, template.is_reasoning(), plan.data.template == TemplateChoice::Model));
     }
     if served.agrees.0 < served.agrees.1 {
         let what = format!("{}: the model will be asked otherwise than it was trained", parity::calling(&served));
@@ -285,14 +303,15 @@ fn place(resolved: &Resolved) -> String {
     at.span.as_ref().map_or_else(|| "template".to_owned(), |span| format!("{}:{}:{}", at.file, span.line, span.column))
 }
 
-/// What rows differ in, with cures.
-fn differences(sum: &Parity, own: bool) -> Vec<Finding> {
+/// What rows differ in, with cures. `reasoning`: the template writes blocks of reasoning; `own`: it is derived from the model's.
+fn differences(sum: &Parity, reasoning: bool, own: bool) -> Vec<Finding> {
+    let alien = sum.differ.contains_key(&Part::EndMark) || sum.differ.contains_key(&Part::Other);
     let general = "leave `template` out to train on what the model's own template writes, or serve with what the run \
                    writes into serving.json";
     let of = |(part, rows): (&Part, &usize)| {
         let what = format!("{rows} of {} rows differ from the model's own chat template in {}", sum.rows, part.words());
         let cure = match part {
-            Part::Thinking if sum.hybrid => {
+            Part::Thinking if sum.hybrid && !reasoning => {
                 "this model reasons unless told otherwise, and its template writes a block of reasoning into each last answer, \
                  empty or not: take its reasoning template (`qwen3`, not `qwen3_nothink`), with `enable_thinking: false` for \
                  rows without reasoning, and ask with chat_template_kwargs {\"enable_thinking\": false}"
@@ -300,6 +319,9 @@ fn differences(sum: &Parity, own: bool) -> Vec<Finding> {
             Part::Thinking => {
                 "the model's template drops reasoning of earlier turns: set `mask_history: true`, or train on last \
                                answers only"
+            }
+            Part::System if alien => {
+                "the two write other things differently, too: take the template of this model's family, or leave `template` out"
             }
             Part::System => {
                 "set `default_system` to what the model's template writes, or send the same system prompt when asking"
@@ -314,7 +336,13 @@ fn differences(sum: &Parity, own: bool) -> Vec<Finding> {
     let mut findings: Vec<Finding> = sum.differ.iter().map(of).collect();
     if own {
         // What is derived from the model's own template differs only where that template looks at more than a turn.
-        findings.iter_mut().for_each(|finding| finding.weight = Weight::Note);
+        for finding in &mut findings {
+            finding.weight = Weight::Note;
+            finding.cure =
+                "name the template of this model's family in `template`, or serve with what the run writes into \
+                            serving.json"
+                    .to_owned();
+        }
     }
     if let Some((rows, reason)) = &sum.refused {
         let what = format!("{rows} rows can't be written by the model's own chat template: {reason}");

@@ -71,15 +71,12 @@ pub enum DataError {
         /// What is wrong and how to cure it.
         problem: String,
     },
-    /// An entry says where on a hub its data lies.
-    #[error(
-        "dataset `{dataset}` lies on a hub (`{field}: {value}`), which is not supported yet: \
-         download it and set `file_name` to the file or folder instead"
-    )]
+    /// An entry's data lies where it can't be fetched from.
+    #[error("dataset `{dataset}` {}", unfetched(.field, .value))]
     RemoteDataset {
         /// Name of the entry.
         dataset: String,
-        /// `hf_hub_url`, `ms_hub_url`, `om_hub_url`, `script_url` or `cloud_file_name`.
+        /// `om_hub_url` or `script_url`.
         field: String,
         /// Its value.
         value: String,
@@ -329,6 +326,19 @@ fn one_a_line(errors: &[DataError]) -> String {
         .iter()
         .map(|error| format!("\n  {error}"))
         .fold(format!("{} things are wrong:", errors.len()), |all, one| all + &one)
+}
+
+fn unfetched(field: &str, value: &str) -> String {
+    match field {
+        "script_url" => format!(
+            "is made by a Python script (`{field}: {value}`), which isn't run: run it yourself, save the rows, and set \
+             `file_name` to the file or folder"
+        ),
+        _ => format!(
+            "lies on a hub that isn't read (`{field}: {value}`): download it and set `file_name` to the file or folder \
+             instead"
+        ),
+    }
 }
 
 fn at_line(line: u64) -> String {

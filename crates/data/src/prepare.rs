@@ -371,16 +371,31 @@ impl Run<'_> {
             TRAIN => "the training set".to_owned(),
             other => format!("evaluation set `{other}`"),
         };
+        let behind = self.behind(&set.name, datasets);
         if set.rows_kept == 0 {
-            return Err(DataError::NoRowKept { set: name, rows: set.rows_used, reasons: datasets::reasons(datasets) });
+            return Err(datasets::unusable(name, set.rows_used, &behind));
         }
         if set.rows == 0 && self.plan.stage == Stage::Pretrain {
             return Err(DataError::NoBlock { set: name, tokens: set.tail_tokens, cutoff_len });
         }
         if set.label_tokens == 0 && !encode::is_asked(self.plan, &set.name) {
-            return Err(DataError::NoLabels { set: name, rows: set.rows_kept, cutoff_len });
+            let fault = DataError::NoLabels { set: name, rows: set.rows_kept, cutoff_len };
+            return Err(match behind.first() {
+                Some(dataset) => fault.of(&dataset.entry.name),
+                None => fault,
+            });
         }
         Ok(())
+    }
+
+    /// The datasets that the rows of a set come from.
+    fn behind<'d>(&self, set: &str, datasets: &'d [Dataset]) -> Vec<&'d Dataset> {
+        let split = set == VALIDATION && !datasets.iter().any(|dataset| dataset.for_eval);
+        let of = |dataset: &&Dataset| match set {
+            _ if set == TRAIN || split => !dataset.for_eval,
+            _ => dataset.for_eval && (!self.plan.eval_each || dataset.entry.name == set),
+        };
+        datasets.iter().filter(of).collect()
     }
 }
 

@@ -124,7 +124,14 @@ fn all_sections(resolved: &Resolved, place: &Place, vllm: Vllm) -> Vec<Section> 
             sections.push(review::data(&prepared.report));
             sections.push(review::prompts(resolved, tokenizer, prepared).0);
         }
-        Err(failure) => sections.push(Section::of_failure("data", failure)),
+        Err(failure) => {
+            // What ends the encoding hides nothing else of the rows.
+            let rows = review::looked(&plan.data, &resolved.recipe, failure.placed().unwrap_or_default());
+            let mut section = Section::of_failure("data", failure);
+            section.verdict = rows.verdict;
+            section.findings.extend(rows.findings);
+            sections.push(section);
+        }
     }
     let tuned = Model::new(&model.config, dtype(plan.model.precision), Some(&plan.tuning), plan.train.pure_bf16);
     let tuned = match tuned {
@@ -146,7 +153,9 @@ fn all_sections(resolved: &Resolved, place: &Place, vllm: Vllm) -> Vec<Section> 
             Err(failure) => Section::of_failure("plan", failure),
         });
     }
-    if let Tuning::Lora(lora) = &plan.tuning {
+    if let Tuning::Lora(lora) = &plan.tuning
+        && plan.output.train
+    {
         sections.push(review::adapter((&plan.output.dir, vllm), lora, &model.name, &tuned));
     }
     sections

@@ -160,10 +160,12 @@ dataset d: 4 rows in data/d.json, 4 used, 1 kept, 3 dropped
     assert!(told.contains(report), "{told}");
     let error = "error: data/d.json:1 (row 2): not an object of columns: found a number; `on_bad_row: report` leaves such rows \
                  out and goes on";
-    fails(&place, &["on_bad_row=error", "output_dir=other"], 1, error);
+    let more = ["on_bad_row=error", "output_dir=other", "dataset=d"];
+    fails(&place, &more, 1, &at(&more, "d", error));
     let error = "error: not one of the 1 rows of the training set can be used:\n  1: no answer: `output` is missing, first at \
                  data/d.json:1\n  the rows of `d` have the columns `question`, `reply`";
-    fails(&with_data("d.json", "[{\"question\": \"a\", \"reply\": \"b\"}]"), &[], 1, error);
+    let error = at(&["dataset=d"], "d", error);
+    fails(&with_data("d.json", "[{\"question\": \"a\", \"reply\": \"b\"}]"), &["dataset=d"], 1, &error);
 }
 
 #[test]
@@ -175,7 +177,8 @@ fn broken_json_and_invalid_utf8() {
     assert!(told.contains("  1 dropped: broken JSON\n    data/d.jsonl:3: "), "{told}");
     let error = "error: not one of the 1 rows of the training set can be used:\n  1: invalid UTF-8: byte 17 of the file, first at \
                  data/d.jsonl:1";
-    fails(&with_data("d.jsonl", b"{\"instruction\": \"\xff\"}\n"), &[], 1, error);
+    let error = at(&["dataset=d"], "d", error);
+    fails(&with_data("d.jsonl", b"{\"instruction\": \"\xff\"}\n"), &["dataset=d"], 1, &error);
     let error = at(&["dataset=d"], "d", "error: data/d.jsonl: this is UTF-16 text; save it as UTF-8");
     fails(&with_data("d.jsonl", b"\xff\xfe{\0}\0\n\0"), &["dataset=d"], 1, &error);
 }
@@ -297,7 +300,8 @@ fn nothing_to_learn_from() {
     assert!(told.contains(warning), "{told}");
     let error = "error: not one token of the training set is trained on: in all 2 rows the answer is empty or cut off by \
                  `cutoff_len: 32`";
-    fails(&with_data("d.json", json!([long, long]).to_string()), &more, 1, error);
+    let more = ["cutoff_len=32", "dataset=d"];
+    fails(&with_data("d.json", json!([long, long]).to_string()), &more, 1, &at(&more, "d", error));
 }
 
 #[test]

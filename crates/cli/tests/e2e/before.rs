@@ -173,8 +173,8 @@ fn a_recipe_with_errors_hides_no_fault_of_the_data() {
     let data = section(&run.out, "data");
     for told in [
         "d: 1 of 3 rows can be used; nothing is encoded before the errors are cured",
-        "data/d.json:1 (row 2): 1 rows of d are left out: no answer",
-        "data/d.json:1 (row 3): 1 rows of d are left out: not an object of columns",
+        "data/d.json:1 (row 2): 1 row of d left out: no answer\n    data/d.json:1 (row 2): `output` is missing",
+        "data/d.json:1 (row 3): 1 row of d left out: not an object of columns\n    data/d.json:1 (row 3): found a number",
         "nothing reads `system` of d",
         "dataset `gone`: there is no data/gone.json",
     ] {
@@ -195,7 +195,7 @@ fn a_recipe_with_errors_hides_no_fault_of_the_data() {
     );
     let run = place.run(&["check", "train.yaml", "model_name_or_path=./nowhere"]);
     assert!(section(&run.out, "model").contains("./nowhere"), "{}", run.out);
-    assert!(section(&run.out, "data").contains("1 rows of d are left out: no answer"), "{}", run.out);
+    assert!(section(&run.out, "data").contains("1 row of d left out: no answer"), "{}", run.out);
 }
 
 #[test]
@@ -216,4 +216,74 @@ fn what_is_to_train_and_is_not_there_is_told_once_with_its_line() {
         let at = format!("error: train.yaml:{number}:{}: {told}", line.find(item).unwrap() + 1);
         assert!(section(&run.out, "modules").contains(&at), "{at}: {}", run.out);
     }
+}
+
+/// What ends the encoding, of one dataset or by an option, hides no fault of the rows of another.
+#[test]
+fn what_ends_the_encoding_hides_no_fault_of_the_rows() {
+    let place = trainable("dataset: d, e\neval_dataset: e\neval_strategy: steps\neval_steps: 1\n");
+    place.write("data/e.json", json!([{"instruction": "a"}, {"output": ["b"]}]).to_string());
+    place.write(
+        "data/d.json",
+        json!([{"instruction": "a", "output": "b"}, {"instruction": "c", "output": {}}]).to_string(),
+    );
+    let info = json!({"d": {"file_name": "d.json"}, "e": {"file_name": "e.json"}});
+    place.write("data/dataset_info.json", info.to_string());
+    let line = std::fs::read_to_string(place.path("train.yaml")).unwrap();
+    let line = line.lines().position(|line| line == "dataset: d, e").unwrap() + 1;
+    for more in [&[][..], &["cutoff_len=5"]] {
+        let run = place.run(&[&["check", "train.yaml"], more].concat());
+        let data = section(&run.out, "data");
+        assert_eq!(run.code, Some(1), "{}", run.out);
+        assert_eq!(data.contains("`cutoff_len: 5` leaves no room for a row"), !more.is_empty(), "{data}");
+        assert!(
+            data.contains("1 row of d left out: not text\n    data/d.json:1 (row 2): `output` is an object"),
+            "{data}"
+        );
+        assert_eq!(data.matches("can be used:\n").count(), 1, "{data}");
+        assert!(data.contains(&format!("error: train.yaml:{line}:13: not one of the 2 rows of")), "{data}");
+    }
+    // Each dataset of a set has its own place.
+    let run = place.run(&["check", "train.yaml", "dataset=e,f"]);
+    assert!(section(&run.out, "recipe").contains("dataset `f` is not in"), "{}", run.out);
+    place.write(
+        "data/dataset_info.json",
+        json!({"d": {"file_name": "e.json"}, "e": {"file_name": "e.json"}}).to_string(),
+    );
+    let run = place.run(&["train", "train.yaml", "eval_dataset=null", "do_eval=false", "eval_strategy=no"]);
+    for (name, column) in [("d", 10), ("e", 13)] {
+        assert!(
+            run.err.contains(&format!("error: not one of the 2 rows of dataset `{name}` can be used:")),
+            "{}",
+            run.err
+        );
+        assert!(run.err.contains(&format!(" --> train.yaml:{line}:{column}")), "{}", run.err);
+    }
+}
+
+/// With `mask_history` earlier answers lose their reasoning, as in the model's own template: rows are compared as they train.
+#[test]
+fn rows_are_compared_as_they_are_trained() {
+    let place = trainable("");
+    let thought = "<think>\nwell\n</think>\n\nyes";
+    let turns = json!([{"from": "human", "value": "a?"}, {"from": "gpt", "value": thought},
+                       {"from": "human", "value": "b?"}, {"from": "gpt", "value": thought}]);
+    place.write("data/d.json", json!([{"conversations": turns}]).to_string());
+    place.write("data/dataset_info.json", json!({"d": {"file_name": "d.json", "formatting": "sharegpt"}}).to_string());
+    let run = place.run(&["check", "train.yaml"]).ok();
+    let prompts = section(&run.out, "prompts");
+    assert!(prompts.contains("1 differ in the thinking block"), "{prompts}");
+    assert!(prompts.contains("set `mask_history: true`") && !prompts.contains("qwen3_nothink"), "{prompts}");
+    let run = place.run(&["check", "train.yaml", "mask_history=true"]).ok();
+    let prompts = section(&run.out, "prompts");
+    assert!(prompts.contains("1 identical") && prompts.contains("as it is writes 1 of 1 prompts"), "{prompts}");
+}
+
+/// A recipe that trains nothing writes no adapter.
+#[test]
+fn without_training_there_is_no_adapter_to_look_at() {
+    let place = trainable("");
+    let predict = ["do_train=false", "do_predict=true", "predict_with_generate=true", "eval_dataset=d", "dataset=null"];
+    let run = place.run(&[&["check", "train.yaml"], &predict[..]].concat()).ok();
+    assert_eq!(section(&run.out, "adapter"), "", "{}", run.out);
 }

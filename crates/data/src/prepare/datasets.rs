@@ -242,6 +242,17 @@ impl Dataset {
         self.told = self.report.dropped.len();
     }
 
+    /// That none of its rows can be used.
+    pub(super) fn no_row_kept(&self) -> DataError {
+        let name = &self.entry.name;
+        DataError::NoRowKept {
+            set: format!("dataset `{name}`"),
+            rows: self.report.rows_used,
+            reasons: reasons(&[self]),
+        }
+        .of(name)
+    }
+
     pub(super) fn check_unchanged(&self) -> Result<(), DataError> {
         self.sources.iter().try_for_each(Source::check_unchanged)
     }
@@ -314,8 +325,21 @@ fn cure(entry: &DatasetEntry, unmapped: &[Unmapped]) -> Option<String> {
     (all.len() > before).then(|| pyjson::dumps(&Value::Object(all), None))
 }
 
+/// The fault of a set of which no row can be used: of each of its datasets, so that each has its place in the recipe.
+pub(super) fn unusable(set: String, rows: u64, behind: &[&Dataset]) -> DataError {
+    let without = |dataset: &&&Dataset| dataset.report.rows_used > 0 && dataset.report.rows_kept == 0;
+    let empty: Vec<&Dataset> = behind.iter().filter(without).copied().collect();
+    match (&empty[..], behind) {
+        ([], [first, ..]) | ([_], [first]) => {
+            DataError::NoRowKept { set, rows, reasons: reasons(behind) }.of(&first.entry.name)
+        }
+        ([], []) => DataError::NoRowKept { set, rows, reasons: String::new() },
+        _ => DataError::Several(empty.into_iter().map(Dataset::no_row_kept).collect()),
+    }
+}
+
 /// Why rows were dropped, a line a reason with its first place, and what the rows hold.
-pub(super) fn reasons(datasets: &[Dataset]) -> String {
+fn reasons(datasets: &[&Dataset]) -> String {
     const SHOWN: usize = 12;
     let mut lines = String::new();
     for dataset in datasets {

@@ -335,7 +335,7 @@ impl Sink<'_, '_> {
                 }
                 Err(reject) => {
                     let dropped = dataset.dropped(outcome.row, reject);
-                    stop_at(self.plan, &dropped)?;
+                    stop_at(self.plan, &dropped).map_err(|error| error.of(&dataset.entry.name))?;
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use ferrotune_config::plan::{DataPlan, Stage};
 
-use super::datasets::{self, reasons};
+use super::datasets;
 use super::encode::{is_asked, read_all};
 use super::{TRAIN, VALIDATION};
 use crate::error::DataError;
@@ -77,12 +77,9 @@ fn one(plan: &DataPlan, (name, for_eval): (&String, bool)) -> Result<DatasetRepo
         }
         from = end;
     }
-    let why = reasons(&found);
     let nothing = || DataError::NoDataset;
-    let report = found.pop().ok_or_else(nothing)?.into_report();
-    if report.rows_kept == 0 {
-        let fault = DataError::NoRowKept { set: format!("dataset `{name}`"), rows: report.rows_used, reasons: why };
-        return Err(fault.of(name));
-    }
-    Ok(report)
+    let dataset = found.pop().ok_or_else(nothing)?;
+    let fault = dataset.no_row_kept();
+    let report = dataset.into_report();
+    if report.rows_kept == 0 { Err(fault) } else { Ok(report) }
 }

@@ -33,7 +33,7 @@ pub(crate) fn data_files(dataset: &str, path: &Path) -> Result<(FileType, Vec<Pa
 pub(crate) fn one_type(dataset: &str, path: &Path, files: Vec<PathBuf>) -> Result<(FileType, Vec<PathBuf>), DataError> {
     let mut typed = None;
     for file in &files {
-        let file_type = file_type(dataset, file)?;
+        let file_type = file_type(dataset, file).map_err(|error| among(error, path, file))?;
         match &typed {
             None => typed = Some((file_type, file)),
             Some((first_type, first)) if kin(*first_type) != kin(file_type) => {
@@ -55,6 +55,18 @@ pub(crate) fn one_type(dataset: &str, path: &Path, files: Vec<PathBuf>) -> Resul
 /// JSON and JSON lines may stand side by side: which of them a file is, its content says.
 fn kin(file_type: FileType) -> FileType {
     if file_type == FileType::JsonLines { FileType::Json } else { file_type }
+}
+
+/// A file of no known type, told with a cure if it lies among others.
+fn among(error: DataError, path: &Path, file: &Path) -> DataError {
+    match error {
+        DataError::FileType { dataset, path: found, hint: "" } if path != file => DataError::FileType {
+            dataset,
+            path: found,
+            hint: "; take it away, or name the data files by a pattern such as `folder/*.jsonl`",
+        },
+        other => other,
+    }
 }
 
 /// The files that fit a path with patterns in its parts (`**`: any number of folders); nothing if it has none, or if the

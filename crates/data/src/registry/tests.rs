@@ -94,8 +94,13 @@ fn entries_that_cannot_be_used_say_why() {
         ),
         (
             r#"{"om_hub_url": "a/b"}"#,
-            "dataset `d` lies on a hub (`om_hub_url: a/b`), which is not supported yet: download it and set \
+            "dataset `d` lies on a hub that isn't read (`om_hub_url: a/b`): download it and set \
              `file_name` to the file or folder instead",
+        ),
+        (
+            r#"{"script_url": "x.py"}"#,
+            "dataset `d` is made by a Python script (`script_url: x.py`), which isn't run: run it yourself, save the rows, and \
+             set `file_name` to the file or folder",
         ),
         (
             r#"{"file_name": "d", "ranking": true}"#,
