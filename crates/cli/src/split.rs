@@ -47,7 +47,7 @@ pub(crate) fn split(
     let budget = plan.parallel.max_tokens_per_micro_batch;
     let train = prepared.train.as_ref().filter(|_| fitted.trains());
     // What will come of a stream is known only in that it won't be longer.
-    let (growing, whole): (Vec<&Rows>, Vec<&Rows>) = train.into_iter().partition(|rows| rows.is_growing());
+    let (growing, whole): (Vec<&Rows>, Vec<&Rows>) = train.into_iter().partition(|_| prepared.coming.is_some());
     let rows: Vec<usize> = whole.into_iter().flat_map(sizes).collect();
     let to_come = growing.iter().flat_map(|rows| vec![rows.max_len(); plan.train.micro_batch]);
     let lengths = longest_batch(rows.iter().copied().chain(to_come).collect(), plan.train.micro_batch, budget);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use ferrotune_config::plan::{BadRows, DataPlan, Mix, Packing, Stage};
 
-pub use early::{Coming, begin};
+pub use early::{Coming, begin, follow};
 pub use look::look;
 pub use view::{JsonLine, Sequence, Span, json_lines, sequences, spans};
 
@@ -304,7 +304,7 @@ impl Run<'_> {
             writer.begin_set(&set.name, apart || self.plan.packing == Packing::Neat);
             if let (Some(readers), TRAIN) = (&self.readers, set.name.as_str()) {
                 writer.settle()?;
-                readers.settle(writer.sets().map(|(name, rows, largest)| (name.to_owned(), rows, largest)).collect());
+                readers.settle(writer.sets());
             }
             let from = resume(number, set, &mut marks, &mut datasets);
             let encoder = SetEncoder::new(self.plan, self.tokenizer, self.template);

@@ -5,10 +5,11 @@
 //! the sets and holds the report. Every part is under a checksum that is verified before the file
 //! is mapped, so that a file cut short, damaged or of another build is found out and made again.
 //! A file is written beside its place, synced and renamed: it is there whole or not at all; a killed
-//! process's is gone on with (`journal`).
+//! process's is gone on with, and a running one's is read along (`journal`).
 
 mod evict;
 mod file;
+mod follow;
 mod growing;
 mod journal;
 
@@ -16,7 +17,8 @@ use std::sync::Arc;
 
 pub(crate) use file::{Begun, Cached, Writer, open};
 use file::{IndexEntry, Map, Set};
-pub(crate) use growing::{Growing, Seen};
+pub(crate) use follow::follow;
+pub(crate) use growing::{Growing, Seen, Whole};
 
 /// Rows of a training or evaluation set: memory-mapped, immutable, cheap to clone. A training set may still be growing: then
 /// what is said of its rows is said of those that are there.

@@ -18,8 +18,8 @@ use crate::{ends, environment, ui};
 use anyhow::anyhow;
 use ferrotune_checkpoint::{LintBase, LintOptions, OpenModel, Vllm, lint, write_atomic};
 use ferrotune_config::Verb;
-use ferrotune_config::plan::{GenerationPlan, Plan, TemplateChoice, Tuning};
-use ferrotune_data::prepare::{Prepared, begin, prepare as encode};
+use ferrotune_config::plan::{DataPlan, GenerationPlan, Plan, TemplateChoice, Tuning};
+use ferrotune_data::prepare::{Prepared, begin, follow, prepare as encode};
 use ferrotune_data::rows::Rows;
 use ferrotune_data::serving::ServedPrompt;
 use ferrotune_data::tokenizer::Tokenizer;
@@ -66,10 +66,7 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let (located, mut files) = world.in_turn(|| prepare::open(resolved))?;
     let mut tokenizer = prepare::tokenizer(&plan.model, &files.tokenizer)?;
     let fitted = prepare::fit_for_training(resolved, &mut files, &tokenizer)?;
-    // Several ranks read one file, so that it is encoded once; one rank needn't wait until it is whole.
-    let how = if world.comm.world() == 1 { begin } else { encode };
-    let prepared = world
-        .in_turn(|| how(&plan.data, &mut tokenizer, &ui::Encoding::default()).map_err(|error| resolved.place(error)))?;
+    let prepared = encoded(resolved, world, &mut tokenizer)?;
     if world.is_first() {
         ui::say(prepared.report.render().trim_end());
         if prepared.coming.is_some() {
@@ -116,6 +113,33 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
         ranks_of_a_step: world.ranks_of_a_step,
     };
     session.go(saver)
+}
+
+/// The rows: one rank of a machine encodes them, the others read the same file. Streamed ones may still be coming, on all ranks
+/// or on none.
+fn encoded(resolved: &Resolved, world: &World, tokenizer: &mut Tokenizer) -> Result<Prepared, Failure> {
+    let plan = &resolved.plan.data;
+    let plain = tokenizer.clone();
+    let encodes = world.local_rank == 0;
+    let rows = |tokenizer: &mut Tokenizer, waits: bool| {
+        let rows = match (encodes, waits) {
+            (false, _) => follow(plan, tokenizer),
+            (true, false) => begin(plan, tokenizer, &ui::Encoding::default()),
+            (true, true) => encode(plan, tokenizer, &ui::Encoding::default()),
+        };
+        rows.map_err(|error| resolved.place(error))
+    };
+    // Others couldn't tell the rows that are to be overwritten from those that overwrite them.
+    let waits = plan.overwrite_cache && world.comm.world() > 1;
+    let prepared = world.in_turn(|| rows(tokenizer, waits))?;
+    let whole = world.least(Some(1 + u64::from(prepared.coming.is_some())))? == Some(1);
+    if !whole || prepared.coming.is_none() {
+        return Ok(prepared);
+    }
+    // The last ones came meanwhile. What all ranks plan must be planned of the same rows.
+    *tokenizer = plain;
+    let plan = DataPlan { overwrite_cache: false, ..plan.clone() };
+    encode(&plan, tokenizer, &ui::Encoding::default()).map_err(|error| resolved.place(error))
 }
 
 /// Says what `check` says, a line a section; how the model is to be asked.

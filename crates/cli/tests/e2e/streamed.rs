@@ -50,6 +50,47 @@ fn training_begins_before_encoding_ends_and_goes_on_after_a_kill() {
     assert_eq!(outcome(&calm), outcome(&rough), "{}", again.err);
 }
 
+/// One process of a machine encodes, and none of them waits for it; the rows are those of a run that has them all.
+#[test]
+fn ranks_train_on_rows_that_one_of_them_still_encodes() {
+    let place = streamed(ROWS / 2, "per_device_train_batch_size: 2\n");
+    let ranks = |output: &str| {
+        let mut command = place.command(&["train", "train.yaml", &format!("output_dir={output}")]);
+        command.env("FORCE_TORCHRUN", "1").env("NPROC_PER_NODE", "3");
+        place.read(command.output().unwrap()).ok()
+    };
+    let early = ranks("output");
+    assert!(early.err.contains("rows are encoded while the run goes on"), "{}", early.err);
+    assert!(early.err.contains(" rows were encoded when the run ended"), "{}", early.err);
+    let unfinished = |ending: &str| {
+        let files = std::fs::read_dir(place.path("cache")).unwrap();
+        files.filter(|file| file.as_ref().unwrap().file_name().to_str().unwrap().ends_with(ending)).count()
+    };
+    assert_eq!(unfinished(".log"), 1, "encoded by one process");
+    let trained = outcome(&place);
+    place.run(&["data", "train.yaml"]).ok();
+    assert_eq!(unfinished(".log"), 0);
+    let whole = ranks("whole");
+    assert!(!whole.err.contains("rows are encoded while the run goes on"), "{}", whole.err);
+    std::fs::rename(place.path("output"), place.path("early")).unwrap();
+    std::fs::rename(place.path("whole"), place.path("output")).unwrap();
+    assert_eq!(outcome(&place), trained);
+}
+
+/// Few rows may be there or not when the ranks begin: whichever it is, they agree.
+#[test]
+fn ranks_agree_where_the_last_rows_come_as_they_begin() {
+    for rows in [40, 4_000, 12_000] {
+        let place =
+            streamed(rows, "per_device_train_batch_size: 2\noverwrite_cache: true\noverwrite_output_dir: true\n");
+        for overwrites in ["overwrite_cache=false", "overwrite_cache=true"] {
+            let mut command = place.command(&["train", "train.yaml", overwrites]);
+            command.env("FORCE_TORCHRUN", "1").env("NPROC_PER_NODE", "3");
+            place.read(command.output().unwrap()).ok();
+        }
+    }
+}
+
 /// A run longer than its rows goes on with later epochs of the stream; all is told of the rows at its end.
 #[test]
 fn rows_that_are_used_up_come_again_and_are_reported() {

@@ -1,5 +1,6 @@
 mod feedback;
 mod rules;
+mod streamed;
 
 use std::sync::Mutex;
 
@@ -497,66 +498,6 @@ fn everything_wrong_with_files_is_told_at_once() {
     bench.plan.datasets = ["d", "no1", "no2"].map(String::from).into();
     let message = bench.message();
     assert!(message.contains("`no1`") && message.contains("`no2`"), "{message}");
-}
-
-#[test]
-fn streamed_rows_are_there_before_all_are_encoded() {
-    let mut bench = Bench::numbered(30_000);
-    bench.add("e", json!({}), "e.json", &numbered("e", 300));
-    bench.plan.datasets = vec!["d".into()];
-    bench.plan.eval_datasets = vec!["e".into()];
-    bench.plan.stream = Some(100);
-    bench.plan.workers = Some(1);
-    let early = begin(&bench.plan, &mut tokenizer(), &()).unwrap();
-    let rows = early.train.as_ref().unwrap();
-    assert_eq!(early.eval[0].1.len(), 300);
-    assert_eq!(questions(&early.eval[0].1)[299], "e299");
-    assert!(!rows.is_empty());
-    let first: Vec<u32> = rows.get(0).input_ids.to_vec();
-    // A reference stays good whatever is written after.
-    let held = rows.get(0);
-    let (there, _) = rows.wait(10_000).unwrap();
-    assert!(there >= 10_000);
-    assert_eq!(rows.wait(usize::MAX - 300).unwrap(), (30_000, true));
-    assert_eq!(held.input_ids, first);
-    assert!(!rows.is_growing());
-    let coming = early.coming.unwrap();
-    assert_eq!(coming.rows(), 30_300);
-    let report = coming.report().unwrap();
-    assert_eq!(
-        report.sets.iter().map(|set| (set.name.as_str(), set.rows)).collect::<Vec<_>>(),
-        [(TRAIN, 30_000), (VALIDATION, 300)]
-    );
-    let later = begin(&bench.plan, &mut tokenizer(), &()).unwrap();
-    assert!(later.from_cache && later.coming.is_none());
-    let whole = later.train.unwrap();
-    assert_eq!((whole.len(), whole.tokens()), (rows.len(), rows.tokens()));
-    assert_eq!(whole.label_tokens(), rows.label_tokens());
-    assert!(whole.iter().eq(rows.iter()));
-    let order = stream::first_epoch(Mix::Concat, &[30_000], None, 42, 100).unwrap();
-    let expected: Vec<String> = order[..50].iter().map(|(_, row)| format!("d{row}")).collect();
-    assert_eq!(questions(&whole)[..50], expected);
-}
-
-#[test]
-fn what_is_wrong_with_streamed_data_is_told_as_ever() {
-    let mut bench = Bench::new(json!({}), "[{\"instruction\": \"a\"}]");
-    bench.plan.stream = Some(10);
-    let message = begin(&bench.plan, &mut tokenizer(), &()).unwrap_err().to_string();
-    assert!(message.starts_with("not one of the 1 rows of the training set can be used"), "{message}");
-    // Late: every row but the first ones is broken, and a plan that stops at them.
-    let rows: Vec<Value> =
-        (0..9000).map(|i| if i < 5000 { json!({"instruction": "a", "output": "b"}) } else { json!(5) }).collect();
-    bench.add("d", json!({}), "d.json", &Value::from(rows).to_string());
-    bench.plan.bad_rows = BadRows::Stop;
-    bench.plan.workers = Some(1);
-    match begin(&bench.plan, &mut tokenizer(), &()) {
-        Ok(early) => {
-            let problem = early.train.unwrap().wait(8000).unwrap_err();
-            assert!(problem.contains("not an object of columns"), "{problem}");
-        }
-        Err(error) => assert!(error.to_string().contains("not an object of columns"), "{error}"),
-    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
-use super::growing::Growing;
+use super::growing::{Growing, Whole};
 use super::journal::{Asked, Unfinished};
 use super::{Row, Rows, evict};
 use crate::digest::{self, Digest};
@@ -84,12 +84,19 @@ struct Contents {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Set {
-    name: String,
+    pub(super) name: String,
     pub(super) first: usize,
     pub(super) len: usize,
     pub(super) isolated: bool,
     /// Largest token id.
     pub(super) largest_id: u32,
+}
+
+impl From<&Set> for Whole {
+    fn from(set: &Set) -> Self {
+        let Set { name, first, len, largest_id, .. } = set.clone();
+        Self { name, rows: first..first + len, largest_id }
+    }
 }
 
 /// The mapped file.
@@ -105,6 +112,11 @@ pub(super) struct Map {
 impl Map {
     pub(super) fn data(&self) -> &[u32] {
         bytemuck::cast_slice(&self.bytes[HEADER as usize..self.data_end])
+    }
+
+    /// Words of data.
+    pub(super) fn words(&self) -> u64 {
+        self.index().last().map_or(0, |last| last.offset + 2 * u64::from(last.len) + u64::from(last.segments))
     }
 
     pub(super) fn index(&self) -> &[IndexEntry] {
@@ -266,9 +278,9 @@ impl<'a> Writer<'a> {
         self.publish(true)
     }
 
-    /// The sets begun so far: name, first row, number of rows, largest id.
-    pub(crate) fn sets(&self) -> impl Iterator<Item = (&str, std::ops::Range<usize>, u32)> {
-        self.sets.iter().map(|set| (set.name.as_str(), set.first..set.first + set.len, set.largest_id))
+    /// The sets begun so far.
+    pub(crate) fn sets(&self) -> Vec<Whole> {
+        self.sets.iter().map(Whole::from).collect()
     }
 
     /// Publishes what was flushed and isn't published yet; less than is worth it only if asked for `all`.

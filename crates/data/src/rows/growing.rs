@@ -47,8 +47,13 @@ struct State {
     end: Option<Result<(), String>>,
 }
 
-/// A set that is whole: its name, its rows, its largest id.
-pub(crate) type Whole = (String, Range<usize>, u32);
+/// A set that is whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Whole {
+    pub(crate) name: String,
+    pub(crate) rows: Range<usize>,
+    pub(crate) largest_id: u32,
+}
 
 /// What is known of the rows there are.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -127,8 +132,8 @@ impl Growing {
     pub(crate) fn wait_settled(&self) -> Option<Vec<Whole>> {
         let mut state = self.lock();
         while state.end.is_none() {
-            if let Some((_, last, _)) = state.settled.as_ref().and_then(|sets| sets.last())
-                && state.seen.rows > last.start
+            if let Some(last) = state.settled.as_ref().and_then(|sets| sets.last())
+                && state.seen.rows > last.rows.start
             {
                 return state.settled.clone();
             }

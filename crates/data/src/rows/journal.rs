@@ -7,10 +7,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -78,9 +80,7 @@ pub(super) enum Asked<S> {
 impl Unfinished {
     /// Opens or begins the file that will be `path`, waiting while another process writes it.
     pub(super) fn open<S: for<'a> Deserialize<'a>>(path: &Path, key: &Digest) -> io::Result<Asked<S>> {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let mut unfinished = folder.join(format!("{UNFINISHED}{stem}"));
+        let mut unfinished = in_the_making(path, "");
         let mut told = false;
         let file = loop {
             let file = open_file(&unfinished)?;
@@ -97,7 +97,7 @@ impl Unfinished {
                 Err(TryLockError::Error(error)) => {
                     // Without locks nobody may go on with another's file.
                     tracing::debug!(%error, "files here can't be locked");
-                    unfinished = folder.join(format!("{UNFINISHED}{stem}-{}", std::process::id()));
+                    unfinished = in_the_making(path, &format!("-{}", std::process::id()));
                     break open_file(&unfinished)?;
                 }
             }
@@ -105,9 +105,7 @@ impl Unfinished {
                 return Ok(Asked::Finished);
             }
         };
-        let mut log_path = unfinished.clone().into_os_string();
-        log_path.push(".log");
-        let log_path = PathBuf::from(log_path);
+        let log_path = journal_of(&unfinished);
         let log = open_file(&log_path)?;
         let (replay, log_bytes) = replay(&log, &file, key)?;
         log.set_len(log_bytes)?;
@@ -167,10 +165,102 @@ impl Drop for Unfinished {
     }
 }
 
+/// A file in the making that another process writes, and its journal, as far as it was read.
+#[derive(Debug)]
+pub(super) struct Followed {
+    pub(super) file: File,
+    log: File,
+    log_path: PathBuf,
+    key: Digest,
+    /// Bytes of the journal that were read, and what they told.
+    at: u64,
+    words: u64,
+    rows: usize,
+}
+
+/// What a record told.
+pub(super) struct Marked {
+    pub(super) words: Range<u64>,
+    pub(super) entries: Vec<IndexEntry>,
+    pub(super) sets: Vec<Set>,
+}
+
+/// How it stands with a file in the making.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Making {
+    /// Its writer has it.
+    Going,
+    /// It has its final name, or its writer gave it up.
+    Over,
+    /// Nobody has it: its writer was killed.
+    Left,
+}
+
+impl Followed {
+    /// The file that will be `path`, if it is there.
+    pub(super) fn open(path: &Path, key: &Digest) -> io::Result<Option<Self>> {
+        let unfinished = in_the_making(path, "");
+        let log_path = journal_of(&unfinished);
+        let there = |path: &Path| match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        let (Some(file), Some(log)) = (there(&unfinished)?, there(&log_path)?) else { return Ok(None) };
+        Ok(Some(Self { file, log, log_path, key: *key, at: 0, words: 0, rows: 0 }))
+    }
+
+    /// How it stands with the file. What its writer did before that is in the journal.
+    pub(super) fn making(&self) -> Making {
+        if !self.log_path.exists() {
+            return Making::Over;
+        }
+        // Whoever writes holds the lock, and lets go of it only with the journal gone.
+        match self.file.try_lock_shared() {
+            Ok(()) => {
+                let _ = self.file.unlock();
+                if self.log_path.exists() { Making::Left } else { Making::Over }
+            }
+            Err(_) => Making::Going,
+        }
+    }
+
+    /// The next record, if it is there, whole and sound; one that isn't yet is looked for again the next time.
+    pub(super) fn next(&mut self) -> io::Result<Option<Marked>> {
+        let left = self.log.metadata()?.len().saturating_sub(self.at);
+        (&self.log).seek(SeekFrom::Start(self.at))?;
+        let mut input = BufReader::new(&self.log);
+        let Some((record, entries, bytes)) = next_record::<IgnoredAny>(&mut input, left)? else { return Ok(None) };
+        let words = self.words..record.words;
+        let rows: usize = record.sets.iter().map(|set| set.len).sum();
+        let sound = record.key == self.key && words.start <= words.end && rows == self.rows + entries.len();
+        if !sound || self.file.metadata()?.len() < HEADER + 4 * words.end {
+            return Ok(None);
+        }
+        if !digest_is(&self.file, words.clone(), &record.data)? {
+            return Ok(None);
+        }
+        (self.at, self.words, self.rows) = (self.at + bytes, words.end, rows);
+        Ok(Some(Marked { words, entries, sets: record.sets }))
+    }
+}
+
 fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
         tracing::debug!(path = %path.display(), %error, "a leftover stays");
     }
+}
+
+/// Where the file that will be `path` is made.
+fn in_the_making(path: &Path, more: &str) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.parent().unwrap_or(Path::new(".")).join(format!("{UNFINISHED}{stem}{more}"))
+}
+
+fn journal_of(unfinished: &Path) -> PathBuf {
+    let mut name = unfinished.to_path_buf().into_os_string();
+    name.push(".log");
+    PathBuf::from(name)
 }
 
 fn open_file(path: &Path) -> io::Result<File> {
@@ -247,7 +337,7 @@ fn next_record<S: for<'a> Deserialize<'a>>(input: &mut impl Read, left: u64) -> 
     Ok(serde_json::from_slice(&json).ok().map(|record| (record, entries, bytes)))
 }
 
-fn digest_is(file: &File, words: std::ops::Range<u64>, expected: &Digest) -> io::Result<bool> {
+fn digest_is(file: &File, words: Range<u64>, expected: &Digest) -> io::Result<bool> {
     const CHUNK: u64 = 1 << 20;
     let mut hasher = Sha256::new();
     let (mut at, end) = (HEADER + 4 * words.start, HEADER + 4 * words.end);
