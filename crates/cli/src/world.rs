@@ -201,6 +201,20 @@ impl World {
         Ok(told.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>()?)
     }
 
+    /// What the first rank says that lacks something, with its name where there are several; nothing if none does. All ranks
+    /// hear the same.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub(crate) fn lacking(&self, mine: Option<String>) -> Result<Option<String>, Failure> {
+        let told = self.comm.exchange(mine.unwrap_or_default().as_bytes())?;
+        let named = |(rank, words): (usize, &Vec<u8>)| {
+            let words = String::from_utf8_lossy(words);
+            if told.len() > 1 { format!("{}: {words}", self.name(rank)) } else { words.into_owned() }
+        };
+        Ok(told.iter().enumerate().find(|(_, words)| !words.is_empty()).map(named))
+    }
+
     /// The smallest of all ranks' numbers, if all know theirs.
     ///
     /// # Errors

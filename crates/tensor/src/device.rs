@@ -289,14 +289,25 @@ impl Device {
 
     /// Takes the memory that a plan says a GPU will need at once, so that it isn't in pieces. Elsewhere memory is found as it
     /// is needed.
-    pub fn reserve(&self, bytes: u64) {
+    ///
+    /// # Errors
+    /// If there isn't so much. Nothing sticks: another plan may ask for less.
+    pub fn reserve(&self, bytes: u64) -> Result<(), Fault> {
         let mut state = self.state();
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         if let (Some(_), Memory::Heap(heap)) = (self.gpu(), &mut state.memory)
             && !heap.reserve(bytes)
         {
-            let (asked, live) = (bytes as u64, state.track.live);
-            state.fault.get_or_insert(Fault::OutOfMemory { asked, kind: Kind::Work, live });
+            return Err(Fault::OutOfMemory { asked: bytes as u64, kind: Kind::Work, live: state.track.live });
+        }
+        Ok(())
+    }
+
+    /// Gives back memory of a GPU that was reserved and isn't used.
+    pub fn give_back(&self) {
+        let mut state = self.state();
+        if let (Some(_), Memory::Heap(heap)) = (self.gpu(), &mut state.memory) {
+            heap.give_back();
         }
     }
 

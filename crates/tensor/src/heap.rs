@@ -98,13 +98,18 @@ impl Heap {
     /// Takes a range of at least `bytes` at once, so that blocks up to that sum lie side by side; false if there is none. Ranges that
     /// nobody uses any more go back first: there may be no room for both.
     pub(crate) fn reserve(&mut self, bytes: usize) -> bool {
-        while self.arenas.last().is_some_and(Arena::is_free) {
-            self.arenas.pop();
-        }
+        self.give_back();
         let align = self.ranges.align();
         let Some(range) = self.ranges.range(bytes) else { return false };
         self.arenas.push(Arena::new(range, align));
         true
+    }
+
+    /// Gives back ranges that nobody uses any more. Blocks know their range by its number, so those before one in use stay.
+    pub(crate) fn give_back(&mut self) {
+        while self.arenas.last().is_some_and(Arena::is_free) {
+            self.arenas.pop();
+        }
     }
 
     /// Bytes of all ranges that blocks have lain on: what is live at the most, and what lay idle between.

@@ -49,7 +49,7 @@ pub use forecast::{
     Cure, Duration, Forecast, RowLengths, Subject, dtype, expected_memory, expected_step, forecast, is_meant, meant,
     measured, middle_batch,
 };
-pub use limit::{Limit, rehearse, step_within};
+pub use limit::{Limit, Longest, rehearse, step_within};
 pub use machine::Machine;
 pub use memory::{Bytes, MemoryPlan, Shape, plan_memory, predict};
 pub use order::{Order, Share, longest_batch};

@@ -25,7 +25,26 @@ pub struct Limit {
     pub shrinks: bool,
 }
 
+/// The longest micro-batch that a run may come by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Longest {
+    /// Tokens of each of its rows, the longest first.
+    pub lengths: Vec<usize>,
+    /// How many rows it may have.
+    pub limit: Limit,
+}
+
 impl Limit {
+    /// Says that micro-batches have become smaller than they were `before`.
+    pub fn told(&self, before: Self) -> Option<String> {
+        let rows = self.rows.filter(|_| *self != before)?;
+        let rows = if rows == 1 { "1 row".to_owned() } else { format!("{rows} rows") };
+        Some(format!(
+            "memory doesn't suffice for micro-batches as written: auto_find_batch_size gives them {rows} at most from here on; \
+             steps keep their rows, so the result is the same"
+        ))
+    }
+
     /// Micro-batches within the limit: as many on each rank, whatever rows it has.
     fn cut<'a>(&self, micro_batches: &[Vec<Sample<'a>>]) -> Vec<Vec<Sample<'a>>> {
         let Some(rows) = self.rows else { return micro_batches.to_vec() };

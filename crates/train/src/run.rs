@@ -8,7 +8,7 @@ use crate::error::name_rows;
 use crate::evaluate::{EvaluateOptions, evaluate};
 use crate::event::{Event, Start};
 use crate::intervals::{self, Intervals};
-use crate::limit::{Limit, rehearse, step_within};
+use crate::limit::{Limit, Longest, rehearse, step_within};
 use crate::memory::MemoryPlan;
 use crate::order::{Order, Share};
 use crate::outputs::Outputs;
@@ -48,8 +48,8 @@ pub struct Job<'a> {
     pub answering: Option<Answering<'a>>,
     /// Memory as predicted, and whether blocks are recomputed.
     pub memory: MemoryPlan,
-    /// Rows of the longest micro-batch, in tokens, and how many rows one may have.
-    pub longest: (Vec<usize>, Limit),
+    /// The longest micro-batch.
+    pub longest: Longest,
     /// The recipe with its overrides, without access tokens.
     pub recipe: &'a str,
     /// How many ranks' rows make a step, where that isn't the number of those present: ranks of an elastic run come and go,
@@ -213,7 +213,7 @@ impl<'a, 'h> Session<'a, 'h> {
             job,
             hear,
             options,
-            limit: job.longest.1,
+            limit: job.longest.limit,
             order,
             every,
             rates,
@@ -275,19 +275,15 @@ impl<'a, 'h> Session<'a, 'h> {
         if !job.plan.parallel.rehearses || job.engine.device().gpu().is_none() {
             return Ok(());
         }
-        let done = rehearse(job.model, job.engine, &self.options, &job.longest.0, &mut self.limit);
+        let done = rehearse(job.model, job.engine, &self.options, &job.longest.lengths, &mut self.limit);
         self.tell_limit(before);
         done.map_err(|error| self.with_cures(error))
     }
 
     /// Says that micro-batches have become smaller.
     fn tell_limit(&mut self, before: Limit) {
-        if let Some(rows) = self.limit.rows.filter(|_| self.limit != before) {
-            (self.hear)(Event::Warning(format!(
-                "memory doesn't suffice for micro-batches of {} rows: auto_find_batch_size makes them {rows} from here on; steps \
-                 keep their rows, so the result is the same",
-                before.rows.unwrap_or(before.written)
-            )));
+        if let Some(told) = self.limit.told(before) {
+            (self.hear)(Event::Warning(told));
         }
     }
 

@@ -28,7 +28,7 @@ use ferrotune_model::{Model, expert_name};
 use ferrotune_train::engine::Engine;
 use ferrotune_train::report::{LogRow, Phase, Reached, StatusKeeper};
 use ferrotune_train::save::Saver;
-use ferrotune_train::{Event, Finished, Job, Limit, MemoryPlan, Split, run};
+use ferrotune_train::{Event, Finished, Job, Longest, MemoryPlan, Split, run};
 use indicatif::ProgressBar;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -82,8 +82,6 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
     let served = first.then(|| review(resolved, (&tokenizer, &prepared), (&fitted, &located.name), &split, &foretold));
     let division = split.shape.division(world.comm.clone());
     world.comm.pulse().does(Activity::Loading);
-    // The rest is taken by others.
-    world.device.reserve(split.memory.needed() - split.memory.constant);
     let Training { model, engine, tuning, continued } = fitted.load(resolved, &files, division, &world.device)?;
     let saved = prepare::files_to_save(&files.tokenizer, &tokenizer, &prepared.template)?;
     ends::complete(&mut files, &prepared.template.stop_ids(&tokenizer));
@@ -178,8 +176,8 @@ struct Session<'a> {
     tokenizer: &'a Tokenizer,
     /// What the run takes of the fullest rank.
     memory: MemoryPlan,
-    /// Rows of the longest micro-batch, and how many rows one may have.
-    longest: (Vec<usize>, Limit),
+    /// The longest micro-batch.
+    longest: Longest,
     /// What was foretold of the run.
     foretold: Foretold,
     /// How a server is to write prompts; the first rank's.

@@ -130,7 +130,7 @@ fn a_small_card_takes_fewer_rows_at_a_time() {
     let refused = train(&small, &folder, &card, &[]);
     assert!(refused.error().contains("set auto_find_batch_size: true"), "{}", refused.err);
     let run = train(&small, &folder, &card, &["auto_find_batch_size=true"]).ok();
-    assert!(run.err.contains("8 rows at a time don't fit into memory, 4 do"), "{}", run.err);
+    assert!(run.err.contains("auto_find_batch_size gives them 4 rows at most"), "{}", run.err);
     check_losses(&large, &small, "output");
 }
 
@@ -153,6 +153,26 @@ fn what_was_planned_suffices_to_the_last_block() {
         train(&small, &folder, &left(planned), &[rehearses, &format!("output_dir={rehearses}")]).ok();
         check_losses(&large, &small, rehearses);
     }
+}
+
+/// The same where the recipe lets micro-batches have fewer rows: the run is planned again for what is there now, and once is enough.
+#[test]
+fn what_others_take_leaves_fewer_rows_at_a_time() {
+    let (large, small) = (eight_rows(), eight_rows());
+    let folder = libraries(&large);
+    train(&large, &folder, "seed=1", &[]).ok();
+    let card = format!("seed=1,left=cuMemAlloc_v2:3:{}", (32 << 20) + needed(&small, &folder) - 256);
+    let refused = train(&small, &folder, &card, &[]);
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(refused.error().contains("or set auto_find_batch_size: true"), "{}", refused.err);
+    let run = train(&small, &folder, &card, &["auto_find_batch_size=true"]).ok();
+    assert_eq!(run.err.matches("others have taken memory since the run was planned").count(), 1, "{}", run.err);
+    assert!(run.err.contains("auto_find_batch_size gives them 4 rows at most"), "{}", run.err);
+    check_losses(&large, &small, "output");
+    // There may be no plan for what is left.
+    let nothing = format!("seed=1,left=cuMemAlloc_v2:3:{}", (32 << 20) + 1000);
+    let refused = train(&small, &folder, &nothing, &["auto_find_batch_size=true", "output_dir=other"]);
+    assert!(refused.error().contains(" bytes and 1000 can be had; lower cutoff_len"), "{}", refused.err);
 }
 
 /// What is there but can't be used is an error with every place, never a run on the processor instead.

@@ -99,6 +99,37 @@ fn start(place: &Place, fakes: [&str; 2], args: &[&str]) -> Vec<Child> {
     started.collect()
 }
 
+/// One of two GPUs lacks what was planned, and says of itself that it doesn't: both ranks plan again. Where nobody asked for that, both
+/// end and say which.
+#[test]
+fn ranks_plan_again_together_where_one_lacks_memory() {
+    let four = "per_device_train_batch_size: 4\ngradient_accumulation_steps: 1\ngradient_checkpointing: true\n";
+    let rows = format!("{ROWS}{four}strategy: replicate\n");
+    let (large, small) = (trainable(&rows), trainable(&rows));
+    end_within(&large, start(&large, ["seed=1", "seed=2"], &[]), INTERPRETED)
+        .into_iter()
+        .for_each(|run| drop(run.ok()));
+    let refused = end(&small, start(&small, ["free=1000"; 2], &[])).remove(0);
+    let (_, planned) = refused.err.split_once("the longest batch needs ").unwrap_or_else(|| panic!("{}", refused.err));
+    let planned: u64 = planned.split(' ').next().unwrap().parse().unwrap();
+    // Beside what a run reserves there are communicators of all ranks and of the replicas, and the workspace of products.
+    let left = planned - 2 * (256 << 20) + (32 << 20) - 256;
+    let lacks = format!("free={planned},left=cuMemAlloc_v2:3:{left}");
+    for told in end(&small, start(&small, ["seed=1", &lacks], &[])) {
+        assert_eq!(told.code, Some(1), "{}", told.err);
+        for part in ["error: rank 1 (", "out of memory: ", "or set auto_find_batch_size: true"] {
+            assert!(told.error().contains(part), "{part} in {}", told.err);
+        }
+    }
+    let mut told = end_within(&small, start(&small, ["seed=1", &lacks], &["auto_find_batch_size=true"]), INTERPRETED);
+    let (second, first) = (told.remove(1).ok(), told.remove(0).ok());
+    for part in ["warning: rank 1 (", "planned again", "auto_find_batch_size gives them 2 rows at most"] {
+        assert!(first.err.contains(part) && !second.err.contains(part), "{part} in {} {}", first.err, second.err);
+    }
+    let gap = gap(&losses(&small), &losses(&large));
+    assert!(gap < 1e-5, "{gap:e}");
+}
+
 /// NCCL notices nothing; the heart-beats do.
 #[test]
 fn a_rank_that_is_killed_or_stopped_ends_all_by_name() {

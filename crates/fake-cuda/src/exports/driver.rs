@@ -244,7 +244,7 @@ pub unsafe extern "C" fn cuCtxEnablePeerAccess(peer: Handle, flags: c_uint) -> c
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_int {
     on("cuMemGetInfo_v2", |d| {
         let all = d.settings.memory;
-        let left = d.settings.free.unwrap_or(all.saturating_sub(d.used()));
+        let left = d.settings.free.unwrap_or(d.room().saturating_sub(d.used()));
         // SAFETY: the caller's pointers.
         unsafe { give(free, left as usize).and_then(|()| give(total, all as usize)) }
     })

@@ -43,9 +43,25 @@ fn the_planned_memory_is_taken_at_once_and_more_is_found_piece_by_piece() {
 fn memory_that_nobody_uses_any_more_is_there_for_the_plan() {
     let gpu = open(&Options { device: fresh("memory=150000000"), ..Options::default() });
     drop(gpu.zeros([15_000_000], DType::F32, Kind::Act));
-    gpu.reserve(100_000_000);
-    assert_eq!(gpu.check(), Ok(()));
+    assert_eq!(gpu.reserve(100_000_000), Ok(()));
     assert_eq!(gpu.zeros([25_000_000], DType::F32, Kind::Act).to_f32().len(), 25_000_000);
+}
+
+/// A plan that can't be had is no fault of the device, and what was taken for it goes back.
+#[test]
+fn another_plan_may_be_tried_where_one_is_refused() {
+    let gpu = open(&Options { device: fresh("memory=150000000"), ..Options::default() });
+    let free = gpu.free_memory();
+    let refused = Fault::OutOfMemory { asked: 200_000_000, kind: Kind::Work, live: [0; 8] };
+    assert_eq!(gpu.reserve(200_000_000), Err(refused));
+    assert_eq!(gpu.reserve(100_000_000), Ok(()));
+    assert!(gpu.free_memory() < free);
+    gpu.give_back();
+    assert_eq!((gpu.free_memory(), gpu.check()), (free, Ok(())));
+    // What is in use stays.
+    let held = gpu.zeros([1000], DType::F32, Kind::Act);
+    gpu.give_back();
+    assert_eq!(held.to_f32().len(), 1000);
 }
 
 fn fails(settings: &str, work: impl Fn(&Device)) -> Fault {

@@ -98,7 +98,7 @@ impl Case {
     /// Runs it.
     pub(crate) fn run(&self, device: &Device) -> Any<Value> {
         let (model, planned, before) = (self.model()?, self.planned()?, device.free_memory());
-        device.reserve(planned);
+        device.reserve(planned)?;
         let mut seconds = Vec::new();
         let (losses, track) = self.steps(&model, device, &mut seconds)?;
         let taken = before.zip(device.free_memory()).map(|(before, now)| before - now);
