@@ -385,13 +385,14 @@ pub enum Strategy {
     Zero2,
     /// Optimiser states, gradients and weights.
     Zero3,
-    /// All of these inside groups of so many ranks (a node's, if not said), which are replicas of each other.
+    /// All of these inside groups of so many ranks (a node's, if not said, or all where a node has one), which are replicas of
+    /// each other.
     Hybrid {
         /// Ranks in a group.
         shards: Option<usize>,
     },
-    /// The experts of each block inside groups of so many ranks (a node's, if not said, or all where a node has one), which are replicas of each other; tokens
-    /// go to the ranks of their experts.
+    /// The experts of each block inside groups of so many ranks (a node's, if not said, or all where a node has one), which are
+    /// replicas of each other; tokens go to the ranks of their experts.
     Expert {
         /// Ranks in a group.
         shards: Option<usize>,

@@ -35,9 +35,9 @@ impl Circumstances<'_> {
         Links { offload: Offload::of(plan), ..self.links }
     }
 
-    /// Ranks among which `strategy: expert` shares out experts: as many as are asked for, or those of a node; all, where a node
-    /// has one.
-    fn expert_ranks(&self, asked: Option<usize>) -> usize {
+    /// Ranks of a group that shares a model's weights or experts: as many as are asked for, or those of a node; all, where a
+    /// node has one.
+    fn group(&self, asked: Option<usize>) -> usize {
         asked.unwrap_or(if self.per_node > 1 { self.per_node } else { self.world })
     }
 }
@@ -148,7 +148,7 @@ fn look(
         let wished: Vec<Candidate> = all.into_iter().filter(|c| is_wished(c, plan, among)).collect();
         if wished.is_empty() {
             let ranks = match plan.strategy {
-                Some(Strategy::Expert { shards }) => among.expert_ranks(shards),
+                Some(Strategy::Expert { shards }) => among.group(shards),
                 _ => 0,
             };
             let experts = experts(load.model);
@@ -205,8 +205,8 @@ pub(crate) fn is_wished(candidate: &Candidate, plan: &ParallelPlan, among: &Circ
         Some(Strategy::Zero1) => flat(Sharding::Optimizer),
         Some(Strategy::Zero2) => flat(Sharding::Gradients),
         Some(Strategy::Zero3) => flat(Sharding::Weights) && layout.replicas == 1,
-        Some(Strategy::Hybrid { shards }) => flat(Sharding::Weights) && layout.shards == shards.unwrap_or(per_node),
-        Some(Strategy::Expert { shards }) => flat(Sharding::Experts) && layout.shards == among.expert_ranks(shards),
+        Some(Strategy::Hybrid { shards }) => flat(Sharding::Weights) && layout.shards == among.group(shards),
+        Some(Strategy::Expert { shards }) => flat(Sharding::Experts) && layout.shards == among.group(shards),
         Some(Strategy::Pipeline { stages }) => layout.stages == stages.unwrap_or(per_node.max(2)),
     }
 }

@@ -121,12 +121,14 @@ fn every_strategy_gives_the_curve_of_one_process() {
         let one = trainable(rows);
         one.run(&["train", "train.yaml", &tuning]).ok();
         let want = losses(&one);
-        let splits: [(usize, &[&str]); 8] = [
+        let splits: [(usize, &[&str]); 9] = [
             (2, &["strategy=zero1"]),
             (2, &["strategy=zero2"]),
             (2, &["strategy=zero3", "offload_optimizer=true"]),
             (4, &["deepspeed.zero_optimization.stage=3"]),
             (4, &["strategy=hybrid", "shard_size=2"]),
+            // Nodes of one process each are one group.
+            (2, &["strategy=hybrid"]),
             (2, &["strategy=pipeline", "pipeline_stages=2"]),
             (4, &["strategy=pipeline", "pipeline_stages=2"]),
             (2, &["max_tokens_per_micro_batch=64", "overlap_communication=false"]),

@@ -31,7 +31,7 @@ pub(super) const KEYS: &[Key] = &[
         "shard_size",
         Int(1),
         "null",
-        "ranks that hold one model together, for `strategy: hybrid`, or its experts, for `strategy: expert`; a node's if not set",
+        "ranks that hold one model together, for `strategy: hybrid`, or its experts, for `strategy: expert`; a node's if not set, all where a node has one",
     ),
     works(
         "pipeline_stages",
