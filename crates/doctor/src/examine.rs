@@ -17,6 +17,9 @@ pub struct Wish {
     pub patience: Duration,
 }
 
+/// How long the other ranks of a sum that hung are still heard.
+const AFTER_A_HANG: Duration = Duration::from_secs(1);
+
 /// Copies that hung, after which no more are tried: each costs the whole patience.
 const MOST_HUNG: usize = 3;
 
@@ -48,6 +51,7 @@ fn on_gpus(facts: &mut Facts, start: &Start<'_>, wish: Wish, say: &mut dyn FnMut
     let tried = copies(start, &direct, true, wish.patience);
     // Whether the way over the host cures it.
     staged.extend(tried.iter().filter(|trial| is_bad(&trial.outcome)).filter_map(pair_of));
+    let broken = tried.iter().any(|trial| is_bad(&trial.outcome));
     facts.trials.extend(tried);
     facts.trials.extend(copies(start, &staged, false, wish.patience));
     if !facts.gpus.has("cublasLt") {
@@ -57,7 +61,14 @@ fn on_gpus(facts: &mut Facts, start: &Start<'_>, wish: Wish, say: &mut dyn FnMut
     facts.trials.extend(kernels(start, count, wish));
     if count > 1 && facts.gpus.has("NCCL") {
         say(&format!("a sum over {count} GPUs by NCCL"));
-        facts.trials.push(all_reduce(start, count, wish.patience));
+        let sum = all_reduce(start, count, true, wish.patience);
+        // Whether runs are cured by what cures copies.
+        let again = broken || is_bad(&sum.outcome);
+        facts.trials.push(sum);
+        if again {
+            say("the same without direct copies");
+            facts.trials.push(all_reduce(start, count, false, wish.patience));
+        }
     }
 }
 
@@ -180,10 +191,11 @@ fn patience(wish: Wish) -> Duration {
     wish.patience + 4 * wish.each
 }
 
-fn all_reduce(start: &Start<'_>, ranks: usize, patience: Duration) -> Trial {
-    let what = What::AllReduce { ranks };
+fn all_reduce(start: &Start<'_>, ranks: usize, direct: bool, patience: Duration) -> Trial {
+    let what = What::AllReduce { ranks, direct };
     let failed = |outcome| Trial { what: what.clone(), size: String::new(), outcome };
-    let rank = |rank: usize, identity: Option<String>| Watched::start(start, &Part::Rank { rank, ranks, identity });
+    let rank =
+        |rank: usize, identity: Option<String>| Watched::start(start, &Part::Rank { rank, ranks, identity, direct });
     let mut first = match rank(0, None) {
         Ok(watched) => watched,
         Err(words) => return failed(Outcome::Failed(words)),
@@ -200,9 +212,14 @@ fn all_reduce(start: &Start<'_>, ranks: usize, patience: Duration) -> Trial {
         }
     };
     let others: Vec<_> = (1..ranks).map(|number| rank(number, Some(identity.clone()))).collect();
+    let mut patience = 2 * patience;
     let courses = std::iter::once(Ok(first)).chain(others).map(|started| match started {
         Ok(watched) => {
-            let course = course(watched, 2 * patience);
+            let course = course(watched, patience);
+            // Whoever waits for the same sum has had the same time.
+            if matches!(course.broken, Some((_, Outcome::Hung(_)))) {
+                patience = patience.min(AFTER_A_HANG);
+            }
             let broken = course.broken.map(|(_, outcome)| failed(outcome));
             broken.or_else(|| course.done.into_iter().next()).unwrap_or_else(|| failed(Outcome::Failed(String::new())))
         }

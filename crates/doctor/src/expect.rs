@@ -24,12 +24,15 @@ pub fn should(facts: &Facts, what: &What) -> Option<Should> {
     let gpu = |number: usize| facts.gpus.devices.iter().find(|gpu| gpu.number == number);
     match what {
         What::Product { gpu: None, dtype } => of_processor(&facts.machine.processor, dtype, 0.5),
-        What::Attention { gpu: None } => None,
+        // What sound machines reach in a backward pass wasn't measured.
+        What::Attention { gpu: None } | What::AttentionGradients { .. } => None,
         What::Product { gpu: Some(number), dtype } if dtype == "f32" => units(gpu(*number)?),
         What::Product { gpu: Some(number), .. } => of_card(gpu(*number)?, 0.6),
         What::Attention { gpu: Some(number) } => of_card(gpu(*number)?, 0.35),
         What::Copy { from, to } => copy(facts, facts.gpus.pair(*from, *to)?),
-        What::AllReduce { .. } => all_reduce(facts),
+        What::AllReduce { direct: true, .. } => all_reduce(facts),
+        // Over the host it is slower, and how much depends on the host.
+        What::AllReduce { direct: false, .. } => None,
     }
 }
 

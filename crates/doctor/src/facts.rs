@@ -346,6 +346,11 @@ pub enum What {
         /// Where.
         gpu: Option<usize>,
     },
+    /// Forward and backward pass of the same, for the gradients.
+    AttentionGradients {
+        /// Where.
+        gpu: Option<usize>,
+    },
     /// A copy from one GPU to another.
     Copy {
         /// Whose memory is read.
@@ -357,6 +362,8 @@ pub enum What {
     AllReduce {
         /// How many.
         ranks: usize,
+        /// Whether NCCL may copy directly; else it has `NCCL_P2P_DISABLE=1`.
+        direct: bool,
     },
 }
 

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// What comes before a line that is meant for us.
 const MARK: &str = "ferrotune-doctor: ";
+/// What keeps NCCL from copying between GPUs directly.
+pub(crate) const WITHOUT_DIRECT: (&str, &str) = ("NCCL_P2P_DISABLE", "1");
 /// Bytes of a line at the most: a survey of a machine full of GPUs is a tenth of that.
 const LONGEST: u64 = 1 << 22;
 /// Last lines that are kept of what libraries say.
@@ -65,6 +67,10 @@ impl Watched {
     pub fn start(start: &Start<'_>, part: &Part) -> Result<Self, String> {
         let words = serde_json::to_string(part).map_err(|error| error.to_string())?;
         let mut command = start(&words);
+        // NCCL reads it when it is loaded.
+        if let Part::Rank { direct: false, .. } = part {
+            command.env(WITHOUT_DIRECT.0, WITHOUT_DIRECT.1);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| format!("no process could be started: {error}"))?;
         let (sender, lines) = channel();
@@ -188,6 +194,23 @@ mod tests {
         let (begun, short) = (Instant::now(), Duration::from_millis(200));
         assert_eq!(shell("exec sleep 100").next(short), Heard::Silent(short));
         assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_rank_without_direct_copies_has_the_setting() {
+        let of = |direct| {
+            let start = |_: &str| {
+                let mut command = Command::new("sh");
+                command.args(["-c", "echo \"with '$NCCL_P2P_DISABLE'\" >&2; exit 1"]).env_remove(WITHOUT_DIRECT.0);
+                command
+            };
+            let part = Part::Rank { rank: 0, ranks: 2, identity: None, direct };
+            match Watched::start(&start, &part).unwrap().next(Duration::from_secs(20)) {
+                Heard::Ended(Some(words)) => words,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(of(true).ends_with(": with ''") && of(false).ends_with(": with '1'"), "{} {}", of(true), of(false));
     }
 
     #[test]

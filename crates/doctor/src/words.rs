@@ -147,8 +147,10 @@ pub(crate) fn kind(what: &What) -> String {
     match what {
         What::Product { dtype, .. } => format!("{dtype} product"),
         What::Attention { .. } => "attention".to_owned(),
+        What::AttentionGradients { .. } => "attention's gradients".to_owned(),
         What::Copy { .. } => "copy".to_owned(),
-        What::AllReduce { .. } => "sum by NCCL".to_owned(),
+        What::AllReduce { direct: true, .. } => "sum by NCCL".to_owned(),
+        What::AllReduce { direct: false, .. } => "sum by NCCL with NCCL_P2P_DISABLE=1".to_owned(),
     }
 }
 
@@ -156,9 +158,11 @@ pub(crate) fn kind(what: &What) -> String {
 pub(crate) fn subject(what: &What) -> String {
     let place = |gpu: &Option<usize>| gpu.map_or_else(|| "processor".to_owned(), |gpu| format!("GPU {gpu}"));
     match what {
-        What::Product { gpu, .. } | What::Attention { gpu } => format!("{}: {}", place(gpu), kind(what)),
+        What::Product { gpu, .. } | What::Attention { gpu } | What::AttentionGradients { gpu } => {
+            format!("{}: {}", place(gpu), kind(what))
+        }
         What::Copy { from, to } => format!("GPU {from} to {to}: copy"),
-        What::AllReduce { ranks } => format!("{ranks} GPUs: {}", kind(what)),
+        What::AllReduce { ranks, .. } => format!("{ranks} GPUs: {}", kind(what)),
     }
 }
 

@@ -17,7 +17,7 @@
 //! | `wrong` | `cublasLtMatmul:1` | the first such call gives a wrong value |
 //! | `rate` | percent | how fast its links seem by its events; 100 is what such a GPU's do |
 //! | `bus` | `0000:17:00.0+0000:2a:00.0` | where the devices are; the rest follow |
-//! | `peer` | `0-1:corrupt`, `0-1:hang`, `0-1:none` | what comes of direct copies from the first to the second |
+//! | `peer` | `0-1:corrupt`, `0-1:hang`, `0-1:none` | what comes of direct copies from the first to the second, NCCL's sums among them |
 //! | `uncorrected` | number | errors of memory that weren't corrected |
 
 /// A model of GPU.

@@ -44,7 +44,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 /// Kinds of work on a device.
-const KINDS: u32 = 3;
+const KINDS: u32 = 4;
 
 /// Examines the machine; exit code 1 if there is a problem.
 pub(crate) fn doctor(args: &DoctorArgs) -> Result<(), Failure> {

@@ -70,6 +70,7 @@ fn a_machine_without_a_gpu_is_no_problem() {
             "- GPUs: none",
             "processor: bf16 product (",
             "processor: attention (",
+            "processor: attention's gradients (",
             "GFLOP/s",
             "note: no GPU: runs use the processor",
             "no problem found",
@@ -110,6 +111,7 @@ fn sound_servers_are_sound() {
             "  ok   GPU 1: bf16 product (",
             "  ok   GPU 0: f32 product (",
             "  ok   GPU 0: attention (",
+            "  ok   GPU 1: attention's gradients (",
             "  ok   2 GPUs: sum by NCCL (",
             "       0        -     25.0",
             "no problem found",
@@ -137,8 +139,12 @@ fn copies_that_corrupt_and_products_that_are_wrong_are_told() {
             "       0        -    WRONG",
             " of 16777216 bytes differ, the first at 5592405\n",
             "problem: direct copies from GPU 0 to 1 arrive with other bytes",
-            "cure: NCCL_P2P_DISABLE=1 avoids them (over the host these copies are right). The cause may be ACS, which is on at \
-             0000:16:01.0 and 0000:16:03.0: switch ACS off",
+            "cure: NCCL_P2P_DISABLE=1 avoids them (over the host these copies are right, and so is NCCL's sum). The cause may be \
+             ACS, which is on at 0000:16:01.0 and 0000:16:03.0: switch ACS off",
+            "  BAD  2 GPUs: sum by NCCL (1 MiB): wrong values: rank 1: element 87381 of the sum is ",
+            "  ok   2 GPUs: sum by NCCL with NCCL_P2P_DISABLE=1 (",
+            "problem: a sum by NCCL over all GPUs: wrong values: rank 1: element 87381",
+            "cure: NCCL_P2P_DISABLE=1 cures it: with it the sum is right",
             "The IOMMU translates GPUs' addresses: start the kernel with `iommu=pt`",
             "BAD  GPU 0: bf16 product (128 x 128 x 128): wrong values: row 0, column 0 is ",
             "problem: GPU 1 (NVIDIA L20) had 4 errors of memory",
@@ -146,6 +152,25 @@ fn copies_that_corrupt_and_products_that_are_wrong_are_told() {
         ],
     );
     assert!(run.out.ends_with("problems found\n"), "{}", run.out);
+}
+
+/// Sums that hang where copies do are tried without such copies; nobody waits for each rank in turn.
+#[test]
+fn what_cures_copies_is_tried_on_sums() {
+    let place = server(0);
+    let run = doctor(&place, &format!("{TWO},peer=0-1:hang"), &["--patience", "8"]);
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    has(
+        &run,
+        &[
+            "  BAD  2 GPUs: sum by NCCL: nothing came of it within 16 s",
+            "  ok   2 GPUs: sum by NCCL with NCCL_P2P_DISABLE=1 (",
+            "problem: a sum by NCCL over all GPUs: nothing came of it within 16 s",
+            "cure: NCCL_P2P_DISABLE=1 cures it: with it the sum is right",
+            "problem: direct copies from GPU 0 to 1 hang",
+            "avoids them (over the host these copies are right, and so is NCCL's sum)",
+        ],
+    );
 }
 
 /// A hang is one pair's: it is told after the patience, and the other pairs are tried. cublasLt is missed at the same time.
@@ -203,6 +228,9 @@ fn sums_that_dont_come_to_an_end_are_told() {
     let run = doctor(&place, &format!("{TWO},later=ncclAllReduce:1:6"), &[]);
     assert_eq!(run.code, Some(1), "{}", run.err);
     has(&run, &["BAD  2 GPUs: sum by NCCL: failed: ", "remote process exited", "cure: NCCL_DEBUG=INFO says why"]);
+    // It fails without direct copies, too: that is told once, and nothing is said to cure it.
+    has(&run, &["NCCL_P2P_DISABLE=1 alone doesn't cure it (with it: failed: "]);
+    assert_eq!(run.out.matches("problem: a sum by NCCL").count(), 1, "{}", run.out);
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub enum Part {
         ranks: usize,
         /// What they find each other by, in hexadecimal digits.
         identity: Option<String>,
+        /// Whether NCCL may copy directly. The process is started so.
+        direct: bool,
     },
 }
 
@@ -52,7 +54,10 @@ pub fn run(part: &Part, search: &Search, tell: &mut dyn FnMut(Told)) {
         Part::Survey => tell(Told::Survey(survey::survey(search))),
         Part::Copies(pairs, direct) => pairs::copies(search, pairs, *direct, tell),
         Part::Kernels(number, each) => kernels(search, *number, Duration::from_millis(*each), tell),
-        Part::Rank { rank, ranks, identity } => reduce::rank(search, (*rank, *ranks), identity.as_deref(), tell),
+        Part::Rank { rank, ranks, identity, direct } => {
+            let what = What::AllReduce { ranks: *ranks, direct: *direct };
+            reduce::rank(search, (what, *rank, *ranks), identity.as_deref(), tell);
+        }
     }
 }
 

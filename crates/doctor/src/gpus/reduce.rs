@@ -17,8 +17,12 @@ const REPEATS: u32 = 5;
 /// Bytes from which a sum tells what links can.
 const TELLING: usize = 32 << 20;
 
-pub(super) fn rank(search: &Search, (rank, ranks): (usize, usize), identity: Option<&str>, tell: &mut dyn FnMut(Told)) {
-    let what = What::AllReduce { ranks };
+pub(super) fn rank(
+    search: &Search,
+    (what, rank, ranks): (What, usize, usize),
+    identity: Option<&str>,
+    tell: &mut dyn FnMut(Told),
+) {
     tell(Told::Begin(what.clone()));
     let (size, outcome) = match reduce(search, (rank, ranks), identity, tell) {
         Ok(done) => done,
@@ -60,8 +64,15 @@ fn measured(
     (rank, ranks): (usize, usize),
 ) -> Result<(String, Outcome), String> {
     let mut bytes = FIRST;
-    if let Some(wrong) = compared(device, communicator, (rank, ranks), bytes / 4)? {
+    let wrong = compared(device, communicator, (rank, ranks), bytes / 4)?;
+    // All ranks must go on or end together: what they decide by is a sum, too.
+    let any = Tensor::from_f32(device, &[f32::from(u8::from(wrong.is_some()))], [1], Kind::Work);
+    sum(communicator, &any)?;
+    if let Some(wrong) = wrong {
         return Ok((mib(bytes), Outcome::Wrong(wrong)));
+    }
+    if any.item() != 0.0 {
+        return Ok((mib(bytes), Outcome::Skipped("another rank's sum is wrong".to_owned())));
     }
     loop {
         let tensor = device.zeros([bytes / 4], DType::F32, Kind::Work);
@@ -69,7 +80,6 @@ fn measured(
         for _ in 0..REPEATS {
             least = least.min(sum(communicator, &tensor)?);
         }
-        // All ranks must go on or end together: what they decide by is a sum, too.
         let took = (begun.elapsed() / REPEATS).as_secs_f32();
         let took = Tensor::from_f32(device, &[took], [1], Kind::Work);
         sum(communicator, &took)?;

@@ -65,6 +65,10 @@ fn copied(from: usize, to: usize, outcome: Outcome) -> Trial {
     Trial { what: What::Copy { from, to }, size: String::new(), outcome }
 }
 
+fn summed(direct: bool, outcome: Outcome) -> Trial {
+    Trial { what: What::AllReduce { ranks: 8, direct }, size: String::new(), outcome }
+}
+
 fn right(rate: f64) -> Outcome {
     Outcome::Right { rate, telling: true }
 }
@@ -127,6 +131,30 @@ fn copies_that_hang_or_corrupt_have_their_cause_and_cure() {
     assert!(!is_sound(&judge(&facts)));
     let weights: Vec<Weight> = judge(&facts).iter().map(|finding| finding.weight).collect();
     assert!(weights.is_sorted(), "the worst comes first");
+}
+
+/// Whether a sum without direct copies is right is seen and said: of the sum, and of the copies that it is made for.
+#[test]
+fn what_cures_sums_is_what_was_seen_to() {
+    let mut facts = l20();
+    let wrong = || Outcome::Wrong("rank 1".into());
+    facts.trials =
+        vec![copied(0, 1, wrong()), copied(0, 1, right(26e9)), summed(true, wrong()), summed(false, right(26e9))];
+    assert_eq!(names(&facts), ["peer-copies-corrupt", "nccl-wrong"]);
+    let copies = finding(&facts, "peer-copies-corrupt").cure;
+    assert!(copies.contains("avoids them (over the host these copies are right, and so is NCCL's sum)"), "{copies}");
+    assert_eq!(finding(&facts, "nccl-wrong").cure, "NCCL_P2P_DISABLE=1 cures it: with it the sum is right");
+    // Wrong with it, too: told once, and nothing is promised.
+    facts.trials[3].outcome = Outcome::Hung(60.0);
+    assert_eq!(names(&facts), ["peer-copies-corrupt", "nccl-wrong"]);
+    assert!(finding(&facts, "peer-copies-corrupt").cure.contains("but with it NCCL's sum goes wrong, too"));
+    let sum = finding(&facts, "nccl-wrong").cure;
+    assert!(sum.ends_with("alone doesn't cure it (with it: nothing came of it within 60 s)"), "{sum}");
+    // Wrong only with it.
+    facts.trials[2].outcome = right(26e9);
+    assert_eq!(names(&facts), ["peer-copies-corrupt", "nccl-hangs"]);
+    let what = finding(&facts, "nccl-hangs").what;
+    assert!(what.starts_with("a sum by NCCL with NCCL_P2P_DISABLE=1 over all GPUs: "), "{what}");
 }
 
 #[test]
@@ -222,7 +250,12 @@ fn work_that_goes_wrong_is_a_problem_with_its_place() {
     assert!(finding(&facts, "values-wrong").cure.contains("another version of cublasLt"));
     facts.trials = vec![on(1, Outcome::Failed("out of memory: 3 GiB".into()))];
     assert_eq!(names(&facts), ["gpu-in-use"]);
-    let sum = |outcome| Trial { what: What::AllReduce { ranks: 8 }, size: String::new(), outcome };
+    facts.trials =
+        vec![Trial { what: What::AttentionGradients { gpu: Some(2) }, ..on(2, Outcome::Wrong("keys: row 3".into())) }];
+    assert!(
+        finding(&facts, "values-wrong").what.starts_with("attention's gradients on GPU 2: wrong values: keys: row 3")
+    );
+    let sum = |outcome| summed(true, outcome);
     for (outcome, name) in [
         (Outcome::Hung(60.0), "nccl-hangs"),
         (Outcome::Wrong(String::new()), "nccl-wrong"),

@@ -11,8 +11,10 @@ pub(super) fn judge(facts: &Facts, found: &mut Vec<Finding>) {
     copies(facts, found);
     for trial in &facts.trials {
         match &trial.what {
-            What::Product { gpu, .. } | What::Attention { gpu } => kernel(facts, trial, *gpu, found),
-            What::AllReduce { .. } => all_reduce(trial, found),
+            What::Product { gpu, .. } | What::Attention { gpu } | What::AttentionGradients { gpu } => {
+                kernel(facts, trial, *gpu, found);
+            }
+            What::AllReduce { .. } => all_reduce(facts, trial, found),
             What::Copy { .. } => {}
         }
     }
@@ -62,8 +64,20 @@ fn copies(facts: &Facts, found: &mut Vec<Finding>) {
 
 /// What works at once, then what cures the cause.
 fn cure_of_copies(facts: &Facts, cured: bool) -> String {
-    let seen = if cured { " (over the host these copies are right)" } else { "" };
-    let mut cure = format!("NCCL_P2P_DISABLE=1 avoids them{seen}. ");
+    let copies = cured.then_some("over the host these copies are right");
+    let mut cure = match (copies, sum(facts, false).map(|sum| &sum.outcome)) {
+        (Some(copies), Some(Outcome::Right { .. })) => {
+            format!("NCCL_P2P_DISABLE=1 avoids them ({copies}, and so is NCCL's sum). ")
+        }
+        (None, Some(Outcome::Right { .. })) => {
+            "NCCL_P2P_DISABLE=1 avoids them (NCCL's sum is right with it). ".to_owned()
+        }
+        (_, Some(bad)) if is_bad(bad) => {
+            "NCCL_P2P_DISABLE=1 would avoid them, but with it NCCL's sum goes wrong, too. ".to_owned()
+        }
+        (Some(copies), _) => format!("NCCL_P2P_DISABLE=1 avoids them ({copies}). "),
+        (None, _) => "NCCL_P2P_DISABLE=1 avoids them. ".to_owned(),
+    };
     let acs = redirecting(facts);
     if !acs.is_empty() {
         cure += &format!("The cause may be ACS, which is on at {}: {}. ", listed(&acs), cure_of_acs(&acs));
@@ -111,7 +125,13 @@ fn kernel(facts: &Facts, trial: &Trial, gpu: Option<usize>, found: &mut Vec<Find
     found.push(Finding::new(Weight::Problem, name, what, cure));
 }
 
-fn all_reduce(trial: &Trial, found: &mut Vec<Finding>) {
+/// The sum over all GPUs by NCCL, as it comes or without direct copies.
+fn sum(facts: &Facts, directly: bool) -> Option<&Trial> {
+    facts.trials.iter().find(|trial| matches!(trial.what, What::AllReduce { direct, .. } if direct == directly))
+}
+
+fn all_reduce(facts: &Facts, trial: &Trial, found: &mut Vec<Finding>) {
+    let direct = matches!(trial.what, What::AllReduce { direct: true, .. });
     let (name, cure) = match &trial.outcome {
         Outcome::Wrong(_) => {
             ("nccl-wrong", "a copy between GPUs corrupts: NCCL_P2P_DISABLE=1, then NCCL_SHM_DISABLE=1, tell which")
@@ -126,7 +146,18 @@ fn all_reduce(trial: &Trial, found: &mut Vec<Finding>) {
         }
         _ => return,
     };
-    let what = format!("a sum over all GPUs by NCCL: {}", words::outcome(&trial.outcome));
+    // What goes wrong with direct copies and without them is one thing, and told once.
+    if !direct && sum(facts, true).is_some_and(|sum| is_bad(&sum.outcome)) {
+        return;
+    }
+    let what = format!("a {} over all GPUs: {}", words::kind(&trial.what), words::outcome(&trial.outcome));
+    let cure = match sum(facts, false).map(|without| &without.outcome).filter(|_| direct) {
+        Some(Outcome::Right { .. }) => "NCCL_P2P_DISABLE=1 cures it: with it the sum is right".to_owned(),
+        Some(bad) if is_bad(bad) => {
+            format!("{cure}. NCCL_P2P_DISABLE=1 alone doesn't cure it (with it: {})", words::outcome(bad))
+        }
+        _ => cure.to_owned(),
+    };
     found.push(Finding::new(Weight::Problem, name, what, cure));
 }
 
@@ -146,7 +177,7 @@ fn slow(facts: &Facts, found: &mut Vec<Finding>) {
             What::Product { gpu: None, .. } | What::Attention { gpu: None } => {
                 (Weight::Note, "processor-slow", "other processes may use it; in a virtual machine, its host's too")
             }
-            What::Product { .. } | What::Attention { .. } => (
+            What::Product { .. } | What::Attention { .. } | What::AttentionGradients { .. } => (
                 Weight::Problem,
                 "gpu-slow",
                 "other processes may use it (`nvidia-smi`), or its clock is held back (`nvidia-smi -q -d PERFORMANCE`)",

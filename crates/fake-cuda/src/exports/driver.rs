@@ -374,9 +374,7 @@ pub unsafe extern "C" fn cuMemcpyPeerAsync(
     let work = match target.settings.broken(here - 1, there - 1).filter(|_| direct) {
         Some(Broken::Hang) => Work::Never,
         Some(Broken::Corrupt) => {
-            // A line of a processor's cache, as where a bridge loses a write.
-            let at = bytes / 3;
-            held[at..(at + 64).min(bytes)].fill(0xff);
+            crate::nccl::corrupt(&mut held);
             Work::Peer { to, held, direct }
         }
         _ => Work::Peer { to, held, direct },

@@ -4,6 +4,7 @@
 use super::driver::{current, give, on};
 use crate::device::{device, tell};
 use crate::nccl::{self, Communicator, Exchange, Leg, Op, code};
+use crate::settings::Broken;
 use crate::work::Work;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -177,9 +178,24 @@ fn call(name: &'static str, asked: &Asked, communicator: Handle, stream: Handle)
         return code::INVALID_USAGE;
     }
     let Asked { op, from, to, count, .. } = *asked;
+    let wrong = wrong.or_else(|| if op == Op::AllReduce { over_peers(communicator.device) } else { None });
     let legs = Vec::new();
     let exchange = Exchange { communicator, op, of, count, peer, from, to, legs, wrong, begun: None };
     put(exchange, stream as usize as u64)
+}
+
+/// What comes of a sum that reaches a device by direct copies, as NCCL makes them unless it is told not to.
+fn over_peers(number: usize) -> Option<nccl::Wrong> {
+    if std::env::var_os("NCCL_P2P_DISABLE").is_some_and(|value| value == "1") {
+        return None;
+    }
+    let device = device(number)?;
+    let (.., how) = device.settings.peer.iter().find(|(_, to, _)| *to == number)?;
+    match how {
+        Broken::Corrupt => Some(nccl::Wrong::Corrupts),
+        Broken::Hang => Some(nccl::Wrong::Hangs),
+        Broken::None => None,
+    }
 }
 
 /// Whether a communicator takes calls, and has such a rank.

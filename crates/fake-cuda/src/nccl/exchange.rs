@@ -49,6 +49,8 @@ pub(crate) enum Wrong {
     Hangs,
     /// Nor does this, and the communicator says so.
     Fails(i32),
+    /// It ends, with other bytes.
+    Corrupts,
 }
 
 /// Types of elements by NCCL's numbers.
@@ -117,6 +119,11 @@ impl Exchange {
         (0..self.communicator.ranks).filter(move |other| *other != rank)
     }
 
+    /// Whether it comes to an end at all.
+    fn ends(&self) -> bool {
+        matches!(self.wrong, None | Some(Wrong::Corrupts))
+    }
+
     fn is_root(&self) -> bool {
         self.peer == self.communicator.rank
     }
@@ -176,7 +183,7 @@ impl Exchange {
             None => !self.communicator.busy.load(Ordering::Acquire),
             Some(_) => {
                 let wire = &self.communicator.wire;
-                self.wrong.is_none() && self.awaited().iter().all(|(from, about, _)| wire.has(*from, *about))
+                self.ends() && self.awaited().iter().all(|(from, about, _)| wire.has(*from, *about))
             }
         }
     }
@@ -192,7 +199,7 @@ impl Exchange {
         if let Some(Wrong::Fails(code)) = self.wrong {
             self.communicator.set_state(code);
         }
-        if self.wrong.is_none() {
+        if self.ends() {
             self.send(&mine);
         }
         self.begun = Some(mine);
@@ -256,7 +263,11 @@ impl Exchange {
         match self.op {
             Op::AllReduce => {
                 parts[rank] = mine;
-                memory.write(self.to, &self.sum(&parts))
+                let mut sum = self.sum(&parts);
+                if self.wrong == Some(Wrong::Corrupts) {
+                    corrupt(&mut sum);
+                }
+                memory.write(self.to, &sum)
             }
             Op::ReduceScatter => {
                 parts[rank] = mine[rank * self.part()..(rank + 1) * self.part()].to_vec();
@@ -304,6 +315,13 @@ impl Exchange {
         }
         self.of.rounded(&sums)
     }
+}
+
+/// Spoils a line of a processor's cache, as where a bridge loses a write.
+pub(crate) fn corrupt(bytes: &mut [u8]) {
+    let at = bytes.len() / 3;
+    let end = (at + 64).min(bytes.len());
+    bytes[at..end].fill(0xff);
 }
 
 /// The bytes of several places, end to end.

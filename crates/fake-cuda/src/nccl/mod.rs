@@ -8,7 +8,7 @@
 mod exchange;
 mod wire;
 
-pub(crate) use exchange::{Element, Exchange, Leg, Op, Wrong};
+pub(crate) use exchange::{Element, Exchange, Leg, Op, Wrong, corrupt};
 
 use crate::device::device;
 use std::collections::{BTreeSet, HashMap};
