@@ -26,7 +26,27 @@ fn every_shape_is_measured() {
         assert!(of("taken") >= of("planned") && of("weights") < of("peak"), "{line}");
         assert!((of("loss") - 211f64.ln()).abs() < 0.5, "{line}");
         assert_eq!(line["config"]["num_hidden_layers"], 2);
+        // On paper it is the same, by which records without a GPU are made.
+        let paper = case.on_paper().unwrap();
+        for key in ["peak", "weights", "trained"] {
+            assert_eq!(paper[key], line[key], "{key} in {paper}");
+        }
     }
+}
+
+/// Whole models, without a GPU: what is executed is what is needed, the adapters, and once more the blocks that are recomputed.
+#[test]
+fn operations_are_counted_on_paper() {
+    let of = |recompute| {
+        let shape = SHAPES.into_iter().find(|shape| shape.name == "qwen3-0.6b").unwrap();
+        let line = Case { shape, tokens: 512, recompute, steps: 1 }.on_paper().unwrap();
+        ["operations", "work", "peak"].map(|key| line[key].as_f64().unwrap())
+    };
+    let ([kept, work, most], [recomputed, same, least]) = (of(false), of(true));
+    assert_eq!(work, same);
+    assert!(work < kept && kept < 1.2 * work, "{kept} {work}");
+    assert!(1.25 * kept < recomputed && recomputed < 1.5 * kept, "{recomputed} {kept}");
+    assert!(least < most, "{least} {most}");
 }
 
 /// Of the 64 layers of the largest as many as a card holds, fewer on a smaller one.
