@@ -1,17 +1,18 @@
 //! What is known of the steps without a GPU: the memory that ours are planned with beside what the peers' hold, and the operations
-//! of both. Nothing here is a time.
+//! that ours execute beside those that are needed. Nothing here is a time.
 
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-const HEAD: &str = "r = 16, every linear layer, bf16, one row, all layers. Ours: the plan that every run begins with. Peers: tensors \
-    without data, every storage that lives counted; what products need beside their results isn't in it, so theirs is the least \
-    that they can hold. `beyond` is the peak less the weights; `memory` ours beside theirs of the same setting (asked: at most 0.5). \
-    `operations` are those of products and attention that are executed, in 10^12; `x gc` how many times ours peers execute as \
-    LLaMA-Factory runs them, with gradient checkpointing: a rate above that comes of other things.\n\n\
-    | shape | tokens | recompute | weights GiB | beyond GiB | peers\u{2019} | memory | operations | peers\u{2019} | x gc |\n\
+const HEAD: &str = "r = 16, every linear layer, bf16, one row, all layers. Ours: the plan that every run begins with. Peers: tensors without data,\n\
+    every storage that lives counted; what products need beside their results isn't in it, so theirs is the least that they can hold.\n\
+    `beyond` is the peak less the weights; `memory` ours beside theirs of the same setting (asked: at most 0.5 for 8B).\n\
+    `operations` are those of products and attention that ours executes, in 10^12; `needed` how many of them are (4 a block parameter and\n\
+    token, attention, the head), the others are adapters' and recomputation's. peft trains other adapters of experts: `trained` says how many\n\
+    numbers beside ours.\n\n\
+    | shape | tokens | recompute | weights GiB | beyond GiB | peers' | memory | trained | operations | needed |\n\
     |---|---|---|---|---|---|---|---|---|---|\n";
 const GIB: f64 = 1_073_741_824.0;
 
@@ -41,14 +42,13 @@ pub(super) fn of(lines: &str, date: &str, commit: &str) -> Result<String> {
 
 /// One of our steps beside those of peers with the same row.
 fn row(ours: &Value, peers: &[&Value]) -> String {
-    let of = |recompute: bool| peers.iter().copied().find(|peer| peer["recompute"] == recompute);
     let recompute = ours["recompute"] == true;
-    let same = of(recompute);
+    let same = peers.iter().copied().find(|peer| peer["recompute"] == recompute);
     let beyond = |line: &Value| Some((line["peak"].as_f64()? - line["weights"].as_f64()?) / GIB);
-    let tera = |line: &Value| Some(line["operations"].as_f64()? / 1e12);
+    let number_of = |line: &Value, key: &str| line[key].as_f64();
     let over = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a / b);
     let number = |x: Option<f64>, digits: usize| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.digits$}"));
-    let (held, done) = (beyond(ours), tera(ours));
+    let (held, done) = (beyond(ours), number_of(ours, "operations"));
     let theirs = same.and_then(beyond);
     format!(
         "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
@@ -59,9 +59,9 @@ fn row(ours: &Value, peers: &[&Value]) -> String {
         number(held, 2),
         number(theirs, 2),
         number(over(held, theirs), 2),
-        number(done, 1),
-        number(same.and_then(tera), 1),
-        number(over(of(true).and_then(tera), done), 2),
+        number(over(same.and_then(|peer| number_of(peer, "trained")), number_of(ours, "trained")), 2),
+        number(done.map(|done| done / 1e12), 1),
+        number(over(number_of(ours, "work"), done), 2),
     )
 }
 
@@ -70,28 +70,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_and_operations_stand_beside_those_of_the_same_setting() {
-        let line = |who: &str, recompute: bool, [peak, operations]: [u64; 2]| {
+    fn memory_stands_beside_that_of_the_same_setting() {
+        let line = |who: &str, recompute: bool, [peak, trained]: [u64; 2]| {
             format!(
-                r#"{{"who":"{who}","shape":"qwen3-8b","layers":36,"tokens":2048,"recompute":{recompute},"peak":{peak},"weights":1073741824,"operations":{operations}}}"#
+                r#"{{"who":"{who}","shape":"qwen3-8b","layers":36,"tokens":2048,"recompute":{recompute},"peak":{peak},"weights":1073741824,"trained":{trained},"operations":4000000000000,"work":3000000000000}}"#
             )
         };
         let gib = 1 << 30;
         let versions = r#"{"who":"peers","torch":"2.13.0","transformers":"5.19.0","peft":"0.21.2"}"#;
-        let (keep, none) =
-            (line("ferrotune", false, [2 * gib, 4_000_000_000_000]), line("ferrotune", true, [gib * 3 / 2, 0]));
-        let (theirs, gc) =
-            (line("peft", false, [5 * gib, 5_000_000_000_000]), line("peft", true, [9 * gib, 6_000_000_000_000]));
+        let (keep, none) = (line("ferrotune", false, [2 * gib, 10]), line("ferrotune", true, [gib * 3 / 2, 10]));
+        let (theirs, gc) = (line("peft", false, [5 * gib, 10]), line("peft", true, [9 * gib, 5]));
         let text = of(&[&keep[..], &none, versions, &theirs, &gc].join("\n"), "d", "abc").unwrap();
         for part in [
             "torch 2.13.0, transformers 5.19.0, peft 0.21.2",
-            "| qwen3-8b | 2048 | no | 1.00 | 1.00 | 4.00 | 0.25 | 4.0 | 5.0 | 1.50 |\n",
-            "| qwen3-8b | 2048 | yes | 1.00 | 0.50 | 8.00 | 0.06 |",
+            "| qwen3-8b | 2048 | no | 1.00 | 1.00 | 4.00 | 0.25 | 1.00 | 4.0 | 0.75 |\n",
+            "| qwen3-8b | 2048 | yes | 1.00 | 0.50 | 8.00 | 0.06 | 0.50 | 4.0 | 0.75 |\n",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(of(&keep, "d", "c").is_err(), "no peers");
         let alone = of(&[&keep[..], versions].join("\n"), "d", "c").unwrap();
-        assert!(alone.contains("| 1.00 | 1.00 | - | - | 4.0 | - | - |"), "{alone}");
+        assert!(alone.contains("| 1.00 | 1.00 | - | - | - | 4.0 | 0.75 |"), "{alone}");
     }
 }

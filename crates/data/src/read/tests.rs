@@ -308,7 +308,7 @@ fn damaged_arrow_files_give_rows_or_a_reason() {
 fn what_is_no_data_in_a_folder_of_data_is_told_with_a_cure() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a.jsonl", "README.md"] {
-        std::fs::write(dir.path().join(name), "{}").unwrap();
+        fs::write(dir.path().join(name), "{}").unwrap();
     }
     let message = data_files("d", dir.path()).unwrap_err().to_string();
     assert!(message.contains("README.md is not a json") && message.ends_with("such as `folder/*.jsonl`"), "{message}");
