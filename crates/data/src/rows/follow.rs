@@ -15,9 +15,12 @@ use crate::error::DataError;
 
 /// Between two looks at what has come.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// Between two looks for a finished file, each of which reads it.
+const RARELY: Duration = Duration::from_millis(500);
 
 /// Publishes to `readers` what another process writes to the file that will be `path`, until it is finished; `growing` is the
-/// last set, for which readers don't wait. Without a journal to follow it waits for the finished file.
+/// last set, for which readers don't wait. Without a journal to follow it waits for the finished file, however long: a rank whose
+/// encoding fails ends the others.
 ///
 /// # Errors
 /// If the writer gave it up, or what it wrote can't be read.
@@ -31,7 +34,7 @@ pub(crate) fn follow(path: &Path, key: &Digest, growing: &str, readers: &Growing
             if let Some(cached) = file::open(path, key)? {
                 return Ok(cached);
             }
-            sleep(PATIENCE);
+            sleep(RARELY);
         }
     };
     let mut waiting = Waiting { words: 0..0, entries: Vec::new() };
