@@ -35,7 +35,7 @@ const TASKS: &[Task] = &[
     Task { name: "test", about: "the command of the README: cargo test --workspace", run: check::test },
     Task {
         name: "kernels",
-        about: "[--check]: CUDA sources to PTX and cubins, with NVRTC from a wheel",
+        about: "[--check | --loops NVDISASM]: CUDA sources to PTX and cubins, with NVRTC from a wheel",
         run: kernels::task,
     },
     Task {
@@ -45,7 +45,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "gpu",
-        about: "[HOST]: tests and steps on a GPU, beside torch's there, and a record; --pack and --record FOLDER",
+        about: "[HOST]: tests and steps on a GPU, beside torch's there, and a record; --pack, --record FOLDER, --paper PYTHON",
         run: gpu::task,
     },
     Task {

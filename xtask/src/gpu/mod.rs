@@ -6,7 +6,7 @@
 //!     cargo xtask gpu user@machine       # builds here, runs there
 //!     cargo xtask gpu --pack FOLDER      # what is to be carried, and the command that runs it
 //!     cargo xtask gpu --record FOLDER    # a record of the results that came back
-//!     cargo xtask gpu --paper PYTHON     # without any GPU: memory of the same steps, ours as planned, peers' counted
+//!     cargo xtask gpu --paper PYTHON     # without any GPU: memory of the same steps, as planned and as peers have it
 //!
 //! A machine needs a driver and cublasLt, of the same kind of processor as this one; python3 with torch for the comparison. Tests
 //! must pass and kernels be right before a figure counts: a failed one fails the task.
