@@ -86,14 +86,18 @@ fn build(folder: &Path) -> Result<()> {
         let messages =
             output(cargo(arguments).args(["--no-run", "--message-format", "json"]).stderr(Stdio::inherit()))?;
         let built = executable(&messages, target).with_context(|| format!("cargo made no executable of {target}"))?;
-        let to = folder.join(name);
-        fs::copy(&built, &to).with_context(|| format!("cannot copy {}", built.display()))?;
-        // Debug information is most of it; without the program it travels along.
-        let _ = Command::new("strip").arg(&to).status();
+        carry(&built, &folder.join(name))?;
     }
     fs::write(folder.join("visit.sh"), include_str!("visit.sh"))?;
     fs::write(folder.join("peer.py"), include_str!("peer.py"))?;
     real_weights(folder)
+}
+
+/// An executable as small as it can be: debug information is most of it. Without `strip` it travels along.
+fn carry(built: &Path, to: &Path) -> Result<()> {
+    fs::copy(built, to).with_context(|| format!("cannot copy {}", built.display()))?;
+    let _ = Command::new("strip").arg(to).status();
+    Ok(())
 }
 
 /// The program, SmolLM2 and the quickstart's recipe with its data.
@@ -103,13 +107,16 @@ fn real_weights(folder: &Path) -> Result<()> {
         .stderr(Stdio::inherit())
         .output()?;
     let from = executable(&built.stdout, "ferrotune").context("cargo made no ferrotune")?;
-    fs::copy(&from, &program).with_context(|| format!("cannot copy {}", from.display()))?;
+    carry(&from, &program)?;
     let place = folder.join("smollm2");
     fs::create_dir_all(place.join("data"))?;
     fs::copy(root().join("examples/quickstart.yaml"), place.join("quickstart.yaml"))?;
     for entry in fs::read_dir(root().join("data"))? {
         let entry = entry?;
-        fs::copy(entry.path(), place.join("data").join(entry.file_name()))?;
+        // A run from here has left its encoded rows in a folder there.
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), place.join("data").join(entry.file_name()))?;
+        }
     }
     if place.join("base/config.json").exists() {
         return Ok(());
