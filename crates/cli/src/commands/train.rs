@@ -116,28 +116,31 @@ fn one_rank(resolved: &Resolved, world: &World) -> Result<(), Failure> {
 /// The rows: one rank of a machine encodes them, the others read the same file. Streamed ones may still be coming, on all ranks
 /// or on none.
 fn encoded(resolved: &Resolved, world: &World, tokenizer: &mut Tokenizer) -> Result<Prepared, Failure> {
-    let plan = &resolved.plan.data;
-    let plain = tokenizer.clone();
-    let encodes = world.local_rank == 0;
-    let rows = |tokenizer: &mut Tokenizer, waits: bool| {
-        let rows = match (encodes, waits) {
-            (false, _) => follow(plan, tokenizer),
-            (true, false) => begin(plan, tokenizer, &ui::Encoding::default()),
-            (true, true) => encode(plan, tokenizer, &ui::Encoding::default()),
+    let (plan, several) = (&resolved.plan.data, world.comm.world() > 1);
+    let encoding = ui::Encoding::default();
+    // The template's tokens are added to it; who prepares once more begins without them.
+    let plain = (several && plan.stream.is_some()).then(|| tokenizer.clone());
+    let prepared = world.in_turn(|| {
+        let rows = if world.local_rank > 0 {
+            follow(plan, tokenizer)
+        } else if several && plan.overwrite_cache {
+            // Others couldn't tell the rows that are to be overwritten from those that overwrite them.
+            encode(plan, tokenizer, &encoding)
+        } else {
+            begin(plan, tokenizer, &encoding)
         };
         rows.map_err(|error| resolved.place(error))
-    };
-    // Others couldn't tell the rows that are to be overwritten from those that overwrite them.
-    let waits = plan.overwrite_cache && world.comm.world() > 1;
-    let prepared = world.in_turn(|| rows(tokenizer, waits))?;
-    let whole = world.least(Some(1 + u64::from(prepared.coming.is_some())))? == Some(1);
-    if !whole || prepared.coming.is_none() {
+    })?;
+    let Some(plain) = plain else { return Ok(prepared) };
+    let coming = prepared.coming.is_some();
+    let on_all = world.least(Some(if coming { 2 } else { 1 }))? == Some(2);
+    if on_all || !coming {
         return Ok(prepared);
     }
     // The last ones came meanwhile. What all ranks plan must be planned of the same rows.
     *tokenizer = plain;
     let plan = DataPlan { overwrite_cache: false, ..plan.clone() };
-    encode(&plan, tokenizer, &ui::Encoding::default()).map_err(|error| resolved.place(error))
+    encode(&plan, tokenizer, &encoding).map_err(|error| resolved.place(error))
 }
 
 /// Says what `check` says, a line a section; how the model is to be asked.
